@@ -1,0 +1,1 @@
+"""Rivals measured beside the product."""

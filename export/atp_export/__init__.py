@@ -1,0 +1,1 @@
+"""Narrow checkpoints and ONNX."""

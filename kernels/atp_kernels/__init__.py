@@ -1,0 +1,1 @@
+"""Masked LoRA in torch and Triton."""
