@@ -1,0 +1,144 @@
+"""The decision as a file: which structures of each site stay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from atp_edge.families import ModelShape
+from atp_edge.files import write_atomically
+from atp_edge.structures import Site, SiteKind, count_parameters, sites_of
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePlan:
+    """The structures of one site that stay, ascending."""
+
+    layer: int
+    kind: SiteKind
+    size: int
+    kept: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A final decision over all sites of a model, in the order of `sites_of`."""
+
+    family: str
+    sites: tuple[SitePlan, ...]
+    schema: int = SCHEMA
+
+    def site(self, layer: int, kind: SiteKind) -> SitePlan:
+        return self.sites[2 * layer + (kind == "mlp")]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have the same widths (an ordinary checkpoint)."""
+        return len({(s.kind, s.width) for s in self.sites}) == len({s.kind for s in self.sites})
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(to_json(self).encode()).hexdigest()
+
+
+def plan_of(shape: ModelShape, kept: list[tuple[int, ...]]) -> Plan:
+    """A plan from the kept structures of every site; checked against the model's shape."""
+    sites = tuple(
+        SitePlan(layer=s.layer, kind=s.kind, size=s.size, kept=tuple(sorted(k)))
+        for s, k in zip(sites_of(shape), kept, strict=True)
+    )
+    plan = Plan(family=shape.family, sites=sites)
+    check_plan(plan, shape)
+    return plan
+
+
+def all_kept(shape: ModelShape) -> Plan:
+    """The identity: every structure stays."""
+    return plan_of(shape, [tuple(range(s.size)) for s in sites_of(shape)])
+
+
+def check_plan(plan: Plan, shape: ModelShape) -> None:
+    """Raise ValueError unless the plan belongs to a model of this shape."""
+    expected = sites_of(shape)
+    if len(plan.sites) != len(expected):
+        raise ValueError(
+            f"the plan has {len(plan.sites)} sites, the model {len(expected)}: "
+            "it was made for another model; run `atp-edge train` on this one"
+        )
+    for site, want in zip(plan.sites, expected, strict=True):
+        _check_site(site, want)
+
+
+def _check_site(site: SitePlan, want: Site) -> None:
+    if (site.layer, site.kind, site.size) != (want.layer, want.kind, want.size):
+        raise ValueError(
+            f"the plan's site layers.{site.layer}.{site.kind} has {site.size} structures where "
+            f"the model's {want.name} has {want.size}: it was made for another model"
+        )
+    if not site.kept or list(site.kept) != sorted(set(site.kept)) or site.kept[-1] >= want.size:
+        raise ValueError(
+            f"the plan keeps {list(site.kept)[:8]}… of {want.name}; expected one or more distinct "
+            f"indices below {want.size}, ascending"
+        )
+    if site.kept[0] < 0:
+        raise ValueError(f"the plan keeps the negative index {site.kept[0]} at {want.name}")
+
+
+def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
+    """The shape of the narrow model that the plan makes of a dense one."""
+    check_plan(plan, shape)
+    layers = tuple(
+        replace(
+            layer,
+            heads=plan.site(i, "attention").width * layer.group_heads,
+            kv_heads=plan.site(i, "attention").width,
+            channels=plan.site(i, "mlp").width,
+        )
+        for i, layer in enumerate(shape.layers)
+    )
+    return replace(shape, layers=layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What stays, of the decoder layers and of the whole model, in parameters."""
+
+    decoder: float
+    whole: float
+
+
+def shares(dense: ModelShape, narrow: ModelShape) -> Shares:
+    """Kept shares of parameters, exactly counted."""
+    full, slim = count_parameters(dense), count_parameters(narrow)
+    return Shares(decoder=slim.decoder / full.decoder, whole=slim.whole / full.whole)
+
+
+def to_json(plan: Plan) -> str:
+    """One site a line, so that a plan can be read and compared."""
+    sites = ",\n  ".join(json.dumps(asdict(site)) for site in plan.sites)
+    head = f'{{"schema": {plan.schema}, "family": {json.dumps(plan.family)}, "sites": [\n  '
+    return f"{head}{sites}\n]}}\n"
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    write_atomically(path, to_json(plan))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan. Raises ValueError when the file is not one of a known schema."""
+    try:
+        raw = json.loads(path.read_text())
+        if raw["schema"] != SCHEMA:
+            raise ValueError(f"schema {raw['schema']!r}, expected {SCHEMA}")
+        sites = tuple(SitePlan(**{**site, "kept": tuple(site["kept"])}) for site in raw["sites"])
+        return Plan(family=raw["family"], sites=sites)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a plan of atp-edge: {error!r}") from error
