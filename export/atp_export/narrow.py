@@ -93,6 +93,30 @@ def _narrow_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Te
     return value
 
 
+def widen_lora(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[str, Tensor]:
+    """The LoRA factors of a narrow model at the dense model's sizes, zero where it was cut."""
+    return {key: _widen_tensor(key, value, shape, plan) for key, value in state.items()}
+
+
+def _widen_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Tensor:
+    parts = key.split(".")
+    projection = next(p for p in parts if p.endswith("_proj"))
+    index = int(parts[parts.index("layers") + 1])
+    layer = shape.layers[index]
+    rows, columns = kept_rows_and_columns(plan, layer, index, projection)
+    full = {
+        "q_proj": layer.heads * layer.head_dim,
+        "k_proj": layer.kv_heads * layer.head_dim,
+        "v_proj": layer.kv_heads * layer.head_dim,
+        "o_proj": layer.heads * layer.head_dim,
+    }.get(projection, layer.channels)
+    if rows is not None and "lora_B" in parts:
+        return value.new_zeros(full, value.shape[1]).index_copy_(0, rows, value)
+    if columns is not None and "lora_A" in parts:
+        return value.new_zeros(value.shape[0], full).index_copy_(1, columns, value)
+    return value
+
+
 def narrow_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """A narrow copy of a dense causal language model: an ordinary one, or one of per-layer widths.
 

@@ -1,0 +1,243 @@
+"""What may stay: the budget, its penalty, and the projection that makes it hold exactly."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from atp_edge.families import ModelShape
+from atp_edge.structures import Site, count_parameters, fixed_layer_parameters, sites_of
+
+BudgetKind = Literal["params", "model-params", "bytes"]
+WidthsPolicy = Literal["uniform", "per-layer"]
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A cost and how much of it may stay.
+
+    params: share of the decoder layers' parameters. model-params: share of all parameters.
+    bytes: bytes of all weights at the exported precision.
+    """
+
+    kind: BudgetKind
+    value: float
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `params=0.6`, `model-params=0.7` or `bytes=300MB`. Raises ValueError."""
+    expected = "expected params=SHARE, model-params=SHARE (0 < SHARE <= 1) or bytes=SIZE (300MB)"
+    kind, _, value = text.partition("=")
+    try:
+        if kind == "bytes":
+            match = re.fullmatch(r"([0-9.]+)\s*([KMG]?I?B)", value.strip().upper())
+            if match is None:
+                raise ValueError
+            return Budget(kind="bytes", value=float(match[1]) * _UNITS[match[2]])
+        if kind in ("params", "model-params") and 0 < float(value) <= 1:
+            return Budget(kind="params" if kind == "params" else "model-params", value=float(value))
+    except ValueError:
+        pass
+    raise ValueError(f"budget {text!r}: {expected}")
+
+
+def allowed_parameters(budget: Budget, shape: ModelShape, bytes_per_parameter: float) -> int:
+    """Decoder parameters that may stay under a budget."""
+    count = count_parameters(shape)
+    if budget.kind == "params":
+        return math.floor(budget.value * count.decoder)
+    if budget.kind == "model-params":
+        return math.floor(budget.value * count.whole) - count.around
+    return math.floor(budget.value / bytes_per_parameter) - count.around
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The decisions among which the projection chooses: those that meet the budget."""
+
+    sites: tuple[Site, ...]
+    steps: tuple[int, ...]
+    """Widths of a site are multiples of its step (or the site's whole size)."""
+    allowed: int
+    """Parameters of removable structures that may stay, over all sites."""
+    fixed: int
+    """Decoder parameters that no decision removes."""
+    uniform: bool
+    uniform_groups: tuple[int, ...]
+    """Numbers of KV groups a uniform decoder of this family can have."""
+
+    @property
+    def dense(self) -> int:
+        """Decoder parameters of the dense model."""
+        return self.fixed + sum(s.size * s.unit_parameters for s in self.sites)
+
+    @property
+    def target_share(self) -> float:
+        return (self.fixed + self.allowed) / self.dense
+
+    def kept_share(self, masks: list[Tensor]) -> Tensor:
+        """Share of the decoder's parameters that masks [size] per site keep (differentiable)."""
+        parameters = [m.sum() * s.unit_parameters for m, s in zip(masks, self.sites, strict=True)]
+        return (torch.stack(parameters).sum() + self.fixed) / self.dense
+
+
+def _loadable_groups(shape: ModelShape) -> tuple[int, ...]:
+    """transformers' Llama configuration wants hidden_size divisible by the number of heads."""
+    layer = shape.layers[0]
+    return tuple(
+        groups
+        for groups in range(1, layer.kv_heads + 1)
+        if shape.family != "llama" or shape.hidden % (groups * layer.group_heads) == 0
+    )
+
+
+def make_space(
+    shape: ModelShape,
+    budget: Budget,
+    *,
+    widths: WidthsPolicy,
+    width_multiple: int,
+    bytes_per_parameter: float = 4.0,
+) -> Space:
+    """The feasible decisions. Raises ValueError, naming the nearest budget that can be met."""
+    sites = sites_of(shape)
+    if width_multiple < 1:
+        raise ValueError(f"width multiple {width_multiple}: expected 1 or more")
+    steps = tuple(1 if s.kind == "attention" else min(width_multiple, s.size) for s in sites)
+    fixed = fixed_layer_parameters(shape)
+    allowed = allowed_parameters(budget, shape, bytes_per_parameter) - fixed
+    smallest = sum(s.unit_parameters * step for s, step in zip(sites, steps, strict=True))
+    if allowed < smallest:
+        raise ValueError(_too_small(shape, budget, fixed + smallest, bytes_per_parameter))
+    return Space(
+        sites=sites,
+        steps=steps,
+        allowed=min(allowed, sum(s.size * s.unit_parameters for s in sites)),
+        fixed=fixed,
+        uniform=widths == "uniform",
+        uniform_groups=_loadable_groups(shape),
+    )
+
+
+def _too_small(shape: ModelShape, budget: Budget, decoder: int, bytes_per_parameter: float) -> str:
+    count = count_parameters(shape)
+    whole = decoder + count.around
+    nearest = {
+        "params": f"params={math.ceil(decoder / count.decoder * 1e4) / 1e4}",
+        "model-params": f"model-params={math.ceil(whole / count.whole * 1e4) / 1e4}",
+        "bytes": f"bytes={math.ceil(whole * bytes_per_parameter / 1e6)}MB",
+    }[budget.kind]
+    given = f"{budget.value / 1e6:g}MB" if budget.kind == "bytes" else f"{budget.value:g}"
+    return (
+        f"budget {budget.kind}={given} cannot be met: one KV group and one width multiple of "
+        f"channels must stay in every layer; the smallest budget for this model is {nearest}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A decision that meets the budget: masks (bool [size] a site), and for every site the logit
+    at which a structure changes sides."""
+
+    masks: list[Tensor]
+    thresholds: Tensor
+
+
+def project(logits: list[Tensor], space: Space) -> Projection:
+    """The decision of largest kept logits, weighed by cost, that meets the budget exactly.
+
+    logits: one tensor [size] a site. A logit is worth per parameter, so keeping the best
+    structures under a cost is keeping those above one threshold (a fractional knapsack, solved
+    greedily); what is left of the budget after the last step is less than one step of a site.
+    """
+    ranked = [torch.sort(x.detach().float().cpu(), descending=True, stable=True) for x in logits]
+    values, orders = [r.values for r in ranked], [r.indices for r in ranked]
+    widths = (_uniform_widths if space.uniform else _per_layer_widths)(values, space)
+    masks = []
+    for order, width in zip(orders, widths, strict=True):
+        mask = torch.zeros(len(order), dtype=torch.bool)
+        mask[order[:width]] = True
+        masks.append(mask)
+    return Projection(masks=masks, thresholds=_thresholds(values, widths, space.uniform))
+
+
+def _thresholds(values: list[Tensor], widths: list[int], uniform: bool) -> Tensor:
+    """Between the worst kept and the best removed: of each site (uniform), or of all."""
+    worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
+    best = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
+    if uniform:
+        return (worst + best) / 2
+    cut = torch.tensor([w < len(v) for v, w in zip(values, widths, strict=True)])
+    return (best[cut].max() if cut.any() else worst.min()).expand(len(values)).clone()
+
+
+def _per_layer_widths(values: list[Tensor], space: Space) -> list[int]:
+    """Greedy over steps of structures, best mean logit first; each site's first step is a must."""
+    worth, cost, owner, count = [], [], [], []
+    for i, (value, step, site) in enumerate(zip(values, space.steps, space.sites, strict=True)):
+        sizes = torch.tensor([len(chunk) for chunk in value.split(step)])
+        means = torch.stack([chunk.mean() for chunk in value.split(step)]) if step > 1 else value
+        means = means.clone()
+        means[0] = torch.inf
+        worth.append(means)
+        count.append(sizes)
+        cost.append(sizes * site.unit_parameters)
+        owner.append(torch.full_like(sizes, i))
+    order = torch.sort(torch.cat(worth), descending=True, stable=True).indices
+    costs, owners, counts = (torch.cat(x)[order] for x in (cost, owner, count))
+    fits = int((torch.cumsum(costs, 0) <= space.allowed).sum())
+    widths = torch.zeros(len(values), dtype=torch.long)
+    widths.index_add_(0, owners[:fits], counts[:fits])
+    left = space.allowed - int(costs[:fits].sum())
+    closed: set[int] = set()
+    for c, o, n in zip(*(x[fits:].tolist() for x in (costs, owners, counts)), strict=True):
+        if o in closed:
+            continue
+        if c <= left:
+            widths[o] += n
+            left -= c
+        else:
+            closed.add(o)
+            if len(closed) == len(values):
+                break
+    return widths.tolist()
+
+
+def _uniform_widths(values: list[Tensor], space: Space) -> list[int]:
+    """The pair (KV groups, channels) whose kept logits, weighed by cost, are worth most."""
+    layers = len(space.sites) // 2
+    group, channel = space.sites[0], space.sites[1]
+    step = space.steps[1]
+    worth_of_groups = torch.cumsum(torch.stack(values[0::2]).sum(0), 0) * group.unit_parameters
+    worth_of_channels = torch.cumsum(torch.stack(values[1::2]).sum(0), 0) * channel.unit_parameters
+    best: tuple[float, int, int] | None = None
+    for groups in space.uniform_groups:
+        left = space.allowed // layers - groups * group.unit_parameters
+        channels = min(left // channel.unit_parameters, channel.size)
+        if channels < channel.size:
+            channels -= channels % step
+        if channels < step:
+            continue
+        spent = groups * group.unit_parameters + channels * channel.unit_parameters
+        # Mean worth a parameter, so that a pair is not preferred for spending less.
+        worth = float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
+        if best is None or worth > best[0]:
+            best = (worth, groups, channels)
+    if best is None:
+        raise ValueError(
+            f"no uniform widths meet {space.target_share:.3f} of the decoder with channels in "
+            f"multiples of {step}; take a larger budget, a smaller multiple, or widths=per-layer"
+        )
+    return [best[1], best[2]] * layers
+
+
+def budget_penalty(kept: Tensor, target: float, weight: float) -> Tensor:
+    """alpha * log(max(P, p) / min(P, p)), zero when the share kept is the target (ATP, eq. 9)."""
+    ratio = kept / target
+    return weight * torch.log(torch.maximum(ratio, 1 / ratio))

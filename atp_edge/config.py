@@ -1,0 +1,233 @@
+"""One frozen dataclass tree for a whole run: TOML in, TOML out, every key a flag."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How documents become token blocks."""
+
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block"})
+    decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
+    test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
+    test_blocks: int = field(default=40, metadata={"help": "blocks of the test at most"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """peft's LoRA on every projection of the decoder."""
+
+    rank: int = field(default=16, metadata={"help": "rank of A and B"})
+    alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank"})
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionConfig:
+    """How the pruning decision is learned."""
+
+    start: Literal["importance", "all-kept"] = field(
+        default="importance", metadata={"help": "where the generator starts"}
+    )
+    learn: bool = field(default=True, metadata={"help": "off: frozen at its start"})
+    control_share: float = field(
+        default=0.4, metadata={"help": "share of the steps before the freeze"}
+    )
+    interval: int = field(default=2, metadata={"help": "LoRA steps per generator step"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate of the generator"})
+    temperature: float = field(default=0.4, metadata={"help": "of the soft decision"})
+    noise: float = field(default=0.0, metadata={"help": "scale of the Gumbel noise; 0: none"})
+    projection: bool = field(default=True, metadata={"help": "off: the penalty alone steers"})
+    penalty: float = field(default=5.0, metadata={"help": "weight of the budget penalty"})
+    placement: Literal["base", "whole"] = field(
+        default="base", metadata={"help": "mask in LoRA steps; base: LoRA-aware"}
+    )
+    regularizer: Literal["proximal", "lasso", "none"] = field(
+        default="proximal", metadata={"help": "on the LoRA of removed structures"}
+    )
+    strength: float = field(default=10.0, metadata={"help": "of the regularizer at the freeze"})
+    width_multiple: int = field(default=32, metadata={"help": "MLP widths are multiples of it"})
+    importance_blocks: int = field(default=16, metadata={"help": "blocks that score a start"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """What happens to the narrow model after the freeze."""
+
+    reconstruct_blocks: int = field(
+        default=16, metadata={"help": "blocks of the least-squares repair; 0: none"}
+    )
+    retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
+    retrain_lr: float = field(default=1e-4, metadata={"help": "learning rate of kept weights"})
+    distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    batch_blocks: int = field(default=1, metadata={"help": "blocks a step"})
+    precision: Literal["bf16", "fp16", "no"] = field(
+        default="bf16", metadata={"help": "autocast; no: fp32"}
+    )
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
+    save_every: int = field(default=50, metadata={"help": "steps between checkpoints"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What ships."""
+
+    flavour: Literal["ort", "standard"] = field(
+        default="ort", metadata={"help": "ONNX Runtime's fused operators, or ai.onnx alone"}
+    )
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
+        default="fp32", metadata={"help": "weights in the ONNX file"}
+    )
+    keep_adapter: bool = field(
+        default=False, metadata={"help": "keep LoRA as a narrow peft adapter in slim/"}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Latency and memory."""
+
+    prompt_tokens: int = field(default=128, metadata={"help": "tokens of the prompt"})
+    new_tokens: int = field(default=64, metadata={"help": "tokens generated"})
+    rounds: int = field(default=5, metadata={"help": "rounds, models in turn"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: one a core"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    model: str = field(default="demo", metadata={"help": "folder or hub id; demo: SmolLM2-135M"})
+    data: str = field(default="legal", metadata={"help": "file, legal or health"})
+    budget: str = field(
+        default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
+    )
+    widths: Literal["uniform", "per-layer"] = field(
+        default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
+    )
+    steps: int = field(default=200, metadata={"help": "optimizer steps"})
+    seed: int = field(default=0, metadata={"help": "of everything drawn"})
+    out: str = field(default="runs/run", metadata={"help": "the run's folder"})
+    dataset: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    decision: DecisionConfig = DecisionConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
+
+    @property
+    def control_steps(self) -> int:
+        """Steps before the freeze; the rest is recovery."""
+        return round(self.steps * self.decision.control_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One setting: its dotted name, type, default and help."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace(".", "-").replace("_", "-")
+
+    @property
+    def parameter(self) -> str:
+        return self.name.replace(".", "__")
+
+
+def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Every setting of the tree, depth first."""
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        if is_dataclass(hints[f.name]):
+            yield from keys(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            yield Key(
+                name=prefix + f.name, type=hints[f.name], default=f.default, help=f.metadata["help"]
+            )
+
+
+_KEYS = {key.name: key for key in keys()}
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with dotted keys set. Raises ValueError for unknown keys and wrong values."""
+    for name, value in values.items():
+        if name not in _KEYS:
+            nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
+        checked = _check(_KEYS[name], value)
+        section, _, leaf = name.rpartition(".")
+        if section:
+            changed = replace(getattr(config, section), **{leaf: checked})
+            config = replace(config, **{section: changed})
+        else:
+            config = replace(config, **{leaf: checked})
+    return config
+
+
+def _check(key: Key, value: Any) -> Any:
+    if get_origin(key.type) is Literal:
+        if value not in get_args(key.type):
+            raise ValueError(
+                f"{key.name} = {value!r}: expected one of {', '.join(get_args(key.type))}"
+            )
+        return value
+    if key.type is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
+        raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
+    if key.type in (int, float) and value < 0:
+        raise ValueError(f"{key.name} = {value!r}: expected zero or more")
+    return value
+
+
+def read_config(path: Path) -> Config:
+    """Read a TOML file. Raises ValueError for unknown keys and wrong values."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    tables.pop("versions", None)
+    values = {}
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
+        else:
+            values[name] = value
+    return with_values(Config(), values)
+
+
+def to_toml(config: Config, versions: Mapping[str, str] | None = None) -> str:
+    """The whole tree as TOML, defaults included; what ran is said under [versions]."""
+    tables: dict[str, Any] = {}
+    for key in keys():
+        section, _, leaf = key.name.rpartition(".")
+        owner = getattr(config, section) if section else config
+        (tables.setdefault(section, {}) if section else tables)[leaf] = getattr(owner, leaf)
+    if versions:
+        tables["versions"] = dict(versions)
+    return tomli_w.dumps(tables)

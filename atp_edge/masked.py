@@ -1,0 +1,111 @@
+"""The masked model: a dense decoder with peft's LoRA, whose projections carry a decision.
+
+Two placements of the mask (ATP, arXiv 2412.14426, section 3.3):
+
+- `whole`: the mask stands on the whole output of a structure. The masked model then equals the
+  narrow one. Used in generator steps and in evaluation.
+- `base` (LoRA-aware): only the frozen product is masked, y = (W x) * m + s B A x, so that the LoRA
+  of removed structures still learns to take over, and the regularizer drives it to zero. Used in
+  LoRA steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from atp_kernels import masked_lora_linear
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as PeftLoraLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from atp_edge.families import PROJECTIONS, LayerShape, model_shape, module_path
+from atp_edge.plan import Plan
+
+Placement = Literal["base", "whole"]
+
+
+class MaskedLoraLinear(PeftLoraLinear):
+    """peft's LoRA linear layer, computed by `masked_lora_linear` under a decision (if any)."""
+
+    out_mask: Tensor | None = None
+    in_mask: Tensor | None = None
+    placement: Placement = "whole"
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., in_features] -> [..., out_features]."""
+        if self.disable_adapters or self.merged or "default" not in self.lora_A:
+            return super().forward(x, *args, **kwargs)
+        base = self.get_base_layer()
+        return masked_lora_linear(
+            x,
+            base.weight,
+            self.lora_A["default"].weight,
+            self.lora_B["default"].weight,
+            bias=base.bias,
+            out_mask=self.out_mask,
+            in_mask=self.in_mask,
+            scaling=self.scaling["default"],
+            placement=self.placement,
+        )
+
+
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> PeftModel:
+    """Wrap every projection of the decoder with peft's LoRA; B starts at zero, A from the seed.
+
+    Uses peft's own extension point for layers, so that the adapter saves and loads as any other.
+    """
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
+    )
+    config._register_custom_module({nn.Linear: MaskedLoraLinear})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinear:
+    """The LoRA layer of one projection."""
+    module: MaskedLoraLinear = model.get_base_model().get_submodule(module_path(layer, projection))
+    return module
+
+
+def set_decision(model: PeftModel, masks: list[Tensor] | None, placement: Placement) -> None:
+    """Put a decision on the model: masks [size] a site in the order of `sites_of`, or none.
+
+    A mask that requires gradients brings them back to the decision; a bool mask is fixed.
+    """
+    shape = model_shape(model.get_base_model().config)
+    for i, layer in enumerate(shape.layers):
+        attention, mlp = (None, None) if masks is None else (masks[2 * i], masks[2 * i + 1])
+        for projection in PROJECTIONS:
+            module = lora_layer(model, i, projection)
+            mask = _rows(attention, mlp, layer, projection)
+            reads = projection in ("o_proj", "down_proj")
+            # On the whole output, masking what o_proj and down_proj read is enough.
+            module.in_mask = mask if reads else None
+            module.out_mask = mask if not reads and placement == "base" else None
+            module.placement = placement
+
+
+def _rows(
+    attention: Tensor | None, mlp: Tensor | None, layer: LayerShape, projection: str
+) -> Tensor | None:
+    """A site's mask spread over the rows (or, for o and down, columns) of a projection."""
+    if projection in ("gate_proj", "up_proj", "down_proj"):
+        return mlp
+    if attention is None:
+        return None
+    heads = 1 if projection in ("k_proj", "v_proj") else layer.group_heads
+    return attention.repeat_interleave(heads * layer.head_dim)
+
+
+def plan_masks(plan: Plan) -> list[Tensor]:
+    """Fixed masks (bool [size] a site) of a plan."""
+    masks = []
+    for site in plan.sites:
+        mask = torch.zeros(site.size, dtype=torch.bool)
+        mask[list(site.kept)] = True
+        masks.append(mask)
+    return masks

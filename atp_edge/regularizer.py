@@ -1,0 +1,56 @@
+"""Group sparsity on the LoRA of removed structures (ATP, arXiv 2412.14426, section 3.4).
+
+The group of a structure is its rows of lora_B in the projections it writes (q, k, v, or gate, up)
+and its columns of lora_A in the projection that reads it (o, or down). Once a group is exactly
+zero, cutting the structure off changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from atp_edge.families import model_shape
+from atp_edge.masked import lora_layer
+
+_WRITES = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+_READS = {"attention": "o_proj", "mlp": "down_proj"}
+
+
+def _removed_groups(model: PeftModel, masks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """A view [structures, ., .] of every LoRA factor of a site, and the structures removed."""
+    layers = len(model_shape(model.get_base_model().config).layers)
+    for i in range(layers):
+        for kind, mask in (("attention", masks[2 * i]), ("mlp", masks[2 * i + 1])):
+            removed = (~mask.detach().bool()).nonzero().squeeze(1)
+            if not len(removed):
+                continue
+            for name in _WRITES[kind]:
+                rows = lora_layer(model, i, name).lora_B["default"].weight
+                yield rows.unflatten(0, (len(mask), -1)), removed
+            columns = lora_layer(model, i, _READS[kind]).lora_A["default"].weight
+            yield columns.unflatten(1, (len(mask), -1)).transpose(0, 1), removed
+
+
+def group_lasso(model: PeftModel, masks: list[Tensor]) -> Tensor:
+    """Sum of the norms of all groups that the decision removes (a penalty on the loss)."""
+    norms = [
+        torch.linalg.vector_norm(groups[removed], dim=(1, 2)).sum()
+        for groups, removed in _removed_groups(model, masks)
+    ]
+    return torch.stack(norms).sum() if norms else torch.zeros(())
+
+
+@torch.no_grad()
+def proximal_step(model: PeftModel, masks: list[Tensor], threshold: float) -> None:
+    """w <- w / |w| * max(|w| - threshold, 0) on every group that the decision removes, in place.
+
+    threshold: strength times learning rate; a factor's share of a group is shrunk by itself.
+    """
+    for groups, removed in _removed_groups(model, masks):
+        chosen = groups[removed]
+        norms = torch.linalg.vector_norm(chosen, dim=(1, 2), keepdim=True)
+        groups[removed] = chosen * (1 - threshold / norms.clamp_min(1e-30)).clamp_min(0)

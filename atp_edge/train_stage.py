@@ -1,0 +1,292 @@
+"""The first stage: dense baseline, decision and LoRA together, freeze, recovery.
+
+Every part leaves its result in the run's folder and is skipped when it is already there, so that a
+killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from atp_export.checkpoint import load_narrow, save_narrow
+from atp_export.narrow import build_model, merge, narrow_config, narrow_peft, widen_lora
+from atp_kernels import backend_name
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.config import Config
+from atp_edge.data import Blocks, Splits, load_documents, make_splits
+from atp_edge.domains import demo_model_folder
+from atp_edge.evaluate import perplexity
+from atp_edge.families import model_shape
+from atp_edge.files import folder_atomically
+from atp_edge.generator import DecisionGenerator
+from atp_edge.importance import starting_logits, taylor_importance
+from atp_edge.losses import language_loss
+from atp_edge.masked import add_lora, set_decision
+from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
+from atp_edge.reconstruct import reconstruct
+from atp_edge.run_folder import RunFolder
+from atp_edge.trainer import JointLearner, Learner, Record, Tuner, lora_parameters, run_phase
+
+BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+
+
+class Progress(Protocol):
+    """What a person watching a run is shown."""
+
+    def say(self, text: str) -> None: ...
+    def phase(self, name: str, first: int, last: int, target_share: float | None) -> None: ...
+    def record(self, record: Record) -> None: ...
+
+
+def model_source(name: str) -> str:
+    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package."""
+    return str(demo_model_folder()) if name == "demo" else name
+
+
+def load_dense(config: Config) -> PreTrainedModel:
+    """The dense model in fp32."""
+    return AutoModelForCausalLM.from_pretrained(
+        model_source(config.model), dtype=torch.float32
+    ).eval()
+
+
+def space_of(config: Config, dense_config: Any) -> Space:
+    """The feasible decisions of a run; ValueError when its budget cannot be met."""
+    return make_space(
+        model_shape(dense_config),
+        parse_budget(config.budget),
+        widths=config.widths,
+        width_multiple=config.decision.width_multiple,
+        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
+    )
+
+
+def splits_of(config: Config) -> Splits:
+    """The run's three splits, disjoint by document."""
+    tokenizer = AutoTokenizer.from_pretrained(model_source(config.model))
+    return make_splits(
+        load_documents(config.data, tokenizer),
+        tokenizer,
+        block_tokens=config.dataset.block_tokens,
+        seed=config.seed,
+        decision_share=config.dataset.decision_share,
+        test_share=config.dataset.test_share,
+    )
+
+
+def train(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
+    began = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=config.train.precision)
+    progress.say("reading the domain text")
+    splits = splits_of(config)
+    for part in (tune_dense, learn_decision, recover):
+        if part.__name__ not in run.parts():
+            figures = part(config, run, splits, accelerator, progress)
+            run.add_part(part.__name__, figures)
+    tuned, plan = load_tuned(config, run), read_plan(run.plan)
+    dense = load_dense(config)
+    _save_adapter(config, run, plan, tuned, dense)
+    kept = shares(model_shape(dense.config), model_shape(tuned.get_base_model().config))
+    parts = run.parts()
+    dense_perplexity = parts["tune_dense"]["perplexity"]
+    run.add_metrics(
+        "train",
+        {
+            "untuned_perplexity": parts["tune_dense"]["untuned_perplexity"],
+            "dense_tuned_perplexity": dense_perplexity,
+            "perplexity_at_freeze": parts["learn_decision"]["perplexity"],
+            "perplexity": parts["recover"]["perplexity"],
+            "recovery": dense_perplexity / parts["recover"]["perplexity"],
+            "masked_narrow_max_error": parts["learn_decision"]["masked_narrow_max_error"],
+            "steps": config.steps,
+            "tokens": config.steps * config.train.batch_blocks * config.dataset.block_tokens,
+            "seconds": time.perf_counter() - began,
+            "kernels": backend_name(),
+            "budget": config.budget,
+            "decoder_share": kept.decoder,
+            "whole_share": kept.whole,
+            "plan_sha256": plan.sha256,
+            "data": asdict(splits.report),
+        },
+    )
+
+
+def _add_lora(config: Config, model: PreTrainedModel) -> PeftModel:
+    return add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed)
+
+
+def _perplexity(config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator) -> float:
+    with accelerator.autocast():
+        return perplexity(model, test.first(config.dataset.test_blocks))
+
+
+def tune_dense(
+    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
+) -> dict[str, float]:
+    """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
+    progress.say("measuring the dense model as it came")
+    model = load_dense(config).to(accelerator.device)
+    untuned = _perplexity(config, model, splits.test, accelerator)
+    tuned = _add_lora(config, model)
+    progress.phase("dense baseline", 0, config.steps, None)
+    learner = Tuner(tuned, splits.train, config, accelerator, phase="dense")
+    _run(learner, config, run, progress)
+    merged = merge(tuned)
+    save_narrow(merged, AutoTokenizer.from_pretrained(model_source(config.model)), run.dense)
+    perplexity = _perplexity(config, merged, splits.test, accelerator)
+    return {"untuned_perplexity": untuned, "perplexity": perplexity}
+
+
+def learn_decision(
+    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
+) -> dict[str, float]:
+    """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
+    model = _add_lora(config, load_dense(config)).to(accelerator.device)
+    space = space_of(config, model.get_base_model().config)
+    generator = _make_generator(config, model, space, splits.train, accelerator, progress)
+    learner = JointLearner(
+        model, generator, space, splits.train, splits.decision, config, accelerator
+    )
+    progress.phase("joint", 0, config.control_steps, space.target_share)
+    _run(learner, config, run, progress)
+
+    progress.say("freezing the decision and repairing what it cut")
+    masks = learner.final_masks()
+    plan = plan_of(
+        model_shape(model.get_base_model().config),
+        [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
+    )
+    if config.recovery.reconstruct_blocks:
+        with accelerator.autocast():
+            reconstruct(model, masks, splits.train.first(config.recovery.reconstruct_blocks))
+    narrow = narrow_peft(model, plan)
+    error = masked_narrow_error(model, narrow, masks, splits.decision)
+    save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
+    write_plan(plan, run.plan)
+    perplexity = _perplexity(config, narrow, splits.test, accelerator)
+    return {"perplexity": perplexity, "masked_narrow_max_error": error}
+
+
+def _make_generator(
+    config: Config,
+    model: PeftModel,
+    space: Space,
+    blocks: Blocks,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> DecisionGenerator:
+    base = None
+    if config.decision.start == "importance":
+        progress.say("scoring the structures")
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        sample = blocks.first(config.decision.importance_blocks)
+        with accelerator.autocast():
+            scores = taylor_importance(model, sample, space, lambda b: language_loss(model, b))
+        base = starting_logits(scores, space)
+        for parameter in lora_parameters(model).values():
+            parameter.requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return DecisionGenerator(space.sites, base)
+
+
+def recover(
+    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
+) -> dict[str, float]:
+    """The narrow model tuned for the rest of the steps, with the dense tuned one as its teacher."""
+    narrow = _load_narrow_peft(config, run, "frozen").to(accelerator.device)
+    teacher = None
+    if config.recovery.distill:
+        teacher = load_narrow(run.dense).to(accelerator.device).requires_grad_(False)
+    learner = Tuner(
+        narrow,
+        splits.train,
+        config,
+        accelerator,
+        phase="recovery",
+        first_step=config.control_steps,
+        teacher=teacher,
+        retrain=config.recovery.retrain,
+    )
+    progress.phase("recovery", config.control_steps, config.steps, None)
+    _run(learner, config, run, progress)
+    save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
+    return {"perplexity": _perplexity(config, narrow, splits.test, accelerator)}
+
+
+def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> None:
+    run_phase(
+        learner,
+        folder=run.path,
+        save_every=config.train.save_every,
+        on_record=progress.record,
+    )
+
+
+@torch.no_grad()
+def masked_narrow_error(
+    model: PeftModel, narrow: PeftModel, masks: list[Tensor], blocks: Blocks
+) -> float:
+    """Largest difference of logits between the masked and the narrow model, fp32, one block."""
+    batch = blocks.first(1).to(model.device)
+    set_decision(model, masks, "whole")
+    difference = model(input_ids=batch.input_ids).logits - narrow(input_ids=batch.input_ids).logits
+    return float(difference.abs().max())
+
+
+def _plain_state(model: PeftModel) -> dict[str, Tensor]:
+    """The state without the second name of tied embeddings."""
+    state = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
+    if model.get_base_model().config.tie_word_embeddings:
+        del state["base_model.model.lm_head.weight"]
+    return state
+
+
+def _load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
+    """The narrow model with its LoRA, at the freeze (`frozen`) or at the end (`tuned`)."""
+    dense_config = AutoConfig.from_pretrained(model_source(config.model))
+    base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
+    model = _add_lora(config, base)
+    state = load_file(run.checkpoint / f"{name}.safetensors")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or [m for m in missing if "lm_head" not in m]:
+        raise ValueError(
+            f"{run.checkpoint / name}.safetensors does not fit {run.plan}: "
+            "run `atp-edge train` again"
+        )
+    return model.eval()
+
+
+def load_tuned(config: Config, run: RunFolder) -> PeftModel:
+    """The narrow model with its LoRA as training left it."""
+    if not (run.checkpoint / "tuned.safetensors").exists():
+        raise ValueError(f"{run.path} is not trained yet: run `atp-edge train --out {run.path}`")
+    return _load_narrow_peft(config, run, "tuned")
+
+
+def _save_adapter(
+    config: Config, run: RunFolder, plan: Plan, tuned: PeftModel, dense: PreTrainedModel
+) -> None:
+    """adapter/: the LoRA at the dense model's sizes, which plain peft loads on the dense model."""
+    shape = model_shape(dense.config)
+    wide = _add_lora(config, dense)
+    set_peft_model_state_dict(wide, widen_lora(get_peft_model_state_dict(tuned), shape, plan))
+    with folder_atomically(run.adapter) as beside:
+        wide.save_pretrained(beside)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,352 @@
+"""The loop: LoRA and the decision learned in turn, then recovery under the frozen decision.
+
+A learner makes one step; `run_phase` drives it, keeps its history and its checkpoints, and goes on
+where a killed run was. Everything drawn follows from the seed and the step alone, so that a resumed
+run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from atp_edge.budget import Space, budget_penalty, project
+from atp_edge.config import Config
+from atp_edge.data import Blocks, batches
+from atp_edge.files import write_atomically
+from atp_edge.generator import DecisionGenerator, decide
+from atp_edge.losses import distilled_loss, language_loss
+from atp_edge.masked import set_decision
+from atp_edge.regularizer import group_lasso, proximal_step
+
+Phase = Literal["dense", "control", "recovery"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One step of the history."""
+
+    step: int
+    phase: Phase
+    loss: float
+    lr: float
+    tokens: int
+    seconds: float = 0.0
+    decision_loss: float | None = None
+    kept_share: float | None = None
+    soft_share: float | None = None
+    churn: float | None = None
+
+
+class Learner(Protocol):
+    """What `run_phase` drives: steps `first_step` to `last_step` of a phase."""
+
+    phase: Phase
+    first_step: int
+    last_step: int
+
+    def step(self, index: int) -> Record: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def run_phase(
+    learner: Learner, *, folder: Path, save_every: int, on_record: Callable[[Record], None]
+) -> None:
+    """Drive a learner through its phase, from the last checkpoint of the phase if there is one.
+
+    folder: the run's; checkpoint/state.pt and history.jsonl are written every `save_every` steps.
+    Raises FloatingPointError when a loss is no longer finite.
+    """
+    state_path = folder / "checkpoint" / "state.pt"
+    start = learner.first_step
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        if state["phase"] == learner.phase:
+            learner.load_state_dict(state["learner"])
+            start = state["step"]
+    history = [r for r in read_history(folder) if r.phase != learner.phase or r.step < start]
+    for index in range(start, learner.last_step):
+        began = time.perf_counter()
+        record = learner.step(index)
+        if not math.isfinite(record.loss):
+            raise FloatingPointError(
+                f"the loss is {record.loss} at step {index} of phase {learner.phase}; "
+                "take smaller learning rates (--lora-lr, --recovery-retrain-lr)"
+            )
+        record = replace(record, seconds=time.perf_counter() - began)
+        history.append(record)
+        on_record(record)
+        if (index + 1 - learner.first_step) % save_every == 0 or index + 1 == learner.last_step:
+            _save(state_path, learner, index + 1)
+            lines = (json.dumps(asdict(r)) for r in history)
+            write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
+
+
+def _save(path: Path, learner: Learner, step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(".state.partial")
+    torch.save({"phase": learner.phase, "step": step, "learner": learner.state_dict()}, beside)
+    beside.replace(path)
+
+
+def read_history(folder: Path) -> list[Record]:
+    """Every step on record in a run's folder."""
+    path = folder / "history.jsonl"
+    if not path.exists():
+        return []
+    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def learning_rate(peak: float, done: int, *, steps: int, warmup: float, decay: bool) -> float:
+    """Linear warm-up, then a constant, or a cosine down to a tenth of the peak."""
+    rising = max(1, round(steps * warmup))
+    if done < rising:
+        return peak * (done + 1) / rising
+    if not decay:
+        return peak
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (done - rising) / (steps - rising))))
+
+
+def lora_parameters(model: PeftModel) -> dict[str, Tensor]:
+    """A and B of every projection, by name."""
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def kept_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The projections' own weights, by name."""
+    return {n: p for n, p in model.named_parameters() if n.endswith("_proj.base_layer.weight")}
+
+
+class _Stream:
+    """Train batches by step: the batch of a step depends on the seed and the step alone."""
+
+    def __init__(self, blocks: Blocks, config: Config, device: torch.device) -> None:
+        self.blocks, self.config, self.device = blocks, config, device
+        self.next_index = -1
+        self.iterator: Iterator[Blocks] = iter(())
+
+    def __call__(self, index: int) -> Blocks:
+        if index != self.next_index:
+            self.iterator = batches(
+                self.blocks,
+                batch_blocks=self.config.train.batch_blocks,
+                seed=self.config.seed,
+                start_step=index,
+            )
+        self.next_index = index + 1
+        return next(self.iterator).to(self.device)
+
+
+class Tuner:
+    """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
+
+    The dense baseline and the recovery of the narrow model are both this.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        train: Blocks,
+        config: Config,
+        accelerator: Accelerator,
+        *,
+        phase: Phase,
+        first_step: int = 0,
+        teacher: PreTrainedModel | None = None,
+        retrain: bool = False,
+    ) -> None:
+        self.model, self.config, self.accelerator = model, config, accelerator
+        self.phase, self.first_step, self.last_step = phase, first_step, config.steps
+        self.teacher = teacher
+        self.stream = _Stream(train, config, accelerator.device)
+        lora, kept = lora_parameters(model), kept_weights(model)
+        for parameter in kept.values():
+            parameter.requires_grad_(retrain)
+        groups = [{"params": list(lora.values()), "peak": config.lora.lr}]
+        if retrain:
+            groups.append({"params": list(kept.values()), "peak": config.recovery.retrain_lr})
+        self.parameters = lora | (kept if retrain else {})
+        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0))
+
+    def step(self, index: int) -> Record:
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                group["peak"],
+                index - self.first_step,
+                steps=self.last_step - self.first_step,
+                warmup=train.warmup,
+                decay=True,
+            )
+        batch = self.stream(index)
+        with self.accelerator.autocast():
+            if self.teacher is None:
+                loss = language_loss(self.model, batch)
+                plain = loss
+            else:
+                weight = self.config.recovery.distill
+                loss, plain = distilled_loss(self.model, self.teacher, batch, weight)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters.values(), train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Record(
+            step=index,
+            phase=self.phase,
+            loss=float(plain.detach()),
+            lr=self.optimizer.param_groups[0]["lr"],
+            tokens=(index + 1) * batch.input_ids.numel(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _restore(self.parameters, state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class JointLearner:
+    """LoRA on the train split and the decision on the decision split, in turn (ATP, algorithm 1).
+
+    Every `interval` steps the generator is updated under masks on the whole output, and a fresh
+    decision is taken; LoRA steps hold it fixed, by default under masks on the frozen product alone.
+    """
+
+    phase: Phase = "control"
+    first_step = 0
+
+    def __init__(
+        self,
+        model: PeftModel,
+        generator: DecisionGenerator,
+        space: Space,
+        train: Blocks,
+        decision: Blocks,
+        config: Config,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.space, self.config = model, space, config
+        self.accelerator = accelerator
+        self.last_step = config.control_steps
+        self.generator = generator.to(accelerator.device)
+        self.stream = _Stream(train, config, accelerator.device)
+        self.decision_stream = _Stream(decision, config, accelerator.device)
+        self.lora = lora_parameters(model)
+        self.lora_optimizer = accelerator.prepare(
+            torch.optim.AdamW(self.lora.values(), lr=config.lora.lr, weight_decay=0.0)
+        )
+        self.generator_optimizer = accelerator.prepare(
+            torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
+        )
+        self.masks = self.final_masks()
+
+    @torch.no_grad()
+    def final_masks(self) -> list[Tensor]:
+        """The decision without noise (bool [size] a site): what evaluation and the end use."""
+        masks = project(self.generator(), self.space).masks
+        return [mask.to(self.accelerator.device) for mask in masks]
+
+    def step(self, index: int) -> Record:
+        settings = self.config.decision
+        record = Record(step=index, phase="control", loss=0.0, lr=0.0, tokens=0)
+        if settings.learn and index % settings.interval == 0:
+            record = self._generator_step(index, record)
+        loss, lr, tokens = self._lora_step(index)
+        kept = float(self.space.kept_share([mask.float() for mask in self.masks]))
+        return replace(record, loss=loss, lr=lr, tokens=tokens, kept_share=kept)
+
+    def _generator_step(self, index: int, record: Record) -> Record:
+        settings = self.config.decision
+        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        decision = decide(
+            self.generator(),
+            self.space,
+            temperature=settings.temperature,
+            noise=noise if settings.noise else None,
+            noise_scale=settings.noise,
+            projected=settings.projection,
+        )
+        self._train_lora(False)
+        set_decision(self.model, decision.masks, "whole")
+        soft_share = self.space.kept_share(decision.unprojected)
+        with self.accelerator.autocast():
+            batch = self.decision_stream(index // settings.interval)
+            task = language_loss(self.model, batch)
+        loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
+        self.generator_optimizer.step()
+        self.generator_optimizer.zero_grad()
+        self._train_lora(True)
+        before = self.masks
+        self.masks = [mask.detach() >= 0.5 for mask in decision.masks]
+        changed = sum(int((a != b).sum()) for a, b in zip(before, self.masks, strict=True))
+        return replace(
+            record,
+            decision_loss=float(task.detach()),
+            soft_share=float(soft_share.detach()),
+            churn=changed / sum(len(mask) for mask in self.masks),
+        )
+
+    def _lora_step(self, index: int) -> tuple[float, float, int]:
+        settings, train = self.config.decision, self.config.train
+        lr = learning_rate(
+            self.config.lora.lr, index, steps=self.config.steps, warmup=train.warmup, decay=False
+        )
+        for group in self.lora_optimizer.param_groups:
+            group["lr"] = lr
+        set_decision(self.model, self.masks, settings.placement)
+        # The strength grows through the phase, so that groups reach zero at the freeze.
+        strength = settings.strength * (index + 1) / self.last_step
+        batch = self.stream(index)
+        with self.accelerator.autocast():
+            plain = language_loss(self.model, batch)
+        loss = plain
+        if settings.regularizer == "lasso":
+            loss = plain + strength * 1e-3 * group_lasso(self.model, self.masks)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.lora.values(), train.clip)
+        self.lora_optimizer.step()
+        self.lora_optimizer.zero_grad()
+        if settings.regularizer == "proximal":
+            proximal_step(self.model, self.masks, strength * lr)
+        return float(plain.detach()), lr, (index + 1) * batch.input_ids.numel()
+
+    def _train_lora(self, on: bool) -> None:
+        for parameter in self.lora.values():
+            parameter.requires_grad_(on)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "lora": dict(self.lora),
+            "lora_optimizer": self.lora_optimizer.state_dict(),
+            "generator": self.generator.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "masks": self.masks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _restore(self.lora, state["lora"])
+        self.lora_optimizer.load_state_dict(state["lora_optimizer"])
+        self.generator.load_state_dict(state["generator"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.masks = [mask.to(self.accelerator.device) for mask in state["masks"]]
+
+
+@torch.no_grad()
+def _restore(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(saved[name])
