@@ -1,0 +1,146 @@
+"""Invariant 3: the budget is met exactly, within one step of a site, whatever the rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atp_edge.budget import (
+    Space,
+    allowed_parameters,
+    budget_penalty,
+    make_space,
+    parse_budget,
+    project,
+)
+from atp_edge.families import LayerShape, ModelShape
+from atp_edge.plan import narrow_shape, plan_of, shares
+from atp_edge.structures import count_parameters
+
+
+def shape_of(layers: int = 4, kv_heads: int = 3, channels: int = 50, **more: object) -> ModelShape:
+    layer = LayerShape(heads=2 * kv_heads, kv_heads=kv_heads, head_dim=8, channels=channels)
+    values: dict[str, object] = {
+        "family": "qwen3",
+        "hidden": 48,
+        "vocabulary": 97,
+        "tied": True,
+        "layers": (layer,) * layers,
+        "biased": frozenset({"q_proj", "o_proj", "up_proj"}),
+        "qk_norm": True,
+        "norm_eps": 1e-6,
+    }
+    return ModelShape(**(values | more))  # type: ignore[arg-type]
+
+
+def kept_parameters(space: Space, masks: list[torch.Tensor]) -> int:
+    return sum(int(m.sum()) * s.unit_parameters for m, s in zip(masks, space.sites, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    share=st.floats(0.55, 1.0),
+    multiple=st.integers(1, 12),
+    seed=st.integers(0, 10_000),
+    channels=st.integers(30, 70),
+)
+def test_per_layer_projection_spends_the_budget_within_one_step(
+    share: float, multiple: int, seed: int, channels: int
+) -> None:
+    shape = shape_of(channels=channels)
+    space = make_space(
+        shape, parse_budget(f"params={share}"), widths="per-layer", width_multiple=multiple
+    )
+    draw = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(s.size, generator=draw) for s in space.sites]
+    masks = project(logits, space).masks
+    spent = kept_parameters(space, masks)
+    assert spent <= space.allowed
+    missing = [
+        (s, step, int(m.sum()))
+        for m, s, step in zip(masks, space.sites, space.steps, strict=True)
+        if int(m.sum()) < s.size
+    ]
+    for site, step, width in missing:
+        next_step = min(step, site.size - width)
+        assert spent + next_step * site.unit_parameters > space.allowed
+    for site, step, mask in zip(space.sites, space.steps, masks, strict=True):
+        width = int(mask.sum())
+        assert width >= 1
+        assert width % step == 0 or width == site.size
+
+
+@settings(max_examples=100, deadline=None)
+@given(share=st.floats(0.4, 1.0), multiple=st.integers(1, 8), seed=st.integers(0, 10_000))
+def test_uniform_projection_spends_the_budget_within_one_step_a_layer(
+    share: float, multiple: int, seed: int
+) -> None:
+    shape = shape_of()
+    space = make_space(
+        shape, parse_budget(f"params={share}"), widths="uniform", width_multiple=multiple
+    )
+    draw = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(s.size, generator=draw) for s in space.sites]
+    masks = project(logits, space).masks
+    spent = kept_parameters(space, masks)
+    one_step = len(shape.layers) * (multiple + 1) * space.sites[1].unit_parameters
+    channels = int(masks[1].sum())
+    assert spent <= space.allowed
+    assert spent + one_step > space.allowed or channels == shape.layers[0].channels
+    assert len({int(m.sum()) for m in masks[0::2]}) == len({int(m.sum()) for m in masks[1::2]}) == 1
+
+
+def test_the_best_structures_are_kept() -> None:
+    space = make_space(shape_of(), parse_budget("params=0.5"), widths="per-layer", width_multiple=1)
+    logits = [torch.linspace(-1, 1, s.size) for s in space.sites]
+    for mask, logit in zip(project(logits, space).masks, logits, strict=True):
+        assert logit[mask].min() >= (logit[~mask].max() if (~mask).any() else -2)
+
+
+def test_uniform_llama_keeps_a_head_count_that_transformers_loads() -> None:
+    shape = shape_of(kv_heads=8, family="llama", hidden=64)
+    space = make_space(shape, parse_budget("params=0.6"), widths="uniform", width_multiple=1)
+    assert space.uniform_groups == (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize("widths", ["uniform", "per-layer"])
+def test_an_impossible_budget_is_refused_with_the_nearest_that_is_met(widths: str) -> None:
+    shape = shape_of()
+    with pytest.raises(ValueError, match=r"params=0\.01 cannot be met.*smallest .* params=0\.\d+"):
+        make_space(shape, parse_budget("params=0.01"), widths=widths, width_multiple=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="smallest") as refused:
+        make_space(shape, parse_budget("params=0.01"), widths="per-layer", width_multiple=4)
+    nearest = str(refused.value).rsplit(" ", 1)[1]
+    make_space(shape, parse_budget(nearest), widths="per-layer", width_multiple=4)
+
+
+@pytest.mark.parametrize("text", ["0.6", "params=0", "params=1.5", "bytes=many", "macs=0.5", ""])
+def test_a_budget_that_is_none_names_what_was_expected(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected params=SHARE"):
+        parse_budget(text)
+
+
+def test_budgets_of_the_whole_model_and_of_bytes_count_the_embeddings() -> None:
+    shape = shape_of()
+    count = count_parameters(shape)
+    whole = allowed_parameters(parse_budget("model-params=0.8"), shape, 4.0)
+    assert whole + count.around <= 0.8 * count.whole < whole + count.around + 1
+    size = allowed_parameters(parse_budget("bytes=100KB"), shape, 4.0)
+    assert size == 25_000 - count.around
+
+
+def test_shares_of_a_plan_match_the_narrow_shape() -> None:
+    shape = shape_of()
+    space = make_space(shape, parse_budget("params=0.7"), widths="per-layer", width_multiple=1)
+    masks = project([torch.randn(s.size) for s in space.sites], space).masks
+    plan = plan_of(shape, [tuple(m.nonzero().squeeze(1).tolist()) for m in masks])
+    exact = shares(shape, narrow_shape(shape, plan)).decoder
+    assert exact == pytest.approx(float(space.kept_share([m.float() for m in masks])), abs=1e-6)
+    assert exact <= 0.7
+
+
+def test_the_penalty_is_zero_at_the_target_and_grows_both_ways() -> None:
+    at = [float(budget_penalty(torch.tensor(x), 0.6, 5.0)) for x in (0.3, 0.6, 1.2)]
+    assert at == pytest.approx([5 * 0.6931, 0.0, 5 * 0.6931], abs=1e-3)

@@ -1,0 +1,101 @@
+"""Checkpoints load where users load them: in fresh processes, with and without atp_edge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from atp_export.checkpoint import load_narrow, save_narrow
+from atp_export.narrow import narrow_model
+from transformers import PreTrainedModel
+
+from tests.atp_export.test_narrow import IDS, PLANS, logits
+from tests.conftest import FAMILIES, tiny_model
+
+LOAD = """
+import json, sys
+{before}
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32{more}).eval()
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor({ids})).logits
+    tokens = model.generate(torch.tensor({ids}), max_new_tokens=3, do_sample=False)
+{after}
+torch.save(logits, {out!r})
+"""
+
+
+def load_in_fresh_process(
+    folder: Path, out: Path, *, before: str = "", more: str = "", after: str = ""
+) -> subprocess.CompletedProcess[str]:
+    code = LOAD.format(
+        folder=str(folder), out=str(out), ids=IDS.tolist(), before=before, more=more, after=after
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def saved(tmp_path: Path, family: str, policy: str) -> tuple[Path, PreTrainedModel]:
+    dense = tiny_model(family)
+    slim = narrow_model(dense, PLANS[policy](dense))
+    save_narrow(slim, None, tmp_path / "slim")
+    return tmp_path / "slim", slim
+
+
+def test_uniform_loads_in_a_process_that_never_imports_atp_edge(tmp_path: Path) -> None:
+    folder, slim = saved(tmp_path, "llama", "uniform")
+    after = "assert not any(m.startswith('atp_') for m in sys.modules)"
+    done = load_in_fresh_process(folder, tmp_path / "out.pt", after=after)
+    assert done.returncode == 0, done.stderr
+    # Weights mapped from a file lie at other addresses, and so sum in another order.
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(slim), atol=1e-5, rtol=0)
+    assert json.loads((folder / "config.json").read_text())["head_dim"] == 16
+
+
+def test_per_layer_loads_after_importing_atp_edge(tmp_path: Path) -> None:
+    folder, slim = saved(tmp_path, "qwen3", "per-layer")
+    done = load_in_fresh_process(folder, tmp_path / "out.pt", before="import atp_edge")
+    assert done.returncode == 0, done.stderr
+    # Weights mapped from a file lie at other addresses, and so sum in another order.
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(slim), atol=1e-5, rtol=0)
+
+
+def test_per_layer_loads_by_its_own_modelling_file_for_those_who_trust_it(tmp_path: Path) -> None:
+    folder, slim = saved(tmp_path, "llama", "per-layer")
+    after = "assert not any(m.startswith('atp_') for m in sys.modules)"
+    done = load_in_fresh_process(
+        folder, tmp_path / "out.pt", more=", trust_remote_code=True", after=after
+    )
+    assert done.returncode == 0, done.stderr
+    # Weights mapped from a file lie at other addresses, and so sum in another order.
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(slim), atol=1e-5, rtol=0)
+
+
+def test_per_layer_without_its_class_fails_instead_of_loading_wrong_weights(tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path, "llama", "per-layer")
+    done = load_in_fresh_process(folder, tmp_path / "out.pt")
+    assert done.returncode != 0
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("policy", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, family: str, policy: str) -> None:
+    folder, slim = saved(tmp_path, family, policy)
+    loaded = load_narrow(folder)
+    for name, weight in slim.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    torch.testing.assert_close(logits(loaded), logits(slim), atol=1e-5, rtol=0)
+
+
+def test_importing_atp_edge_leaves_ordinary_models_their_class() -> None:
+    assert type(tiny_model("llama")).__module__.startswith("transformers.")
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        load_narrow(tmp_path)

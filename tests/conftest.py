@@ -1,0 +1,57 @@
+"""Tiny random models of every family, and the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+
+FAMILIES: dict[str, Any] = {
+    "llama": (LlamaConfig, {}),
+    "llama-biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "mistral": (MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {}),
+}
+
+
+def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) -> PreTrainedModel:
+    """A random model whose every parameter (biases and norms too) is away from its default."""
+    config_class, extra = FAMILIES[family]
+    config = config_class(**(SIZES | sizes), tie_word_embeddings=tied, **extra)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.3 if parameter.ndim == 1 else 0.15
+            parameter.copy_(torch.randn_like(parameter) * scale + ("norm" in name))
+    return model
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    """SmolLM2-135M-Instruct from its package, as a Hugging Face folder."""
+    from atp_edge.domains import demo_model_folder
+
+    return demo_model_folder()
