@@ -19,7 +19,7 @@ from atp_edge.data import Blocks
 from atp_edge.families import model_shape
 from atp_edge.masked import MaskedLoraLinear, lora_layer, set_decision
 
-DAMPING = 1e-2
+DAMPING = 1e-1
 
 
 @torch.no_grad()

@@ -6,60 +6,62 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
 from atp_bench.latency import bench_onnx
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge
-from atp_export.verify import verify
-from transformers import AutoTokenizer
+from atp_export.verify import verify as verify_onnx
+from transformers import AutoConfig, AutoTokenizer
 
+import atp_edge
 from atp_edge.config import Config
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
-from atp_edge.plan import narrow_shape, read_plan, shares
+from atp_edge.plan import shares
+from atp_edge.progress import Progress
 from atp_edge.report import write_report
 from atp_edge.run_folder import RunFolder
 from atp_edge.structures import count_parameters
-from atp_edge.train_stage import Progress, load_tuned, splits_of, train
+from atp_edge.train_stage import load_tuned, splits_of, train
 
 VERIFY_PROMPTS = 20
 VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
 
 
+class NotProven(RuntimeError):
+    """The exported model does not equal the PyTorch model."""
+
+
 def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
-    """plan.json and the tuned weights -> slim/, an ordinary Hugging Face checkpoint."""
+    """plan.json and the tuned weights -> slim/, a Hugging Face checkpoint of narrow layers."""
     tokenizer = AutoTokenizer.from_pretrained(run.dense)
     tuned = load_tuned(config, run)
     if config.export.keep_adapter:
-        # Names of the base model without peft's wrappers: what is left after unloading the LoRA.
         save_narrow(tuned.unload(), tokenizer, run.slim)
         load_tuned(config, run).save_pretrained(run.slim / "adapter")
     else:
         save_narrow(merge(tuned), tokenizer, run.slim)
-    progress.say(f"slim model written to {run.slim}")
-    slim = load_narrow(run.slim)
+    progress.say(f"slim model in {run.slim}; measuring it from there")
+    dense_shape, slim_shape = _shape(run.dense), _shape(run.slim)
+    kept = shares(dense_shape, slim_shape)
     blocks = splits_of(config).test.first(config.dataset.test_blocks)
-    dense_shape = _dense_shape(run)
-    kept = shares(dense_shape, model_shape(slim.config))
     run.add_metrics(
         "shrink",
         {
             "dense": _sizes(dense_shape, run.dense),
-            "slim": _sizes(model_shape(slim.config), run.slim),
+            "slim": _sizes(slim_shape, run.slim),
             "decoder_share": kept.decoder,
             "whole_share": kept.whole,
             "masked_narrow_max_error": run.metrics()["train"]["masked_narrow_max_error"],
-            "perplexity": perplexity(slim, blocks),
+            "perplexity": perplexity(load_narrow(run.slim), blocks),
         },
     )
 
 
-def _dense_shape(run: RunFolder) -> ModelShape:
-    return model_shape(load_config(run.dense))
+def _shape(folder: Path) -> ModelShape:
+    return model_shape(AutoConfig.from_pretrained(folder))
 
 
 def _sizes(shape: ModelShape, folder: Path) -> dict[str, int]:
@@ -69,3 +71,91 @@ def _sizes(shape: ModelShape, folder: Path) -> dict[str, int]:
         "parameters": count.whole,
         "bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
     }
+
+
+def export(config: Config, run: RunFolder, progress: Progress) -> None:
+    """slim/ -> onnx/, and the dense tuned model beside it to be measured against."""
+    settings = config.export
+    figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
+    for name, source, target in (
+        ("dense", run.dense, run.onnx_dense),
+        ("slim", run.slim, run.onnx),
+    ):
+        progress.say(f"writing the {name} model as ONNX")
+        began = time.perf_counter()
+        export_onnx(
+            source,
+            target,
+            flavour=settings.flavour,
+            precision=settings.precision,
+            provenance=_provenance(config, run),
+        )
+        files = target.glob("model.onnx*")
+        figures[name] = {
+            "onnx_bytes": sum(f.stat().st_size for f in files),
+            "seconds": time.perf_counter() - began,
+        }
+    run.add_metrics("export", figures)
+
+
+def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
+    trained = run.metrics()["train"]
+    return {
+        "source_model": Path(config.model).name,
+        "plan_sha256": trained["plan_sha256"],
+        "data_sha256": trained["data"]["sha256"],
+        "atp_edge": atp_edge.__version__,
+    }
+
+
+def verify(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Prove onnx/ equal to slim/. Raises NotProven when it is not."""
+    progress.say(f"comparing ONNX with PyTorch: {VERIFY_PROMPTS} prompts x {VERIFY_NEW_TOKENS}")
+    tokenizer = AutoTokenizer.from_pretrained(run.slim)
+    test = splits_of(config).test.input_ids
+    prompts = tokenizer.batch_decode(test[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
+    report = verify_onnx(
+        run.onnx, load_narrow(run.slim), tokenizer, prompts, new_tokens=VERIFY_NEW_TOKENS
+    )
+    run.add_metrics("verify", {"slim": asdict(report)})
+    if not report.passed:
+        raise NotProven(f"{run.onnx} does not equal {run.slim}: {asdict(report)}")
+
+
+def bench(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Latency and memory of the dense and the slim ONNX model, in turn."""
+    progress.say("measuring latency and memory, dense and slim in turn")
+    settings = config.bench
+    report = bench_onnx(
+        {"dense": run.onnx_dense, "slim": run.onnx},
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        rounds=settings.rounds,
+        threads=settings.threads or None,
+    )
+    run.add_metrics("bench", report.to_dict())
+
+
+def report(config: Config, run: RunFolder, progress: Progress) -> None:
+    """metrics.json, history and plan -> report.html."""
+    progress.say(f"report in {write_report(run.path)}")
+
+
+Stage = Callable[[Config, RunFolder, Progress], None]
+STAGES: dict[str, Stage] = {
+    "train": train,
+    "shrink": shrink,
+    "export": export,
+    "verify": verify,
+    "bench": bench,
+    "report": report,
+}
+
+
+def run_all(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Every stage in order; those whose figures are there already are not run again."""
+    for name, stage in STAGES.items():
+        if name in run.metrics():
+            progress.say(f"{name}: done before")
+            continue
+        stage(config, run, progress)

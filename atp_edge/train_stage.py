@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,19 +33,12 @@ from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
 from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
+from atp_edge.progress import Progress
 from atp_edge.reconstruct import reconstruct
 from atp_edge.run_folder import RunFolder
-from atp_edge.trainer import JointLearner, Learner, Record, Tuner, lora_parameters, run_phase
+from atp_edge.trainer import JointLearner, Learner, Tuner, run_phase
 
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
-
-
-class Progress(Protocol):
-    """What a person watching a run is shown."""
-
-    def say(self, text: str) -> None: ...
-    def phase(self, name: str, first: int, last: int, target_share: float | None) -> None: ...
-    def record(self, record: Record) -> None: ...
 
 
 def model_source(name: str) -> str:
@@ -189,14 +182,10 @@ def _make_generator(
     base = None
     if config.decision.start == "importance":
         progress.say("scoring the structures")
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
         sample = blocks.first(config.decision.importance_blocks)
         with accelerator.autocast():
             scores = taylor_importance(model, sample, space, lambda b: language_loss(model, b))
         base = starting_logits(scores, space)
-        for parameter in lora_parameters(model).values():
-            parameter.requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return DecisionGenerator(space.sites, base)

@@ -1,1 +1,5 @@
 """Masked LoRA in torch and Triton."""
+
+from atp_kernels.ops import backend_name, masked_lora_linear
+
+__all__ = ["backend_name", "masked_lora_linear"]
