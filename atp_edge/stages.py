@@ -30,7 +30,7 @@ VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
 
 
-class NotProven(RuntimeError):
+class NotProvenError(RuntimeError):
     """The exported model does not equal the PyTorch model."""
 
 
@@ -109,7 +109,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
 
 
 def verify(config: Config, run: RunFolder, progress: Progress) -> None:
-    """Prove onnx/ equal to slim/. Raises NotProven when it is not."""
+    """Prove onnx/ equal to slim/. Raises NotProvenError when it is not."""
     progress.say(f"comparing ONNX with PyTorch: {VERIFY_PROMPTS} prompts x {VERIFY_NEW_TOKENS}")
     tokenizer = AutoTokenizer.from_pretrained(run.slim)
     test = splits_of(config).test.input_ids
@@ -119,7 +119,7 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     )
     run.add_metrics("verify", {"slim": asdict(report)})
     if not report.passed:
-        raise NotProven(f"{run.onnx} does not equal {run.slim}: {asdict(report)}")
+        raise NotProvenError(f"{run.onnx} does not equal {run.slim}: {asdict(report)}")
 
 
 def bench(config: Config, run: RunFolder, progress: Progress) -> None:
