@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from atp_edge.families import LayerShape, ModelShape, Projection, model_shape
+from atp_edge.families import LayerShape, ModelShape, model_shape
 from atp_edge.modeling_per_layer import CLASSES
 from atp_edge.plan import Plan, narrow_shape
 

@@ -1,0 +1,123 @@
+"""Nodes and weights of an ONNX model; weights go straight to the external data file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor
+
+ONNX_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+}
+DATA_FILE = "model.onnx.data"
+# Consumers map external tensors into memory at page boundaries.
+_ALIGNMENT = 4096
+_INLINE_BYTES = 1024
+
+
+class GraphBuilder:
+    """Collects a graph; large tensors are written as they come, so that memory holds one at a time.
+
+    Names of outputs are returned by `node`, so that code reads as the computation it builds.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.folder = folder
+        self.data: BinaryIO = (folder / DATA_FILE).open("wb")
+        self._counts: dict[str, int] = {}
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        *,
+        name: str | None = None,
+        outputs: int | Sequence[str] = 1,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Any:
+        """Add a node; returns its output's name, or a list of them when there are several."""
+        label = name or f"{op}_{self._counts.setdefault(op, 0)}"
+        self._counts[op] = self._counts.get(op, 0) + 1
+        if isinstance(outputs, int):
+            outputs = [f"{label}.{i}" for i in range(outputs)] if outputs > 1 else [label]
+        self.nodes.append(
+            helper.make_node(op, inputs, outputs, name=label, domain=domain, **attributes)
+        )
+        return outputs[0] if len(outputs) == 1 else list(outputs)
+
+    def weight(self, name: str, tensor: Tensor) -> str:
+        """A tensor of the model, in the graph's type."""
+        return self.tensor(name, tensor.to(self.dtype))
+
+    def tensor(self, name: str, tensor: Tensor) -> str:
+        """A tensor as it is; the small ones stay in the header."""
+        raw = _bytes(tensor)
+        proto = TensorProto(name=name, dims=tensor.shape, data_type=ONNX_TYPES[tensor.dtype])
+        if len(raw) <= _INLINE_BYTES:
+            proto.raw_data = raw
+        else:
+            self.data.write(b"\0" * (-self.data.tell() % _ALIGNMENT))
+            proto.data_location = TensorProto.EXTERNAL
+            for key, value in (
+                ("location", DATA_FILE),
+                ("offset", str(self.data.tell())),
+                ("length", str(len(raw))),
+            ):
+                proto.external_data.add(key=key, value=value)
+            self.data.write(raw)
+        self.initializers.append(proto)
+        return name
+
+    def constant(self, values: Sequence[int] | int) -> str:
+        """An int64 constant, shared by all its readers."""
+        label = f"const.{values}".replace(" ", "")
+        if all(proto.name != label for proto in self.initializers):
+            self.tensor(label, torch.tensor(values, dtype=torch.int64))
+        return label
+
+    def input(self, name: str, kind: int, shape: Sequence[str | int]) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, kind: int, shape: Sequence[str | int]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def finish(self, *, opset: int, contrib: bool, metadata: dict[str, str]) -> Path:
+        """Write model.onnx; the data file is complete before it."""
+        self.data.close()
+        graph = helper.make_graph(
+            self.nodes, "decoder", self.inputs, self.outputs, self.initializers
+        )
+        opsets = [helper.make_opsetid("", opset)]
+        if contrib:
+            opsets.append(helper.make_opsetid("com.microsoft", 1))
+        model = helper.make_model(
+            graph, opset_imports=opsets, producer_name="atp-edge", ir_version=10
+        )
+        helper.set_model_props(model, metadata)
+        path = self.folder / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous()
+    if flat.dtype == torch.bfloat16:
+        flat = flat.view(torch.int16)
+    return np.ascontiguousarray(flat.numpy()).tobytes()

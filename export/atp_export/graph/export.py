@@ -1,0 +1,146 @@
+"""A Hugging Face checkpoint -> a folder with its ONNX model and all that consumers read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from atp_edge.families import ModelShape, model_shape
+from atp_edge.files import folder_atomically
+from atp_export.checkpoint import build_on_meta
+from atp_export.graph.builder import GraphBuilder
+from atp_export.graph.decoder import OPSET, Flavour, Rotary, build_decoder
+from atp_export.provenance import write_manifest
+from atp_export.quantize import quantize
+from atp_export.weights import CheckpointWeights
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written."""
+
+    flavour: Flavour
+    precision: Precision
+    onnx_bytes: int
+    seconds: float
+
+
+def export_onnx(
+    checkpoint: Path,
+    out: Path,
+    *,
+    flavour: Flavour = "ort",
+    precision: Precision = "fp32",
+    max_length: int = 8192,
+    provenance: Mapping[str, str] | None = None,
+) -> ExportReport:
+    """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
+
+    max_length: rows of the rotary tables, the longest context (never above the model's own).
+    Raises ValueError for checkpoints that are no supported decoder or are not whole.
+    """
+    began = time.perf_counter()
+    config = AutoConfig.from_pretrained(checkpoint)
+    shape = model_shape(config)
+    weights = CheckpointWeights(checkpoint)
+    positions = min(max_length, config.max_position_embeddings)
+    metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    with folder_atomically(out) as beside:
+        g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
+        quantized = precision in ("int8", "int4")
+        build_decoder(
+            g,
+            shape,
+            weights,
+            rotary_tables(config, positions),
+            flavour,
+            tie_head=shape.tied and not quantized,
+        )
+        path = g.finish(opset=OPSET, contrib=flavour == "ort", metadata=metadata)
+        if quantized:
+            quantize(path, bits=8 if precision == "int8" else 4)
+        check_model(path)
+        config.save_pretrained(beside)
+        if (checkpoint / "tokenizer_config.json").exists():
+            AutoTokenizer.from_pretrained(checkpoint).save_pretrained(beside)
+        (beside / "genai_config.json").write_text(
+            json.dumps(genai_config(config, shape, positions), indent=2) + "\n"
+        )
+        size = sum(f.stat().st_size for f in beside.glob("model.onnx*"))
+        write_manifest(beside, metadata)
+    return ExportReport(
+        flavour=flavour,
+        precision=precision,
+        onnx_bytes=size,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def check_model(path: Path) -> None:
+    """onnx.checker on the file with its external data, and the full check (shapes, types) where
+    only ai.onnx operators are used: it knows none of com.microsoft's."""
+    domains = {opset.domain for opset in onnx.load(path, load_external_data=False).opset_import}
+    onnx.checker.check_model(str(path), full_check="com.microsoft" not in domains)
+
+
+def rotary_tables(config: Any, positions: int) -> Rotary:
+    """cos and sin [positions, head_dim / 2] as the model computes them, scaling included."""
+    kind = config.rope_parameters["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type {kind!r} is not supported; expected {', '.join(ROPE_TYPES)}")
+    plain = copy.copy(config)
+    plain.per_layer_config = None
+    rotary_class: Any = type(build_on_meta(config).model.rotary_emb)
+    rotary = rotary_class(config=plain)
+    angles = torch.outer(torch.arange(positions).float(), rotary.inv_freq.float())
+    return Rotary(
+        cos=angles.cos() * rotary.attention_scaling, sin=angles.sin() * rotary.attention_scaling
+    )
+
+
+def genai_config(config: Any, shape: ModelShape, positions: int) -> dict[str, Any]:
+    """onnxruntime-genai's configuration (its runtime reads each layer's cache from the graph)."""
+    layer = shape.layers[0]
+    eos = config.eos_token_id
+    names = {
+        "past_key_names": "past_key_values.%d.key",
+        "past_value_names": "past_key_values.%d.value",
+    }
+    outputs = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
+    return {
+        "model": {
+            "type": shape.family,
+            "vocab_size": shape.vocabulary,
+            "context_length": positions,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": eos,
+            "pad_token_id": config.pad_token_id
+            if config.pad_token_id is not None
+            else (eos[0] if isinstance(eos, list) else eos),
+            "decoder": {
+                "filename": "model.onnx",
+                "session_options": {"provider_options": []},
+                "head_size": layer.head_dim,
+                "hidden_size": shape.hidden,
+                "num_attention_heads": layer.heads,
+                "num_hidden_layers": len(shape.layers),
+                "num_key_value_heads": layer.kv_heads,
+                "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"} | names,
+                "outputs": {"logits": "logits"} | outputs,
+            },
+        },
+        "search": {"max_length": positions, "past_present_share_buffer": True},
+    }
