@@ -1,0 +1,125 @@
+"""Proof that an exported folder equals the PyTorch model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from atp_export.runtime import Floats, Session, generate_tokens
+
+# fp32 must equal its model: the largest error of a logit. Lower precisions round: their bound is on
+# the error's root mean square over the logits' own spread; what that costs the test split measures.
+FP32_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.1, "int4": 0.6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """Errors of logits are absolute, over all prompts and positions."""
+
+    passed: bool
+    logits_max_error: float
+    logits_mean_error: float
+    logits_relative_error: float
+    """Root mean square of the errors over the standard deviation of the logits."""
+    greedy_same: int
+    greedy_total: int
+    stepwise_max_error: float
+    """One token at a time against all at once, both on ONNX Runtime."""
+    batched_same: bool
+    """A ragged, padded batch generates what single rows do."""
+    failures: tuple[str, ...]
+
+
+@torch.no_grad()
+def verify(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 64,
+    precision: str = "fp32",
+    provider: str = "auto",
+) -> VerifyReport:
+    """Compare an exported folder with its model (fp32, on its device) on real prompts.
+
+    Logits over prompt and continuation at every position, the same greedy tokens, the cache
+    step by step, and a padded batch. Quantized exports need not choose the same tokens.
+    """
+    session = Session(folder, provider=provider)
+    rows = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    theirs = [_greedy(model, row, new_tokens) for row in rows]
+    ours = [generate_tokens(session, [row], max_new_tokens=new_tokens)[0] for row in rows]
+    same = sum(a == b for a, b in zip(theirs, ours, strict=True))
+    errors, spreads = [], []
+    for row, new in zip(rows, theirs, strict=True):
+        whole = [*row, *new]
+        expected = model(torch.tensor([whole], device=_device(model))).logits[0].float().cpu()
+        errors.append(np.abs(_at_once(session, whole) - expected.numpy()))
+        spreads.append(float(expected.std()))
+    whole = [*rows[0], *theirs[0]]
+    stepwise = float(np.abs(_step_by_step(session, whole) - _at_once(session, whole)).max())
+    ragged = [row[: len(row) - i % 5] or row for i, row in enumerate(rows[:4])]
+    single = [generate_tokens(session, [row], max_new_tokens=16)[0] for row in ragged]
+    batched = generate_tokens(session, ragged, max_new_tokens=16) == single
+    worst = max(float(e.max()) for e in errors)
+    relative = float(np.sqrt(np.mean([np.mean(e**2) for e in errors])) / np.mean(spreads))
+    exact, bound = precision == "fp32", RELATIVE_TOLERANCE[precision]
+    checks = {
+        f"logits differ by {worst:.2e}, more than {FP32_TOLERANCE:g}": exact
+        and worst > FP32_TOLERANCE,
+        f"logits differ by {relative:.2e} of their spread, more than {bound:g}": relative > bound,
+        f"only {same} of {len(rows)} greedy continuations agree": exact and same < len(rows),
+        f"step by step differs by {stepwise:.2e} from all at once": stepwise
+        > (FP32_TOLERANCE if exact else bound * np.mean(spreads) * 5),
+        "a padded batch generates other tokens than single rows": exact and not batched,
+    }
+    failures = tuple(text for text, failed in checks.items() if failed)
+    return VerifyReport(
+        passed=not failures,
+        logits_max_error=worst,
+        logits_mean_error=float(np.mean([e.mean() for e in errors])),
+        logits_relative_error=relative,
+        greedy_same=same,
+        greedy_total=len(rows),
+        stepwise_max_error=stepwise,
+        batched_same=batched,
+        failures=failures,
+    )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _greedy(model: Any, ids: list[int], new_tokens: int) -> list[int]:
+    """Greedy tokens by transformers' own generate, never stopping early."""
+    prompt = torch.tensor([ids], device=_device(model))
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return list(out[0, len(ids) :].tolist())
+
+
+def _at_once(session: Session, ids: list[int]) -> Floats:
+    logits: Floats = session.start(1, len(ids)).step(np.array([ids], np.int64))[0]
+    return logits
+
+
+def _step_by_step(session: Session, ids: list[int]) -> Floats:
+    state = session.start(1, len(ids))
+    steps = [state.step(np.array([[token]], np.int64))[0] for token in ids]
+    return np.concatenate(steps)

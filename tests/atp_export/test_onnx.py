@@ -1,0 +1,166 @@
+"""Invariant 2: narrow == ONNX, logits and greedy tokens, both flavours, both widths policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from atp_export.checkpoint import save_narrow
+from atp_export.graph import export_onnx
+from atp_export.narrow import narrow_model
+from atp_export.provenance import verify_manifest
+from atp_export.runtime import Sampling, Session, choose, generate_tokens
+from atp_export.verify import verify
+from transformers import PreTrainedModel
+
+from tests.atp_export.test_narrow import PLANS
+from tests.conftest import FAMILIES, tiny_model
+
+
+class Numbers:
+    """A tokenizer of tiny models: text is numbers."""
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+        return {"input_ids": [int(t) for t in text.split()]}
+
+
+PROMPTS = ["1 2 3 4 5 6 7", "9 8 7 6", "50 51 52 53 54 55 56 57 58 59", "13 13 14 96"]
+
+
+def exported(tmp_path: Path, model: PreTrainedModel, **options: Any) -> Path:
+    save_narrow(model, None, tmp_path / "slim")
+    export_onnx(tmp_path / "slim", tmp_path / "onnx", **options)
+    return tmp_path / "onnx"
+
+
+@pytest.mark.parametrize("flavour", ["ort", "standard"])
+@pytest.mark.parametrize("policy", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_narrow_equals_onnx(tmp_path: Path, family: str, policy: str, flavour: str) -> None:
+    dense = tiny_model(family, tied=policy == "uniform")
+    slim = narrow_model(dense, PLANS[policy](dense))
+    folder = exported(tmp_path, slim, flavour=flavour)
+    report = verify(folder, slim, Numbers(), PROMPTS, new_tokens=12)
+    assert report.passed, report
+    assert report.greedy_same == report.greedy_total == len(PROMPTS)
+    assert report.logits_max_error < 1e-4
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda rope: str(rope["rope_type"]),
+)
+def test_scaled_rotary_embeddings_match(tmp_path: Path, rope: dict[str, Any]) -> None:
+    model = tiny_model("llama", rope_parameters=rope | {"rope_theta": 10000.0})
+    report = verify(exported(tmp_path, model), model, Numbers(), PROMPTS, new_tokens=12)
+    assert report.passed, report
+
+
+def test_a_sliding_window_is_kept_by_ort_and_refused_by_standard(tmp_path: Path) -> None:
+    model = tiny_model("mistral")
+    model.config.sliding_window = 4
+    folder = exported(tmp_path, model)
+    assert verify(folder, model, Numbers(), PROMPTS, new_tokens=12).passed
+    with pytest.raises(ValueError, match="window of 4 tokens"):
+        export_onnx(tmp_path / "slim", tmp_path / "standard", flavour="standard")
+    assert not (tmp_path / "standard").exists()
+
+
+def test_verify_fails_on_the_wrong_model(tmp_path: Path) -> None:
+    folder = exported(tmp_path, tiny_model("llama", seed=0))
+    report = verify(folder, tiny_model("llama", seed=1), Numbers(), PROMPTS, new_tokens=8)
+    assert not report.passed
+    assert "logits differ" in report.failures[0]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_lower_precisions_stay_near_and_are_smaller(tmp_path: Path, precision: str) -> None:
+    # Widths that no block of 32 divides, and enough of them that the vocabulary is not the most.
+    model = tiny_model("llama", hidden_size=144, intermediate_size=500)
+    folder = exported(tmp_path, model, precision=precision)
+    report = verify(folder, model, Numbers(), PROMPTS, new_tokens=8, precision=precision)
+    assert report.passed, report
+    assert report.logits_relative_error > 0
+    stored = sum(f.stat().st_size for f in folder.glob("model.onnx*"))
+    full = sum(p.numel() for p in model.parameters()) * 4
+    assert stored < full * {"fp16": 0.6, "int8": 0.5, "int4": 0.4}[precision]
+
+
+def test_names_and_cache_shapes_are_the_ecosystems(tmp_path: Path) -> None:
+    dense = tiny_model("llama")
+    folder = exported(tmp_path, narrow_model(dense, PLANS["per-layer"](dense)), flavour="standard")
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    inputs = {i.name: i for i in graph.input}
+    assert {"input_ids", "attention_mask", "position_ids"} < set(inputs)
+    assert graph.output[0].name == "logits"
+    kv_heads = [
+        inputs[f"past_key_values.{i}.key"].type.tensor_type.shape.dim[1].dim_value for i in range(3)
+    ]
+    assert kv_heads == [2, 1, 3]
+    assert {o.name for o in graph.output} >= {"present.0.key", "present.2.value"}
+    assert all(node.domain == "" for node in graph.node)
+
+
+def test_a_batch_may_grow_its_cache_only_to_its_capacity(tmp_path: Path) -> None:
+    session = Session(exported(tmp_path, tiny_model("llama")))
+    state = session.start(1, 4)
+    state.step(np.array([[1, 2, 3]]))
+    with pytest.raises(ValueError, match="do not fit the cache of 4"):
+        state.step(np.array([[1, 2]]))
+
+
+def test_a_row_ends_where_its_end_token_is(tmp_path: Path) -> None:
+    session = Session(exported(tmp_path, tiny_model("llama")))
+    free = generate_tokens(session, [[1, 2, 3], [7, 8]], max_new_tokens=10)
+    ended = generate_tokens(session, [[1, 2, 3], [7, 8]], max_new_tokens=10, ends={free[0][4]})
+    assert ended[0] == free[0][: free[0].index(free[0][4])]
+
+
+def test_sampling_follows_the_distribution_and_the_seed() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    draw = np.random.default_rng(0)
+    sampling = Sampling(temperature=1.0, top_p=0.75)
+    chosen = [choose(logits, sampling, draw) for _ in range(2000)]
+    assert set(chosen) == {0, 1}
+    assert np.mean(np.array(chosen) == 0) == pytest.approx(0.625, abs=0.04)
+    assert {choose(logits, Sampling(temperature=9.0, top_k=1), draw) for _ in range(20)} == {0}
+
+
+def test_a_manifest_finds_a_changed_and_a_missing_file(tmp_path: Path) -> None:
+    folder = exported(tmp_path, tiny_model("llama"), provenance={"source_model": "tiny"})
+    assert verify_manifest(folder)["source_model"] == "tiny"
+    data = folder / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\0x"[:1])
+    with pytest.raises(ValueError, match=r"model\.onnx\.data .*is not what was shipped"):
+        verify_manifest(folder)
+    data.unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        verify_manifest(folder)
+
+
+def test_a_truncated_checkpoint_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    save_narrow(tiny_model("llama"), None, tmp_path / "slim")
+    weights = tmp_path / "slim" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="truncated"):
+        export_onnx(tmp_path / "slim", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no model\.onnx"):
+        Session(tmp_path)
