@@ -212,7 +212,7 @@ def read_config(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     tables.pop("versions", None)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in tables.items():
         if isinstance(value, dict):
             values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}

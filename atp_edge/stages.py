@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +15,6 @@ from atp_export.narrow import merge
 from atp_export.verify import verify as verify_onnx
 from transformers import AutoConfig, AutoTokenizer
 
-import atp_edge
 from atp_edge.config import Config
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
@@ -104,7 +104,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
-        "atp_edge": atp_edge.__version__,
+        "atp_edge": importlib.metadata.version("atp-edge"),
     }
 
 
@@ -115,11 +115,16 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     test = splits_of(config).test.input_ids
     prompts = tokenizer.batch_decode(test[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
     report = verify_onnx(
-        run.onnx, load_narrow(run.slim), tokenizer, prompts, new_tokens=VERIFY_NEW_TOKENS
+        run.onnx,
+        load_narrow(run.slim),
+        tokenizer,
+        prompts,
+        new_tokens=VERIFY_NEW_TOKENS,
+        precision=config.export.precision,
     )
     run.add_metrics("verify", {"slim": asdict(report)})
     if not report.passed:
-        raise NotProvenError(f"{run.onnx} does not equal {run.slim}: {asdict(report)}")
+        raise NotProvenError(f"{run.onnx} does not equal {run.slim}: {'; '.join(report.failures)}")
 
 
 def bench(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -138,7 +143,7 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
 
 def report(config: Config, run: RunFolder, progress: Progress) -> None:
     """metrics.json, history and plan -> report.html."""
-    progress.say(f"report in {write_report(run.path)}")
+    write_report(run.path)
 
 
 Stage = Callable[[Config, RunFolder, Progress], None]

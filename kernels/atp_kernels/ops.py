@@ -80,7 +80,7 @@ def _triton(x: Tensor, w: Tensor, a: Tensor, b: Tensor, options: dict[str, Any])
 
 
 class _TritonForward(torch.autograd.Function):
-    """Triton forward; the backward differentiates the reference (a kernel of its own is to come)."""
+    """Triton forward; the backward differentiates the reference (its own kernel is to come)."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,8 @@ class _TritonForward(torch.autograd.Function):
         saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[: len(saved)]
         with torch.enable_grad():
-            inputs = [
+            # None stays None: an absent bias or mask.
+            inputs: list[Any] = [
                 t if t is None else t.detach().requires_grad_(bool(need))
                 for t, need in zip(saved, needed, strict=True)
             ]

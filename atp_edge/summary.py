@@ -1,0 +1,88 @@
+"""The figures of a run as rows: one function makes them; terminal, README and report show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: dense tuned, slim, and what the slim model gains (or keeps)."""
+
+    name: str
+    dense: str
+    slim: str
+    change: str
+
+
+def millions(value: float) -> str:
+    return f"{value / 1e6:.1f} M"
+
+
+def megabytes(value: float) -> str:
+    return f"{value / 1e6:.0f} MB"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.1f} ms"
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def rows_of(metrics: dict[str, Any]) -> list[Row]:
+    """Every figure the run has so far; a stage that has not run adds none."""
+    rows = []
+
+    def add(
+        name: str, dense: float, slim: float, show: Callable[[float], str], change: str
+    ) -> None:
+        rows.append(Row(name, show(dense), show(slim), change))
+
+    if "shrink" in metrics:
+        dense, slim = metrics["shrink"]["dense"], metrics["shrink"]["slim"]
+        for name, key, show in (
+            ("decoder parameters", "decoder_parameters", millions),
+            ("all parameters", "parameters", millions),
+            ("checkpoint", "bytes", megabytes),
+        ):
+            add(name, dense[key], slim[key], show, f"{slim[key] / dense[key]:.1%} kept")
+    if "train" in metrics and "shrink" in metrics:
+        before, after = metrics["train"]["dense_tuned_perplexity"], metrics["shrink"]["perplexity"]
+        add("perplexity", before, after, _perplexity, f"{before / after:.1%} recovered")
+    if "bench" in metrics:
+        dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]
+        for name, key, show in (
+            ("ONNX file", "file_bytes", megabytes),
+            ("first token", "first_token_ms", milliseconds),
+            ("per token, p50", "token_ms_p50", milliseconds),
+            ("per token, p95", "token_ms_p95", milliseconds),
+            ("load", "load_ms", milliseconds),
+            ("peak memory", "peak_memory_bytes", megabytes),
+        ):
+            gain = f"{dense[key] / slim[key]:.2f}x"
+            add(name, dense[key], slim[key], show, gain)
+    return rows
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The rows for a terminal of 80 columns."""
+    shown = Table(title="dense fine-tuned and slim", title_justify="left")
+    for name, justify in (("", "left"), ("dense tuned", "right"), ("slim", "right")):
+        shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    shown.add_column("slim : dense", justify="right", no_wrap=True)
+    for row in rows_of(metrics):
+        shown.add_row(row.name, row.dense, row.slim, row.change)
+    return shown
+
+
+def markdown(metrics: dict[str, Any]) -> str:
+    """The rows for a README."""
+    head = "| | dense tuned | slim | slim : dense |\n|---|---:|---:|---:|\n"
+    lines = (f"| {r.name} | {r.dense} | {r.slim} | {r.change} |\n" for r in rows_of(metrics))
+    return head + "".join(lines)

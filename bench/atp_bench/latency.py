@@ -1,0 +1,133 @@
+"""Latency of exported models, in turn within one run: ratios, not absolute times, travel."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from atp_export.runtime import Session
+
+from atp_bench.environment import environment
+from atp_bench.memory import peak_memory_and_load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Figures of one model; latencies are medians over rounds unless a percentile is named."""
+
+    first_token_ms: float
+    token_ms_p50: float
+    token_ms_p95: float
+    tokens_per_s: float
+    load_ms: float
+    file_bytes: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """Rows by model, ratios of the first to the last (larger: the last is better), settings."""
+
+    rows: dict[str, Row]
+    ratios: dict[str, float]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    first_token_ms: float
+    token_ms: list[float]
+
+
+def bench_onnx(
+    folders: Mapping[str, Path],
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    rounds: int = 5,
+    provider: str = "auto",
+    threads: int | None = None,
+) -> BenchReport:
+    """Measure exported folders round by round, one after the other, after a round of warm-up.
+
+    Token counts are fixed: no model ends early. Raises ValueError for settings below 1.
+    """
+    for name, value in (
+        ("prompt_tokens", prompt_tokens),
+        ("new_tokens", new_tokens),
+        ("rounds", rounds),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+    memory = {
+        name: peak_memory_and_load(
+            folder,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            provider=provider,
+            threads=threads,
+        )
+        for name, folder in folders.items()
+    }
+    sessions = {n: Session(f, provider=provider, threads=threads) for n, f in folders.items()}
+    for session in sessions.values():
+        _measure(session, prompt_tokens, min(new_tokens, 8))
+    measured: dict[str, list[_Round]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            measured[name].append(_measure(session, prompt_tokens, new_tokens))
+    rows = {name: _row(measured[name], folder, *memory[name]) for name, folder in folders.items()}
+    first, *_, last = rows.values()
+    lower_is_better = ("first_token_ms", "token_ms_p50", "token_ms_p95", "load_ms", "file_bytes",
+                       "peak_memory_bytes")  # fmt: skip
+    return BenchReport(
+        rows=rows,
+        ratios={key: getattr(first, key) / getattr(last, key) for key in lower_is_better},
+        settings={
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "rounds": rounds,
+            "batch": 1,
+            "provider": next(iter(sessions.values())).provider,
+            "threads": threads,
+        },
+        environment=environment(),
+    )
+
+
+def _measure(session: Session, prompt_tokens: int, new_tokens: int) -> _Round:
+    """One generation: the prefill and every further token, timed apart."""
+    state = session.start(1, prompt_tokens + new_tokens)
+    prompt = np.random.default_rng(0).integers(5, session.vocabulary, (1, prompt_tokens))
+    began = time.perf_counter()
+    logits = state.step(prompt)
+    first = time.perf_counter() - began
+    times = []
+    for _ in range(new_tokens):
+        token = logits[:, -1:].argmax(-1)
+        began = time.perf_counter()
+        logits = state.step(token)
+        times.append((time.perf_counter() - began) * 1e3)
+    return _Round(first_token_ms=first * 1e3, token_ms=times)
+
+
+def _row(measured: list[_Round], folder: Path, peak_memory_bytes: int, load_ms: float) -> Row:
+    tokens = [t for r in measured for t in r.token_ms]
+    return Row(
+        first_token_ms=statistics.median(r.first_token_ms for r in measured),
+        token_ms_p50=statistics.median(tokens),
+        token_ms_p95=float(np.percentile(tokens, 95)),
+        tokens_per_s=1e3 / statistics.median(tokens),
+        load_ms=load_ms,
+        file_bytes=sum(f.stat().st_size for f in folder.glob("model.onnx*")),
+        peak_memory_bytes=peak_memory_bytes,
+    )

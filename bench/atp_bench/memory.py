@@ -1,0 +1,51 @@
+"""Peak memory of loading a model and generating with it, in a fresh process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def peak_memory_and_load(
+    folder: Path, *, prompt_tokens: int, new_tokens: int, provider: str, threads: int | None
+) -> tuple[int, float]:
+    """(peak_memory_bytes, load_ms) of one process that loads `folder` and generates once.
+
+    The peak is the process's high-water resident set, Python and ONNX Runtime included.
+    """
+    arguments = [str(folder), str(prompt_tokens), str(new_tokens), provider, str(threads or 0)]
+    done = subprocess.run(
+        [sys.executable, "-m", "atp_bench.memory", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {folder} failed:\n{done.stderr[-2000:]}")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return measured["peak_memory_bytes"], measured["load_ms"]
+
+
+def _main() -> None:
+    from atp_export.runtime import Session
+
+    folder, prompt_tokens, new_tokens, provider, threads = sys.argv[1:]
+    began = time.perf_counter()
+    session = Session(Path(folder), provider=provider, threads=int(threads) or None)
+    load_ms = (time.perf_counter() - began) * 1e3
+    state = session.start(1, int(prompt_tokens) + int(new_tokens))
+    state.step(np.full((1, int(prompt_tokens)), 5, np.int64))
+    for _ in range(int(new_tokens)):
+        state.step(np.array([[5]], np.int64))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sys.stdout.write(json.dumps({"peak_memory_bytes": peak, "load_ms": load_ms}) + "\n")
+
+
+if __name__ == "__main__":
+    _main()
