@@ -12,6 +12,9 @@ from rich.progress import Progress as RichBars
 from atp_edge.trainer import Record
 
 
+PLAIN_LINE_EVERY = 20
+
+
 class Progress(Protocol):
     """Where a stage says how far it is."""
 
@@ -61,4 +64,7 @@ class Terminal:
         if record.kept_share is not None and self.target is not None:
             figures += f" kept {record.kept_share:.3f}/{self.target:.3f}"
         assert self.task is not None
-        self.bars.update(self.task, completed=record.step + 1 - self.first, figures=figures)
+        done = record.step + 1 - self.first
+        self.bars.update(self.task, completed=done, figures=figures)
+        if not self.console.is_terminal and done % PLAIN_LINE_EVERY == 0:
+            self.console.print(f"  {record.phase} step {record.step + 1}: {figures}")

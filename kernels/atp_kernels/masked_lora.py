@@ -22,7 +22,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] from x [M, K], w [N, K], s [M, R], b [N, R]; all contiguous, R a multiple of 16."""
+    """y [M, N] from x [M, K], w [N, K], s [M, R], b [N, R]; all contiguous, R a power of 2, 16 or more."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
@@ -82,7 +82,7 @@ def forward(
     lora_x = flat * in_mask.to(flat.dtype) if whole and in_mask is not None else flat
     s = (scaling * (lora_x @ lora_a.to(flat.dtype).T)).contiguous()
     b = lora_b.to(flat.dtype)
-    rank = triton.cdiv(lora_a.shape[0], 16) * 16
+    rank = max(16, triton.next_power_of_2(lora_a.shape[0]))
     s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])).contiguous() for t in (s, b))
     y = flat.new_empty(m, n)
     absent = flat.new_empty(1)

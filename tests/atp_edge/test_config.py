@@ -1,0 +1,51 @@
+"""One TOML file, every key a flag, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atp_edge.config import Config, keys, read_config, to_toml, with_values
+
+
+def test_toml_there_and_back(tmp_path: Path) -> None:
+    config = with_values(Config(), {"lora.rank": 8, "budget": "bytes=300MB", "train.clip": 2})
+    path = tmp_path / "a.toml"
+    path.write_text(to_toml(config, {"torch": "2.13"}))
+    assert read_config(path) == config
+    assert config.train.clip == 2.0
+
+
+def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> None:
+    found = list(keys())
+    assert len({key.flag for key in found}) == len(found) > 30
+    assert all(key.help for key in found)
+    assert with_values(Config(), {key.name: key.default for key in found}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora.rnk": 8}, r"unknown setting 'lora.rnk'; the nearest known one is 'lora.rank'"),
+        ({"widths": "tall"}, r"widths = 'tall': expected one of uniform, per-layer"),
+        ({"steps": "many"}, r"steps = 'many': expected int"),
+        ({"steps": -1}, r"steps = -1: expected zero or more"),
+        ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
+    ],
+)
+def test_wrong_settings_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_values(Config(), values)
+
+
+def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("model = ")
+    with pytest.raises(ValueError, match="is not TOML"):
+        read_config(tmp_path / "a.toml")
+    with pytest.raises(ValueError, match="no such file"):
+        read_config(tmp_path / "b.toml")
+
+
+def test_the_demo_configuration_is_valid() -> None:
+    assert read_config(Path(__file__).parents[2] / "examples" / "demo.toml").steps > 0
