@@ -83,7 +83,9 @@ class Space:
 
     def kept_share(self, masks: list[Tensor]) -> Tensor:
         """Share of the decoder's parameters that masks [size] per site keep (differentiable)."""
-        parameters = [m.sum() * s.unit_parameters for m, s in zip(masks, self.sites, strict=True)]
+        parameters = [
+            m.sum().double() * s.unit_parameters for m, s in zip(masks, self.sites, strict=True)
+        ]
         return (torch.stack(parameters).sum() + self.fixed) / self.dense
 
 
@@ -158,27 +160,20 @@ def project(logits: list[Tensor], space: Space) -> Projection:
     """
     ranked = [torch.sort(x.detach().float().cpu(), descending=True, stable=True) for x in logits]
     values, orders = [r.values for r in ranked], [r.indices for r in ranked]
-    widths = (_uniform_widths if space.uniform else _per_layer_widths)(values, space)
+    widths, thresholds = (_uniform if space.uniform else _per_layer)(values, space)
     masks = []
     for order, width in zip(orders, widths, strict=True):
         mask = torch.zeros(len(order), dtype=torch.bool)
         mask[order[:width]] = True
         masks.append(mask)
-    return Projection(masks=masks, thresholds=_thresholds(values, widths, space.uniform))
+    return Projection(masks=masks, thresholds=thresholds)
 
 
-def _thresholds(values: list[Tensor], widths: list[int], uniform: bool) -> Tensor:
-    """Between the worst kept and the best removed: of each site (uniform), or of all."""
-    worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
-    best = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
-    if uniform:
-        return (worst + best) / 2
-    cut = torch.tensor([w < len(v) for v, w in zip(values, widths, strict=True)])
-    return (best[cut].max() if cut.any() else worst.min()).expand(len(values)).clone()
+def _per_layer(values: list[Tensor], space: Space) -> tuple[list[int], Tensor]:
+    """Greedy over steps of structures, best mean logit first; each site's first step is a must.
 
-
-def _per_layer_widths(values: list[Tensor], space: Space) -> list[int]:
-    """Greedy over steps of structures, best mean logit first; each site's first step is a must."""
+    One threshold for all sites: the mean logit of the last step that fits in order.
+    """
     worth, cost, owner, count = [], [], [], []
     for i, (value, step, site) in enumerate(zip(values, space.steps, space.sites, strict=True)):
         sizes = torch.tensor([len(chunk) for chunk in value.split(step)])
@@ -189,7 +184,7 @@ def _per_layer_widths(values: list[Tensor], space: Space) -> list[int]:
         count.append(sizes)
         cost.append(sizes * site.unit_parameters)
         owner.append(torch.full_like(sizes, i))
-    order = torch.sort(torch.cat(worth), descending=True, stable=True).indices
+    worths, order = torch.sort(torch.cat(worth), descending=True, stable=True)
     costs, owners, counts = (torch.cat(x)[order] for x in (cost, owner, count))
     fits = int((torch.cumsum(costs, 0) <= space.allowed).sum())
     widths = torch.zeros(len(values), dtype=torch.long)
@@ -206,11 +201,17 @@ def _per_layer_widths(values: list[Tensor], space: Space) -> list[int]:
             closed.add(o)
             if len(closed) == len(values):
                 break
-    return widths.tolist()
+    threshold = (
+        worths[max(fits - 1, len(values))] if len(worths) > len(values) else worths.new_zeros(())
+    )
+    return widths.tolist(), threshold.expand(len(values)).clone()
 
 
-def _uniform_widths(values: list[Tensor], space: Space) -> list[int]:
-    """The pair (KV groups, channels) whose kept logits, weighed by cost, are worth most."""
+def _uniform(values: list[Tensor], space: Space) -> tuple[list[int], Tensor]:
+    """The pair (KV groups, channels) whose kept logits, weighed by cost, are worth most.
+
+    A threshold a site: between its worst kept and its best removed structure.
+    """
     layers = len(space.sites) // 2
     group, channel = space.sites[0], space.sites[1]
     step = space.steps[1]
@@ -234,7 +235,10 @@ def _uniform_widths(values: list[Tensor], space: Space) -> list[int]:
             f"no uniform widths meet {space.target_share:.3f} of the decoder with channels in "
             f"multiples of {step}; take a larger budget, a smaller multiple, or widths=per-layer"
         )
-    return [best[1], best[2]] * layers
+    widths = [best[1], best[2]] * layers
+    worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
+    removed = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
+    return widths, (worst + removed) / 2
 
 
 def budget_penalty(kept: Tensor, target: float, weight: float) -> Tensor:

@@ -11,7 +11,6 @@ from rich.progress import Progress as RichBars
 
 from atp_edge.trainer import Record
 
-
 PLAIN_LINE_EVERY = 20
 
 

@@ -1,0 +1,267 @@
+"""The generator, the masked model, the regularizer, the repair and the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+
+from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.config import Config, with_values
+from atp_edge.data import Blocks
+from atp_edge.families import model_shape
+from atp_edge.generator import ALL_KEPT_BASE, DecisionGenerator, decide
+from atp_edge.importance import starting_logits, taylor_importance
+from atp_edge.losses import distilled_loss, language_loss
+from atp_edge.masked import add_lora, lora_layer, plan_masks, set_decision
+from atp_edge.plan import plan_of, read_plan, write_plan
+from atp_edge.reconstruct import reconstruct
+from atp_edge.regularizer import group_lasso, proximal_step
+from atp_edge.trainer import JointLearner, Record, Tuner, learning_rate, run_phase
+from tests.conftest import tiny_model
+
+IDS = torch.randint(0, 97, (24, 20), generator=torch.Generator().manual_seed(0))
+BLOCKS = Blocks(input_ids=IDS, labels=IDS)
+
+
+def lora_model(family: str = "llama", seed: int = 0) -> PeftModel:
+    return add_lora(tiny_model(family, seed=seed), rank=4, alpha=8.0, seed=seed)
+
+
+def space_of(model: PeftModel, share: float = 0.6, widths: str = "per-layer") -> Space:
+    shape = model_shape(model.get_base_model().config)
+    budget = parse_budget(f"params={share}")
+    return make_space(shape, budget, widths=widths, width_multiple=4)  # type: ignore[arg-type]
+
+
+def random_masks(space: Space, seed: int = 0) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    masks = [torch.rand(s.size, generator=draw) < 0.5 for s in space.sites]
+    for mask in masks:
+        mask[0] = True
+    return masks
+
+
+def test_a_generator_starts_all_kept_or_at_the_importance() -> None:
+    space = space_of(lora_model())
+    torch.manual_seed(0)
+    base = [torch.randn(s.size) for s in space.sites]
+    for logits, start in zip(DecisionGenerator(space.sites, base)(), base, strict=True):
+        assert torch.equal(logits, start)
+    all_kept = DecisionGenerator(space.sites)()
+    assert float(torch.cat(all_kept).detach().mean()) == pytest.approx(ALL_KEPT_BASE, abs=0.5)
+
+
+def test_a_decision_is_binary_meets_the_budget_and_carries_gradients() -> None:
+    space = space_of(lora_model())
+    generator = DecisionGenerator(space.sites)
+    noise = torch.Generator().manual_seed(1)
+    decision = decide(generator(), space, temperature=0.4, noise=noise)
+    assert all(set(m.unique().tolist()) <= {0.0, 1.0} for m in decision.masks)
+    assert float(space.kept_share(decision.masks).detach()) <= space.target_share
+    sum(m.sum() for m in decision.masks).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.any() for p in generator.heads.parameters())
+
+
+def test_noise_follows_from_its_seed() -> None:
+    space = space_of(lora_model())
+    logits = [torch.zeros(s.size) for s in space.sites]
+
+    def drawn(seed: int) -> Tensor:
+        noise = torch.Generator().manual_seed(seed)
+        return torch.cat(decide(logits, space, temperature=0.4, noise=noise).masks)
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_generator_steps_bring_gradients_of_the_loss_to_every_site() -> None:
+    model = lora_model()
+    space = space_of(model)
+    masks = [torch.ones(s.size, requires_grad=True) for s in space.sites]
+    set_decision(model, masks, "whole")
+    for gradient in torch.autograd.grad(language_loss(model, BLOCKS.first(2)), masks):
+        assert gradient.abs().min() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_proximal_step_reaches_exact_zero_and_then_cutting_changes_nothing(family: str) -> None:
+    model = lora_model(family)
+    space = space_of(model)
+    masks = random_masks(space)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    before = float(group_lasso(model, masks).detach())
+    proximal_step(model, masks, 0.05)
+    assert 0 < float(group_lasso(model, masks).detach()) < before
+    proximal_step(model, masks, 100.0)
+    assert float(group_lasso(model, masks).detach()) == 0.0
+    kept = lora_layer(model, 0, "up_proj").lora_B["default"].weight[masks[1]]
+    assert kept.abs().min() > 0
+    if family == "qwen2":  # biases of removed heads stay in the LoRA-aware forward's other path
+        return
+    outputs = []
+    for placement in ("base", "whole"):
+        set_decision(model, masks, placement)  # type: ignore[arg-type]
+        with torch.no_grad():
+            outputs.append(model(input_ids=IDS[:2]).logits)
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+
+
+def test_reconstruction_brings_the_masked_output_nearer() -> None:
+    masked_error, repaired_error = (0.0, 0.0)
+    model = lora_model()
+    with torch.no_grad():
+        dense = model(input_ids=IDS).logits
+        masks = random_masks(space_of(model), seed=2)
+        set_decision(model, masks, "whole")
+        masked_error = float((model(input_ids=IDS).logits - dense).square().mean())
+        reconstruct(model, masks, BLOCKS)
+        repaired_error = float((model(input_ids=IDS).logits - dense).square().mean())
+    assert repaired_error < 0.9 * masked_error
+
+
+def test_importance_orders_by_what_a_removal_costs() -> None:
+    model = lora_model()
+    space = space_of(model)
+    with torch.no_grad():
+        lora_layer(model, 1, "down_proj").get_base_layer().weight[:, 3] = 0
+    scores = taylor_importance(model, BLOCKS.first(4), space, lambda b: language_loss(model, b))
+    assert scores[3][3] == 0
+    assert int(scores[3].argmin()) == 3
+    logits = starting_logits(scores, space)
+    above_zero = space.kept_share([(x > 0).float() for x in logits])
+    assert float(above_zero) == pytest.approx(space.target_share, abs=0.1)
+
+
+def test_distillation_from_itself_is_no_loss_beyond_the_text() -> None:
+    model = tiny_model("llama")
+    one, plain = distilled_loss(model, model, BLOCKS.first(2), 0.0)
+    assert float(one) == pytest.approx(float(plain))
+    other = tiny_model("llama", seed=5)
+    far = distilled_loss(model, other, BLOCKS.first(2), 1.0)[0]
+    near = distilled_loss(other, other, BLOCKS.first(2), 1.0)[0]
+    assert float(far) > float(near)
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(1.0, i, steps=100, warmup=0.1, decay=True) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+CONFIG = with_values(
+    Config(),
+    {
+        "steps": 12,
+        "train.save_every": 4,
+        "train.precision": "no",
+        "decision.control_share": 1.0,
+        "decision.lr": 0.1,
+        "lora.lr": 0.01,
+        "decision.noise": 0.3,
+    },
+)
+
+
+def learner(config: Config = CONFIG, widths: str = "per-layer") -> JointLearner:
+    model = lora_model()
+    torch.manual_seed(0)
+    space = space_of(model, widths=widths)
+    generator = DecisionGenerator(space.sites)
+    return JointLearner(model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True))
+
+
+def finish(made: Any, folder: Path, stop_at: int | None = None) -> list[Record]:
+    """Run a phase; `stop_at`: killed before that step."""
+    seen: list[Record] = []
+
+    def watch(record: Record) -> None:
+        seen.append(record)
+        if stop_at is not None and record.step + 1 == stop_at:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_phase(made, folder=folder, save_every=4, on_record=watch)
+    return seen
+
+
+@pytest.mark.parametrize("widths", ["uniform", "per-layer"])
+def test_the_loop_learns_and_every_decision_meets_the_budget(tmp_path: Path, widths: str) -> None:
+    config = dataclasses.replace(CONFIG, steps=40)
+    made = learner(config, widths)
+    records = finish(made, tmp_path)
+    assert all(r.kept_share is not None and r.kept_share <= 0.6 for r in records)
+    assert max(r.churn or 0 for r in records) > 0
+    first, last = (sum(r.loss for r in part) for part in (records[:8], records[-8:]))
+    assert last < first
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    straight = learner()
+    records = finish(straight, tmp_path / "straight")
+    finish(learner(), tmp_path / "killed", stop_at=7)
+    resumed = learner()
+    rest = finish(resumed, tmp_path / "killed")
+    assert [r.step for r in rest] == list(range(4, 12))
+    for name, parameter in straight.lora.items():
+        assert torch.equal(parameter, resumed.lora[name]), name
+    for ours, theirs in zip(straight.masks, resumed.masks, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [r.loss for r in rest] == [r.loss for r in records[4:]]
+    histories = [(tmp_path / n / "history.jsonl").read_text() for n in ("straight", "killed")]
+    assert len({h.count("\n") for h in histories}) == 1
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    one, two = learner(), learner()
+    finish(one, tmp_path / "1")
+    finish(two, tmp_path / "2")
+    for name, parameter in one.lora.items():
+        assert torch.equal(parameter, two.lora[name])
+
+
+def test_recovery_tunes_the_kept_weights_too_and_resumes(tmp_path: Path) -> None:
+    def tuner() -> Tuner:
+        model = lora_model()
+        teacher = tiny_model("llama", seed=3)
+        return Tuner(model, BLOCKS, CONFIG, Accelerator(cpu=True), phase="recovery",
+                     first_step=2, teacher=teacher, retrain=True)  # fmt: skip
+
+    straight, resumed = tuner(), tuner()
+    start = {n: p.detach().clone() for n, p in straight.parameters.items()}
+    finish(straight, tmp_path / "straight")
+    finish(tuner(), tmp_path / "killed", stop_at=9)
+    finish(resumed, tmp_path / "killed")
+    for name, parameter in straight.parameters.items():
+        assert torch.equal(parameter, resumed.parameters[name]), name
+        assert not torch.equal(parameter, start[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+    made = learner()
+    with torch.no_grad():
+        next(iter(made.lora.values())).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"smaller learning rates \(--lora-lr"):
+        run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
+
+
+def test_a_plan_there_and_back(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    plan = plan_of(model_shape(model.config), [(0, 2), (1, 5), (1,), (0,), (2,), (7, 9)])
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert [int(m.sum()) for m in plan_masks(plan)] == [s.width for s in plan.sites]
+    (tmp_path / "plan.json").write_text('{"schema": 9}')
+    with pytest.raises(ValueError, match="not a plan"):
+        read_plan(tmp_path / "plan.json")
