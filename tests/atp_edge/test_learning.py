@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 
-from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.budget import Space, make_space, parse_budget, project
 from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
@@ -139,8 +139,9 @@ def test_importance_orders_by_what_a_removal_costs() -> None:
     assert scores[3][3] == 0
     assert int(scores[3].argmin()) == 3
     logits = starting_logits(scores, space)
-    above_zero = space.kept_share([(x > 0).float() for x in logits])
-    assert float(above_zero) == pytest.approx(space.target_share, abs=0.1)
+    masks = project(logits, space).masks
+    agreeing = torch.cat([(x > 0) == m for x, m in zip(logits, masks, strict=True)])
+    assert agreeing.float().mean() > 0.8
 
 
 def test_distillation_from_itself_is_no_loss_beyond_the_text() -> None:
