@@ -1,0 +1,171 @@
+"""The command line as users meet it: a whole small run, killed and gone on with, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from atp_export.checkpoint import save_narrow
+from transformers import AutoTokenizer
+
+from tests.atp_edge.test_data import text
+from tests.conftest import tiny_model
+
+SMALL = [
+    "--steps", "12", "--dataset-block-tokens", "32", "--dataset-test-blocks", "4",
+    "--train-save-every", "3", "--train-precision", "no", "--decision-width-multiple", "4",
+    "--decision-importance-blocks", "2", "--recovery-reconstruct-blocks", "4",
+    "--bench-rounds", "1", "--bench-prompt-tokens", "8", "--bench-new-tokens", "4",
+]  # fmt: skip
+
+
+def atp_edge(*arguments: str, code: int = 0) -> str:
+    """Run the command; returns stdout and stderr together."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from atp_edge.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def model_and_data(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> tuple[str, str]:
+    """A tiny random Llama under the real tokenizer, and JSONL text."""
+    folder = tmp_path_factory.mktemp("user")
+    tokenizer = AutoTokenizer.from_pretrained(real_folder)
+    model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    save_narrow(model, tokenizer, folder / "model")
+    lines = [json.dumps({"text": text(i, 60)}) for i in range(60)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    return str(folder / "model"), str(folder / "data.jsonl")
+
+
+@pytest.fixture(scope="module")
+def finished(model_and_data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run."""
+    model, data = model_and_data
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
+    return out
+
+
+def test_a_run_leaves_every_file_of_the_folder(finished: Path) -> None:
+    for name in ("config.toml", "plan.json", "adapter/adapter_config.json", "slim/config.json",
+                 "slim/model.safetensors", "onnx/model.onnx", "onnx/genai_config.json",
+                 "onnx/manifest.json", "onnx/tokenizer.json", "metrics.json",
+                 "history.jsonl"):  # fmt: skip
+        assert (finished / name).is_file(), name
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["verify"]["slim"]["passed"]
+    assert metrics["shrink"]["decoder_share"] <= 0.6
+    assert metrics["train"]["masked_narrow_max_error"] < 1e-3
+    assert metrics["shrink"]["perplexity"] == pytest.approx(
+        metrics["train"]["perplexity"], rel=0.01
+    )
+
+
+def test_the_report_is_one_self_contained_page_of_all_figures(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="https?://', page.rsplit("</script>", 1)[-1])
+    for title in ("Loss", "Kept share", "Width of every layer", "Latency and memory",
+                  "ONNX against PyTorch", "first token", "peak memory"):  # fmt: skip
+        assert title in page, title
+
+
+def test_the_adapter_loads_by_plain_peft_on_the_dense_model(
+    finished: Path, model_and_data: tuple[str, str]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dense = AutoModelForCausalLM.from_pretrained(model_and_data[0])
+    loaded = PeftModel.from_pretrained(dense, finished / "adapter")
+    assert any("lora_" in name for name, _ in loaded.named_parameters())
+
+
+def test_a_finished_run_is_not_run_again(finished: Path, model_and_data: tuple[str, str]) -> None:
+    model, data = model_and_data
+    before = (finished / "onnx" / "model.onnx").stat().st_mtime_ns
+    shown = atp_edge("run", "--model", model, "--data", data, "--out", str(finished), *SMALL)
+    assert "train: done before" in shown
+    assert (finished / "onnx" / "model.onnx").stat().st_mtime_ns == before
+    refused = atp_edge("run", "--model", model, "--data", data, "--out", str(finished), "--seed",
+                       "7", *SMALL, code=2)  # fmt: skip
+    assert "holds a run of another configuration (seed = 0 there, seed = 7 here)" in refused
+
+
+def test_stages_run_again_alone_and_the_model_talks(finished: Path) -> None:
+    for stage in ("shrink", "export", "verify", "report"):
+        atp_edge(stage, "--out", str(finished))
+    said = atp_edge("generate", "The licence", "--out", str(finished), "--max-new-tokens", "4")
+    assert said.startswith("The licence")
+    assert "every file is what was shipped" in atp_edge(
+        "verify", "--manifest", str(finished / "onnx")
+    )
+
+
+def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
+    finished: Path, model_and_data: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = model_and_data
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "from atp_edge.cli import main; main()", "run", "--model",
+               model, "--data", data, "--out", str(out), *SMALL]  # fmt: skip
+    marks = ("history.jsonl", "plan.json", "onnx-dense")
+    for mark in marks:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (out / mark).exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
+    assert (out / "plan.json").read_text() == (finished / "plan.json").read_text()
+    weights = "slim/model.safetensors"
+    assert (out / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--budget", "params=0.001"], "the smallest budget for this model is params="),
+        (["run", "--budget", "tiny"], "budget 'tiny': expected params=SHARE"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["shrink", "--out", "nowhere"], "nowhere holds no run"),
+        (["generate", "x", "--out", "nowhere"], "nowhere holds no model.onnx"),
+        (["verify"], "either --out RUN or --manifest FOLDER"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: list[str], message: str, model_and_data: tuple[str, str]
+) -> None:
+    more = ["--model", model_and_data[0]] if arguments[0] == "run" else []
+    shown = atp_edge(*arguments, *more, code=2)
+    assert message in " ".join(shown.split())
+    assert "Traceback" not in shown
+
+
+def test_a_dry_run_shows_the_costs_and_writes_nothing(
+    model_and_data: tuple[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "dry"
+    shown = atp_edge("run", "--model", model_and_data[0], "--out", str(out), "--dry-run")
+    assert "decoder parameters" in shown
+    assert "memory to train" in shown
+    assert not out.exists()
+
+
+def test_doctor_and_help_fit_80_columns() -> None:
+    for arguments in (["doctor"], ["run", "--help"], ["--help"]):
+        assert max(map(len, atp_edge(*arguments).splitlines())) <= 80
