@@ -31,10 +31,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """Rows by model, ratios of the first to the last (larger: the last is better), settings."""
+    """Rows by model, ratios of the first to the last (larger: the last is better), settings.
+
+    spreads: the smallest and the largest ratio of a single round, for the latencies.
+    """
 
     rows: dict[str, Row]
     ratios: dict[str, float]
+    spreads: dict[str, tuple[float, float]]
     settings: dict[str, Any]
     environment: dict[str, Any]
 
@@ -47,6 +51,10 @@ class _Round:
     first_token_ms: float
     token_ms: list[float]
 
+    @property
+    def token_ms_p50(self) -> float:
+        return statistics.median(self.token_ms)
+
 
 def bench_onnx(
     folders: Mapping[str, Path],
@@ -57,10 +65,16 @@ def bench_onnx(
     provider: str = "auto",
     threads: int | None = None,
 ) -> BenchReport:
-    """Measure exported folders round by round, one after the other, after a round of warm-up.
+    """Measure exported folders round by round, in turn, after a round of warm-up.
 
-    Token counts are fixed: no model ends early. Raises ValueError for settings below 1.
+    Token counts are fixed: no model ends early. Every other round goes backwards, so that no model
+    always runs on the other's heels. Raises ValueError for settings below 1 or a single folder.
     """
+    if len(folders) < 2:
+        raise ValueError(
+            f"got {len(folders)} model(s) ({', '.join(folders) or 'none'}): expected two or more "
+            "folders to compare, the reference first"
+        )
     for name, value in (
         ("prompt_tokens", prompt_tokens),
         ("new_tokens", new_tokens),
@@ -82,16 +96,18 @@ def bench_onnx(
     for session in sessions.values():
         _measure(session, prompt_tokens, min(new_tokens, 8))
     measured: dict[str, list[_Round]] = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name, session in sessions.items():
-            measured[name].append(_measure(session, prompt_tokens, new_tokens))
+    for index in range(rounds):
+        for name in list(sessions)[:: -1 if index % 2 else 1]:
+            measured[name].append(_measure(sessions[name], prompt_tokens, new_tokens))
     rows = {name: _row(measured[name], folder, *memory[name]) for name, folder in folders.items()}
     first, *_, last = rows.values()
+    reference, *_, other = measured.values()
     lower_is_better = ("first_token_ms", "token_ms_p50", "token_ms_p95", "load_ms", "file_bytes",
                        "peak_memory_bytes")  # fmt: skip
     return BenchReport(
         rows=rows,
         ratios={key: getattr(first, key) / getattr(last, key) for key in lower_is_better},
+        spreads={key: _spread(reference, other, key) for key in ("first_token_ms", "token_ms_p50")},
         settings={
             "prompt_tokens": prompt_tokens,
             "new_tokens": new_tokens,
@@ -118,6 +134,13 @@ def _measure(session: Session, prompt_tokens: int, new_tokens: int) -> _Round:
         logits = state.step(token)
         times.append((time.perf_counter() - began) * 1e3)
     return _Round(first_token_ms=first * 1e3, token_ms=times)
+
+
+def _spread(reference: list[_Round], other: list[_Round], key: str) -> tuple[float, float]:
+    """The extremes over rounds of the ratio between two models measured in the same round."""
+    pairs = zip(reference, other, strict=True)
+    ratios = [getattr(a, key) / getattr(b, key) for a, b in pairs]
+    return min(ratios), max(ratios)
 
 
 def _row(measured: list[_Round], folder: Path, peak_memory_bytes: int, load_ms: float) -> Row:

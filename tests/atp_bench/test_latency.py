@@ -1,0 +1,126 @@
+"""Benches of two exported models: what is measured, what follows from it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from atp_bench.latency import BenchReport, bench_onnx
+from atp_bench.memory import peak_memory_and_load
+from atp_export.checkpoint import save_narrow
+from atp_export.graph import export_onnx
+
+from tests.conftest import tiny_model
+
+LATENCIES = ("first_token_ms", "token_ms_p50")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wide and a narrow random Llama as ONNX; the wide one does some fifty times the work."""
+    root = tmp_path_factory.mktemp("models")
+    for name, channels in (("dense", 8192), ("slim", 64)):
+        model = tiny_model("llama", hidden_size=240, intermediate_size=channels)
+        save_narrow(model, None, root / f"{name}-hf")
+        export_onnx(root / f"{name}-hf", root / name)
+    return {name: root / name for name in ("dense", "slim")}
+
+
+@pytest.fixture(scope="module")
+def report(folders: dict[str, Path]) -> BenchReport:
+    return bench_onnx(folders, prompt_tokens=16, new_tokens=8, rounds=4, threads=1)
+
+
+def test_the_model_with_less_work_is_faster_smaller_and_lighter(report: BenchReport) -> None:
+    dense, slim = report.rows["dense"], report.rows["slim"]
+    assert dense.token_ms_p50 > 1.5 * slim.token_ms_p50
+    assert dense.first_token_ms > 1.5 * slim.first_token_ms
+    assert dense.peak_memory_bytes - slim.peak_memory_bytes > 40 * 2**20
+
+
+def test_the_file_size_is_what_lies_in_the_folder(
+    report: BenchReport, folders: dict[str, Path]
+) -> None:
+    for name, folder in folders.items():
+        on_disk = sum(f.stat().st_size for f in folder.iterdir() if f.name.startswith("model.onnx"))
+        assert report.rows[name].file_bytes == on_disk
+
+
+def test_ratios_are_of_the_rows_and_lie_where_the_rounds_do(report: BenchReport) -> None:
+    dense, slim = report.rows["dense"], report.rows["slim"]
+    for key, ratio in report.ratios.items():
+        assert ratio == pytest.approx(getattr(dense, key) / getattr(slim, key))
+    for key in LATENCIES:
+        low, high = report.spreads[key]
+        assert 1 < low <= high
+
+
+def test_throughput_and_percentiles_agree(report: BenchReport) -> None:
+    for row in report.rows.values():
+        assert 0 < row.token_ms_p50 <= row.token_ms_p95
+        assert row.tokens_per_s == pytest.approx(1e3 / row.token_ms_p50)
+        assert row.load_ms > 0
+
+
+def test_models_take_turns_and_every_other_round_goes_backwards(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atp_bench import latency
+
+    order: list[int] = []
+    measure = latency._measure
+
+    def watched(session: Any, prompt_tokens: int, new_tokens: int) -> Any:
+        order.append(id(session))
+        return measure(session, prompt_tokens, new_tokens)
+
+    monkeypatch.setattr(latency, "_measure", watched)
+    bench_onnx(folders, prompt_tokens=2, new_tokens=1, rounds=3, threads=1)
+    dense, slim = order[:2]
+    assert order == [dense, slim, dense, slim, slim, dense, dense, slim]
+
+
+def test_the_report_is_json_with_settings_and_environment(report: BenchReport) -> None:
+    read = json.loads(json.dumps(report.to_dict()))
+    assert read["settings"] == {
+        "prompt_tokens": 16,
+        "new_tokens": 8,
+        "rounds": 4,
+        "batch": 1,
+        "provider": report.settings["provider"],
+        "threads": 1,
+    }
+    assert read["settings"]["provider"].endswith("ExecutionProvider")
+    assert {"cpu", "cores", "memory_bytes", "versions", "date"} <= set(read["environment"])
+
+
+@pytest.mark.parametrize("setting", ["prompt_tokens", "new_tokens", "rounds"])
+def test_settings_below_one_are_refused_before_anything_is_loaded(setting: str) -> None:
+    nowhere = {"dense": Path("nowhere"), "slim": Path("nowhere")}
+    with pytest.raises(ValueError, match=f"{setting} is 0: expected 1 or more"):
+        bench_onnx(nowhere, **{setting: 0})
+
+
+def test_a_single_model_cannot_be_compared(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"got 1 model\(s\) \(dense\): expected two or more"):
+        bench_onnx({"dense": folders["dense"]})
+
+
+def test_the_memory_of_the_process_that_asks_is_not_counted(folders: dict[str, Path]) -> None:
+    def peak() -> int:
+        return peak_memory_and_load(
+            folders["slim"], prompt_tokens=4, new_tokens=2, provider="auto", threads=1
+        )[0]
+
+    before = peak()
+    ballast = np.ones(2**30, np.uint8)
+    during = peak()
+    assert during < before + ballast.nbytes / 4
+
+
+def test_a_folder_without_a_model_says_so_from_the_fresh_process(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"holds no model\.onnx; write it with"):
+        peak_memory_and_load(tmp_path, prompt_tokens=1, new_tokens=1, provider="auto", threads=1)
