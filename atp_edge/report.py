@@ -61,28 +61,29 @@ def verdict(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         kept = metrics["shrink"]
         whole = f"of the decoder's parameters kept ({kept['whole_share']:.1%} of the model's)"
         found.append((f"{kept['decoder_share']:.1%}", whole))
-        recovery = metrics["train"]["dense_tuned_perplexity"] / kept["perplexity"]
+    if "shrink" in metrics and "train" in metrics:
+        recovery = metrics["train"]["dense_tuned_perplexity"] / metrics["shrink"]["perplexity"]
         found.append((f"{recovery:.1%}", "of the dense tuned perplexity recovered"))
     if "bench" in metrics:
         ratios = metrics["bench"]["ratios"]
-        found.append((f"{ratios['token_ms_p50']:.2f}×", "faster per token"))
-        found.append((f"{ratios['first_token_ms']:.2f}×", "faster to the first token"))
+        found.append((f"{ratios['token_ms_p50']:.2f}×", "the dense speed per token"))
+        found.append((f"{ratios['first_token_ms']:.2f}×", "the dense speed to the first token"))
     if "verify" in metrics:
         proof = metrics["verify"]["slim"]
         same = f"{proof['greedy_same']}/{proof['greedy_total']}"
         worst = f"continuations equal to PyTorch's, logits within {proof['logits_max_error']:.0e}"
-        found.append((same, worst))
+        found.append((same, worst if proof["passed"] else f"FAILED: {worst}"))
     return found
 
 
 def _html(figure: go.Figure) -> str:
     figure.update_layout(
         height=320,
-        margin={"l": 56, "r": 16, "t": 16, "b": 44},
+        margin={"l": 56, "r": 16, "t": 52, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#7a8496"},
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         bargap=0.15,
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,.2)", zeroline=False)
@@ -124,7 +125,8 @@ def loss_figure(history: list[Record]) -> go.Figure | None:
     recovery = [r.step for r in slim if r.phase == "recovery"]
     if recovery:
         figure.add_vline(x=recovery[0], line_dash="dash", line_color=DENSE,
-                         annotation_text="decision frozen")  # fmt: skip
+                         annotation_text="decision frozen",
+                         annotation_position="bottom right")  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=f"loss (mean of {SMOOTHING_STEPS})", type="log")
     return figure
