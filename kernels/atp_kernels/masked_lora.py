@@ -22,7 +22,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] from x [M, K], w [N, K], s [M, R], b [N, R]; all contiguous, R a power of 2, 16 or more."""
+    """y [M, N] from x [M, K], w [N, K], s [M, R], b [N, R]; contiguous; R a power of 2 from 16."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
