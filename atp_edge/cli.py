@@ -17,8 +17,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from atp_edge.cli_bench import bench
 from atp_edge.config import Config, keys, read_config, with_values
-from atp_edge.files import write_atomically
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 export not equal to its model, 2 wrong use or bad input, "
     "3 training diverged, 130 interrupted (call it again to go on).",
 )
+app.add_typer(bench, name="bench")
 console = Console(highlight=False)
 EXIT_NOT_PROVEN, EXIT_USAGE, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -163,22 +164,6 @@ def verify(
         console.print_json(json.dumps(provenance))
     elif out is not None:
         _one_stage("verify", out)
-
-
-@app.command()
-def bench(
-    out: RunOption,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-) -> None:
-    """Latency and memory of the dense and the slim ONNX model, in turn."""
-    from atp_edge.run_folder import RunFolder
-    from atp_edge.summary import table
-
-    _one_stage("bench", out)
-    metrics = RunFolder(out).metrics()
-    console.print(table(metrics))
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(metrics["bench"], indent=2) + "\n")
 
 
 @app.command()
