@@ -17,6 +17,10 @@ ALL_KEPT_BASE = 3.0
 class DecisionGenerator(nn.Module):
     """A 64-d input a layer -> transformer encoder -> one bias-free head a site -> logits [size].
 
+    To the paper's head of a site comes one more output, added to all of the site's logits: what
+    the structures at a site's border have in common moves the site's width at once, where their
+    own gradients are mostly noise.
+
     `base` is added to the logits: importance scores to start from, or `ALL_KEPT_BASE` everywhere.
     When it starts from importance, the heads start at zero, so that the first decision is exactly
     the importance's.
@@ -34,11 +38,10 @@ class DecisionGenerator(nn.Module):
             enable_nested_tensor=False,
         )
         self.norm = nn.LayerNorm(WIDTH)
-        heads = [nn.Linear(WIDTH, site.size, bias=False) for site in sites]
+        heads = [nn.Linear(WIDTH, 1 + site.size, bias=False) for site in sites]
         self.layer_of_site = [site.layer for site in sites]
-        if base is not None:
-            for head in heads:
-                nn.init.zeros_(head.weight)
+        for head in heads:
+            nn.init.zeros_(head.weight if base is not None else head.weight[:1])
         self.heads = nn.ModuleList(heads)
         for i, site in enumerate(sites):
             start = torch.full((site.size,), ALL_KEPT_BASE) if base is None else base[i]
@@ -47,10 +50,10 @@ class DecisionGenerator(nn.Module):
     def forward(self) -> list[Tensor]:
         """Logits, one [size] a site."""
         hidden = self.norm(self.encoder(self.inputs.unsqueeze(0)).squeeze(0))
-        return [
-            head(hidden[layer]) + self.get_buffer(f"base_{i}")
-            for i, (head, layer) in enumerate(zip(self.heads, self.layer_of_site, strict=True))
+        outputs = [
+            head(hidden[layer]) for head, layer in zip(self.heads, self.layer_of_site, strict=True)
         ]
+        return [x[0] + x[1:] + self.get_buffer(f"base_{i}") for i, x in enumerate(outputs)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from atp_edge.budget import Space, make_space, parse_budget
 from atp_edge.config import Config
+from atp_edge.cpu import attention_implementation, keep_freed_memory
 from atp_edge.data import Blocks, Splits, load_documents, make_splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
@@ -53,6 +54,13 @@ def load_dense(config: Config) -> PreTrainedModel:
     ).eval()
 
 
+def _placed(model: PreTrainedModel, config: Config, accelerator: Accelerator) -> PreTrainedModel:
+    """The model on the device, with the attention to train with."""
+    tokens = config.dataset.block_tokens
+    model.set_attn_implementation(attention_implementation(accelerator.device.type, tokens))
+    return model.to(accelerator.device)
+
+
 def space_of(config: Config, dense_config: Any) -> Space:
     """The feasible decisions of a run; ValueError when its budget cannot be met."""
     return make_space(
@@ -81,6 +89,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
     began = time.perf_counter()
     accelerator = Accelerator(mixed_precision=config.train.precision)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     progress.say("reading the domain text")
     splits = splits_of(config)
     for part in (tune_dense, learn_decision, recover):
@@ -129,7 +139,7 @@ def tune_dense(
 ) -> dict[str, float]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
-    model = load_dense(config).to(accelerator.device)
+    model = _placed(load_dense(config), config, accelerator)
     untuned = _perplexity(config, model, splits.test, accelerator)
     tuned = _add_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
@@ -145,11 +155,19 @@ def learn_decision(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> dict[str, float]:
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
-    model = _add_lora(config, load_dense(config)).to(accelerator.device)
+    model = _add_lora(config, _placed(load_dense(config), config, accelerator))
     space = space_of(config, model.get_base_model().config)
     generator = _make_generator(config, model, space, splits.train, accelerator, progress)
     learner = JointLearner(
-        model, generator, space, splits.train, splits.decision, config, accelerator
+        model,
+        generator,
+        space,
+        splits.train,
+        splits.decision,
+        config,
+        accelerator,
+        teacher=_teacher(config, run, accelerator),
+        retrain=config.recovery.retrain,
     )
     progress.phase("joint", 0, config.control_steps, space.target_share)
     _run(learner, config, run, progress)
@@ -195,10 +213,8 @@ def recover(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> dict[str, float]:
     """The narrow model tuned for the rest of the steps, with the dense tuned one as its teacher."""
-    narrow = _load_narrow_peft(config, run, "frozen").to(accelerator.device)
-    teacher = None
-    if config.recovery.distill:
-        teacher = load_narrow(run.dense).to(accelerator.device).requires_grad_(False)
+    narrow = _load_narrow_peft(config, run, "frozen")
+    _placed(narrow.get_base_model(), config, accelerator)
     learner = Tuner(
         narrow,
         splits.train,
@@ -206,13 +222,20 @@ def recover(
         accelerator,
         phase="recovery",
         first_step=config.control_steps,
-        teacher=teacher,
+        teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
     _run(learner, config, run, progress)
     save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
     return {"perplexity": _perplexity(config, narrow, splits.test, accelerator)}
+
+
+def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:
+    """The dense tuned model, if the run distils from it."""
+    if not config.recovery.distill:
+        return None
+    return _placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
 
 
 def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> None:

@@ -149,6 +149,30 @@ class _Stream:
         return next(self.iterator).to(self.device)
 
 
+def step_loss(
+    model: PeftModel, teacher: PreTrainedModel | None, batch: Blocks, config: Config
+) -> tuple[Tensor, Tensor]:
+    """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled."""
+    if teacher is None:
+        loss = language_loss(model, batch)
+        return loss, loss.detach()
+    return distilled_loss(model, teacher, batch, config.recovery.distill)
+
+
+def tuned_groups(
+    model: PeftModel, config: Config, *, retrain: bool
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Parameters by name, and AdamW's groups with the peak rate of each: LoRA, and if asked the
+    projections' own weights."""
+    lora, weights = lora_parameters(model), kept_weights(model)
+    for parameter in weights.values():
+        parameter.requires_grad_(retrain)
+    groups = [{"params": list(lora.values()), "peak": config.lora.lr}]
+    if retrain:
+        groups.append({"params": list(weights.values()), "peak": config.recovery.retrain_lr})
+    return lora | (weights if retrain else {}), groups
+
+
 class Tuner:
     """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
 
@@ -171,13 +195,7 @@ class Tuner:
         self.phase, self.first_step, self.last_step = phase, first_step, config.steps
         self.teacher = teacher
         self.stream = _Stream(train, config, accelerator.device)
-        lora, kept = lora_parameters(model), kept_weights(model)
-        for parameter in kept.values():
-            parameter.requires_grad_(retrain)
-        groups = [{"params": list(lora.values()), "peak": config.lora.lr}]
-        if retrain:
-            groups.append({"params": list(kept.values()), "peak": config.recovery.retrain_lr})
-        self.parameters = lora | (kept if retrain else {})
+        self.parameters, groups = tuned_groups(model, config, retrain=retrain)
         self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0))
 
     def step(self, index: int) -> Record:
@@ -192,12 +210,7 @@ class Tuner:
             )
         batch = self.stream(index)
         with self.accelerator.autocast():
-            if self.teacher is None:
-                loss = language_loss(self.model, batch)
-                plain = loss
-            else:
-                weight = self.config.recovery.distill
-                loss, plain = distilled_loss(self.model, self.teacher, batch, weight)
+            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters.values(), train.clip)
         self.optimizer.step()
@@ -205,7 +218,7 @@ class Tuner:
         return Record(
             step=index,
             phase=self.phase,
-            loss=float(plain.detach()),
+            loss=float(plain),
             lr=self.optimizer.param_groups[0]["lr"],
             tokens=(index + 1) * batch.input_ids.numel(),
         )
@@ -237,17 +250,18 @@ class JointLearner:
         decision: Blocks,
         config: Config,
         accelerator: Accelerator,
+        *,
+        teacher: PreTrainedModel | None = None,
+        retrain: bool = False,
     ) -> None:
         self.model, self.space, self.config = model, space, config
-        self.accelerator = accelerator
+        self.accelerator, self.teacher = accelerator, teacher
         self.last_step = config.control_steps
         self.generator = generator.to(accelerator.device)
         self.stream = _Stream(train, config, accelerator.device)
         self.decision_stream = _Stream(decision, config, accelerator.device)
-        self.lora = lora_parameters(model)
-        self.lora_optimizer = accelerator.prepare(
-            torch.optim.AdamW(self.lora.values(), lr=config.lora.lr, weight_decay=0.0)
-        )
+        self.parameters, groups = tuned_groups(model, config, retrain=retrain)
+        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0))
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
@@ -279,68 +293,67 @@ class JointLearner:
             noise_scale=settings.noise,
             projected=settings.projection,
         )
-        self._train_lora(False)
+        self._train(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
         with self.accelerator.autocast():
             batch = self.decision_stream(index // settings.interval)
-            task = language_loss(self.model, batch)
+            task, plain = step_loss(self.model, self.teacher, batch, self.config)
         loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
-        self._train_lora(True)
+        self._train(True)
         before = self.masks
         self.masks = [mask.detach() >= 0.5 for mask in decision.masks]
         changed = sum(int((a != b).sum()) for a, b in zip(before, self.masks, strict=True))
         return replace(
             record,
-            decision_loss=float(task.detach()),
+            decision_loss=float(plain),
             soft_share=float(soft_share.detach()),
             churn=changed / sum(len(mask) for mask in self.masks),
         )
 
     def _lora_step(self, index: int) -> tuple[float, float, int]:
         settings, train = self.config.decision, self.config.train
-        lr = learning_rate(
-            self.config.lora.lr, index, steps=self.config.steps, warmup=train.warmup, decay=False
-        )
-        for group in self.lora_optimizer.param_groups:
-            group["lr"] = lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                group["peak"], index, steps=self.config.steps, warmup=train.warmup, decay=False
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
         set_decision(self.model, self.masks, settings.placement)
         # The strength grows through the phase, so that groups reach zero at the freeze.
         strength = settings.strength * (index + 1) / self.last_step
         batch = self.stream(index)
         with self.accelerator.autocast():
-            plain = language_loss(self.model, batch)
-        loss = plain
+            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
         if settings.regularizer == "lasso":
-            loss = plain + strength * 1e-3 * group_lasso(self.model, self.masks)
+            loss = loss + strength * 1e-3 * group_lasso(self.model, self.masks)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.lora.values(), train.clip)
-        self.lora_optimizer.step()
-        self.lora_optimizer.zero_grad()
+        self.accelerator.clip_grad_norm_(self.parameters.values(), train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if settings.regularizer == "proximal":
             proximal_step(self.model, self.masks, strength * lr)
-        return float(plain.detach()), lr, (index + 1) * batch.input_ids.numel()
+        return float(plain), lr, (index + 1) * batch.input_ids.numel()
 
-    def _train_lora(self, on: bool) -> None:
-        for parameter in self.lora.values():
+    def _train(self, on: bool) -> None:
+        for parameter in self.parameters.values():
             parameter.requires_grad_(on)
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "lora": dict(self.lora),
-            "lora_optimizer": self.lora_optimizer.state_dict(),
+            "parameters": dict(self.parameters),
+            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "masks": self.masks,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _restore(self.lora, state["lora"])
-        self.lora_optimizer.load_state_dict(state["lora_optimizer"])
+        _restore(self.parameters, state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.masks = [mask.to(self.accelerator.device) for mask in state["masks"]]
