@@ -82,6 +82,9 @@ class TrainConfig:
     warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     save_every: int = field(default=50, metadata={"help": "steps between checkpoints"})
+    patience: int = field(
+        default=3, metadata={"help": "checkpoints without a better one that end a phase; 0: none"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

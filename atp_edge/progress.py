@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
-from atp_edge.trainer import Record
+from atp_edge.history import Record
 
 PLAIN_LINE_EVERY = 20
 

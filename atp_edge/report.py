@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from atp_edge.files import read_json, write_atomically
+from atp_edge.history import Record, read_history
 from atp_edge.plan import Plan, read_plan
 from atp_edge.summary import rows_of
-from atp_edge.trainer import Record, read_history
 
 DENSE, SLIM, TARGET = "#8a94a6", "#0f8b8d", "#d1495b"
 SMOOTHING_STEPS = 8

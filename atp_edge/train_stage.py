@@ -33,12 +33,14 @@ from atp_edge.generator import DecisionGenerator
 from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
+from atp_edge.phase import Learner, PhaseState, run_phase
 from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
 from atp_edge.progress import Progress
 from atp_edge.reconstruct import reconstruct
 from atp_edge.run_folder import RunFolder
-from atp_edge.trainer import JointLearner, Learner, Tuner, run_phase
+from atp_edge.trainer import JointLearner, Tuner
 
+VALIDATION_BLOCKS = 8
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
@@ -143,7 +145,8 @@ def tune_dense(
     untuned = _perplexity(config, model, splits.test, accelerator)
     tuned = _add_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
-    learner = Tuner(tuned, splits.train, config, accelerator, phase="dense")
+    validation = splits.decision.first(VALIDATION_BLOCKS)
+    learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
     _run(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, AutoTokenizer.from_pretrained(model_source(config.model)), run.dense)
@@ -224,6 +227,7 @@ def recover(
         first_step=config.control_steps,
         teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
+        validation=splits.decision.first(VALIDATION_BLOCKS),
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
     _run(learner, config, run, progress)
@@ -238,12 +242,14 @@ def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTra
     return _placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
 
 
-def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> None:
-    run_phase(
+def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:
+    return run_phase(
         learner,
         folder=run.path,
         save_every=config.train.save_every,
         on_record=progress.record,
+        say=progress.say,
+        patience=config.train.patience,
     )
 
 

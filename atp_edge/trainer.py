@@ -1,19 +1,15 @@
-"""The loop: LoRA and the decision learned in turn, then recovery under the frozen decision.
+"""The learners: LoRA and the decision in turn, then recovery under the frozen decision.
 
-A learner makes one step; `run_phase` drives it, keeps its history and its checkpoints, and goes on
-where a killed run was. Everything drawn follows from the seed and the step alone, so that a resumed
-run equals an uninterrupted one.
+Everything drawn follows from the seed and the step alone, so that a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,89 +20,12 @@ from transformers import PreTrainedModel
 from atp_edge.budget import Space, budget_penalty, project
 from atp_edge.config import Config
 from atp_edge.data import Blocks, batches
-from atp_edge.files import write_atomically
+from atp_edge.evaluate import perplexity
 from atp_edge.generator import DecisionGenerator, decide
+from atp_edge.history import Phase, Record
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
 from atp_edge.regularizer import group_lasso, proximal_step
-
-Phase = Literal["dense", "control", "recovery"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One step of the history."""
-
-    step: int
-    phase: Phase
-    loss: float
-    lr: float
-    tokens: int
-    seconds: float = 0.0
-    decision_loss: float | None = None
-    kept_share: float | None = None
-    soft_share: float | None = None
-    churn: float | None = None
-
-
-class Learner(Protocol):
-    """What `run_phase` drives: steps `first_step` to `last_step` of a phase."""
-
-    phase: Phase
-    first_step: int
-    last_step: int
-
-    def step(self, index: int) -> Record: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-def run_phase(
-    learner: Learner, *, folder: Path, save_every: int, on_record: Callable[[Record], None]
-) -> None:
-    """Drive a learner through its phase, from the last checkpoint of the phase if there is one.
-
-    folder: the run's; checkpoint/state.pt and history.jsonl are written every `save_every` steps.
-    Raises FloatingPointError when a loss is no longer finite.
-    """
-    state_path = folder / "checkpoint" / "state.pt"
-    start = learner.first_step
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        if state["phase"] == learner.phase:
-            learner.load_state_dict(state["learner"])
-            start = state["step"]
-    history = [r for r in read_history(folder) if r.phase != learner.phase or r.step < start]
-    for index in range(start, learner.last_step):
-        began = time.perf_counter()
-        record = learner.step(index)
-        if not math.isfinite(record.loss):
-            raise FloatingPointError(
-                f"the loss is {record.loss} at step {index} of phase {learner.phase}; "
-                "take smaller learning rates (--lora-lr, --recovery-retrain-lr)"
-            )
-        record = replace(record, seconds=time.perf_counter() - began)
-        history.append(record)
-        on_record(record)
-        if (index + 1 - learner.first_step) % save_every == 0 or index + 1 == learner.last_step:
-            _save(state_path, learner, index + 1)
-            lines = (json.dumps(asdict(r)) for r in history)
-            write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
-
-
-def _save(path: Path, learner: Learner, step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(".state.partial")
-    torch.save({"phase": learner.phase, "step": step, "learner": learner.state_dict()}, beside)
-    beside.replace(path)
-
-
-def read_history(folder: Path) -> list[Record]:
-    """Every step on record in a run's folder."""
-    path = folder / "history.jsonl"
-    if not path.exists():
-        return []
-    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def learning_rate(peak: float, done: int, *, steps: int, warmup: float, decay: bool) -> float:
@@ -190,9 +109,11 @@ class Tuner:
         first_step: int = 0,
         teacher: PreTrainedModel | None = None,
         retrain: bool = False,
+        validation: Blocks | None = None,
     ) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
         self.phase, self.first_step, self.last_step = phase, first_step, config.steps
+        self.rate, self.validation = 1.0, validation
         self.teacher = teacher
         self.stream = _Stream(train, config, accelerator.device)
         self.parameters, groups = tuned_groups(model, config, retrain=retrain)
@@ -201,7 +122,7 @@ class Tuner:
     def step(self, index: int) -> Record:
         train = self.config.train
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
+            group["lr"] = self.rate * learning_rate(
                 group["peak"],
                 index - self.first_step,
                 steps=self.last_step - self.first_step,
@@ -223,6 +144,12 @@ class Tuner:
             tokens=(index + 1) * batch.input_ids.numel(),
         )
 
+    def validate(self) -> float | None:
+        if self.validation is None:
+            return None
+        with self.accelerator.autocast():
+            return math.log(perplexity(self.model, self.validation))
+
     def state_dict(self) -> dict[str, Any]:
         return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
 
@@ -240,6 +167,7 @@ class JointLearner:
 
     phase: Phase = "control"
     first_step = 0
+    rate = 1.0
 
     def __init__(
         self,
@@ -284,6 +212,8 @@ class JointLearner:
 
     def _generator_step(self, index: int, record: Record) -> Record:
         settings = self.config.decision
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = self.rate * settings.lr
         noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
         decision = decide(
             self.generator(),
@@ -318,7 +248,7 @@ class JointLearner:
     def _lora_step(self, index: int) -> tuple[float, float, int]:
         settings, train = self.config.decision, self.config.train
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
+            group["lr"] = self.rate * learning_rate(
                 group["peak"], index, steps=self.config.steps, warmup=train.warmup, decay=False
             )
         lr = self.optimizer.param_groups[0]["lr"]
@@ -337,6 +267,10 @@ class JointLearner:
         if settings.regularizer == "proximal":
             proximal_step(self.model, self.masks, strength * lr)
         return float(plain), lr, (index + 1) * batch.input_ids.numel()
+
+    def validate(self) -> float | None:
+        """None: the decision is still moving."""
+        return None
 
     def _train(self, on: bool) -> None:
         for parameter in self.parameters.values():

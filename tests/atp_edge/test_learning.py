@@ -18,13 +18,15 @@ from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
 from atp_edge.generator import ALL_KEPT_BASE, DecisionGenerator, decide
+from atp_edge.history import Record, diverges, read_history
 from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import add_lora, lora_layer, plan_masks, set_decision
+from atp_edge.phase import run_phase
 from atp_edge.plan import plan_of, read_plan, write_plan
 from atp_edge.reconstruct import reconstruct
 from atp_edge.regularizer import group_lasso, proximal_step
-from atp_edge.trainer import JointLearner, Record, Tuner, learning_rate, run_phase
+from atp_edge.trainer import JointLearner, Tuner, learning_rate
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (24, 20), generator=torch.Generator().manual_seed(0))
@@ -253,8 +255,65 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     made = learner()
     with torch.no_grad():
         next(iter(made.parameters.values())).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"smaller learning rates \(--lora-lr"):
+    with pytest.raises(FloatingPointError, match=r"diverges .*the loss is nan.*--lora-lr"):
         run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
+
+
+def test_a_diverging_phase_goes_back_to_its_checkpoint_at_half_the_rate(tmp_path: Path) -> None:
+    made = learner()
+    step = made.step
+    wild = iter([True])
+
+    def stumbles(index: int) -> Record:
+        record = step(index)
+        if index == 6 and next(wild, False):
+            return dataclasses.replace(record, loss=float("inf"))
+        return record
+
+    made.step = stumbles  # type: ignore[method-assign]
+    said: list[str] = []
+    state = run_phase(
+        made, folder=tmp_path, save_every=4, on_record=lambda r: None, say=said.append
+    )
+    assert (state.step, state.rate) == (12, 0.5)
+    assert said == ["control, the loss is inf; back to step 4 at rate x0.5"]
+    history = read_history(tmp_path)
+    assert [r.step for r in history] == list(range(12))
+    assert history[11].lr == pytest.approx(history[3].lr / 2)
+
+
+def test_the_signs_of_divergence() -> None:
+    def records(losses: list[float], churn: float | None = None) -> list[Record]:
+        return [
+            Record(step=i, phase="control", loss=x, lr=0.1, tokens=1, churn=churn)
+            for i, x in enumerate(losses)
+        ]
+
+    assert diverges(records([5.0 - 0.1 * i for i in range(30)])) is None
+    assert diverges(records([3.0, 2.1, 3.9] * 8)) is None
+    assert diverges(records([3.0] * 10 + [4.5] * 8)) == "the loss rose from 3.00 to 4.50"
+    assert diverges(records([3.0] * 8, churn=0.3)) == "30% of the decision changes at every step"
+    assert diverges(records([3.0] * 8, churn=0.02)) is None
+
+
+def test_a_phase_stops_early_and_keeps_its_best_step(tmp_path: Path) -> None:
+    def tuner() -> Tuner:
+        # Validated on text unlike the text it learns by heart at a high rate.
+        config = dataclasses.replace(CONFIG, steps=400)
+        other = Blocks(input_ids=IDS.flip(0)[:4], labels=IDS.flip(0)[:4])
+        return Tuner(lora_model(), BLOCKS.first(2), config, Accelerator(cpu=True), phase="dense",
+                     validation=other)  # fmt: skip
+
+    made = tuner()
+    state = run_phase(made, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=2)
+    assert state.worse == 2
+    assert state.best_step == state.step - 20 < 380
+    assert made.validate() == pytest.approx(state.best_loss)
+    # A finished phase that is asked again takes the same step.
+    again = tuner()
+    run_phase(again, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=2)
+    for name, parameter in made.parameters.items():
+        assert torch.equal(parameter, again.parameters[name]), name
 
 
 def test_a_plan_there_and_back(tmp_path: Path) -> None:

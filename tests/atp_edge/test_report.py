@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from atp_edge.history import Record
 from atp_edge.plan import all_kept, write_plan
 from atp_edge.report import verdict, write_report
 from atp_edge.summary import markdown, rows_of, table
-from atp_edge.trainer import Record
 from tests.conftest import tiny_model
 
 STEPS, FREEZE = 40, 16
