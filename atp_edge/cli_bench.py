@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -41,3 +41,41 @@ def latency(
     console.print(table(metrics))
     if json_file is not None:
         write_atomically(json_file, json.dumps(metrics["bench"], indent=2) + "\n")
+
+
+@bench.command()
+def quality(
+    preset: Annotated[
+        Literal["quick", "cpu", "gpu"],
+        typer.Option(help="quick: minutes; cpu: hours; gpu: the full matrix"),
+    ] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="the same as --preset quick")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="cells whose name holds this text; may be repeated")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="where the runs lie")] = Path("runs/quality"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="results, and what to go on from")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="write a page of plots here")] = None,
+) -> None:
+    """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
+    from atp_bench.quality import matrix, run_matrix, summarize
+    from atp_bench.quality_report import page, table
+
+    from atp_edge.progress import Terminal
+
+    cells = matrix("quick" if quick else preset)
+    chosen = [c for c in cells if not only or any(text in c.key for text in only)]
+    if not chosen:
+        raise ValueError(
+            f"no cell matches --only {only}; there are {', '.join(c.key for c in cells)}"
+        )
+    with Terminal(console) as progress:
+        results = run_matrix(
+            chosen, work=out, results=json_file or out / "results.json", progress=progress
+        )
+    summaries = summarize(results)
+    console.print(table(summaries))
+    if report is not None:
+        write_atomically(report, page(summaries))

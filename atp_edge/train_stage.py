@@ -87,12 +87,18 @@ def splits_of(config: Config) -> Splits:
     )
 
 
-def train(config: Config, run: RunFolder, progress: Progress) -> None:
-    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
-    began = time.perf_counter()
+def accelerate(config: Config) -> Accelerator:
+    """accelerate's choice of device, in the run's precision."""
     accelerator = Accelerator(mixed_precision=config.train.precision)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    return accelerator
+
+
+def train(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
+    began = time.perf_counter()
+    accelerator = accelerate(config)
     progress.say("reading the domain text")
     splits = splits_of(config)
     for part in (tune_dense, learn_decision, recover):
@@ -102,7 +108,6 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     tuned, plan = load_tuned(config, run), read_plan(run.plan)
     dense = load_dense(config)
     _save_adapter(config, run, plan, tuned, dense)
-    kept = shares(model_shape(dense.config), model_shape(tuned.get_base_model().config))
     parts = run.parts()
     dense_perplexity = parts["tune_dense"]["perplexity"]
     run.add_metrics(
@@ -119,8 +124,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
             "seconds": time.perf_counter() - began,
             "kernels": backend_name(),
             "budget": config.budget,
-            "decoder_share": kept.decoder,
-            "whole_share": kept.whole,
+            "decoder_share": parts["learn_decision"]["decoder_share"],
+            "whole_share": parts["learn_decision"]["whole_share"],
             "plan_sha256": plan.sha256,
             "data": asdict(splits.report),
         },
@@ -189,7 +194,15 @@ def learn_decision(
     save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
     write_plan(plan, run.plan)
     perplexity = _perplexity(config, narrow, splits.test, accelerator)
-    return {"perplexity": perplexity, "masked_narrow_max_error": error}
+    kept = shares(
+        model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
+    )
+    return {
+        "perplexity": perplexity,
+        "masked_narrow_max_error": error,
+        "decoder_share": kept.decoder,
+        "whole_share": kept.whole,
+    }
 
 
 def _make_generator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
             scale = 0.3 if parameter.ndim == 1 else 0.15
             parameter.copy_(torch.randn_like(parameter) * scale + ("norm" in name))
     return model
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """One thread for tiny models: more only wait for each other, longest where others compute."""
+    real = request.node.get_closest_marker("real") is not None
+    torch.set_num_threads((os.cpu_count() or 1) if real else 1)
 
 
 @pytest.fixture(scope="session")

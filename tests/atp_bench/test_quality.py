@@ -1,0 +1,138 @@
+"""The quality matrix on a tiny model: cells, resuming, and what is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from atp_bench.quality import (
+    METHODS,
+    Cell,
+    Result,
+    Summary,
+    matrix,
+    read_results,
+    run_matrix,
+    summarize,
+)
+from atp_bench.quality_report import markdown, page, table
+from atp_export.checkpoint import save_narrow
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from atp_edge.config import Config, with_values
+from tests.atp_edge.test_data import text
+from tests.conftest import tiny_model
+
+
+class Silent:
+    """Progress that only remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def phase(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Config:
+    folder = tmp_path_factory.mktemp("quality")
+    tokenizer = AutoTokenizer.from_pretrained(real_folder)
+    save_narrow(tiny_model("llama", tied=True, vocab_size=len(tokenizer)), tokenizer, folder / "m")
+    lines = [json.dumps({"text": text(i, 60)}) for i in range(60)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    return with_values(
+        Config(),
+        {
+            "model": str(folder / "m"),
+            "data": str(folder / "data.jsonl"),
+            "dataset.block_tokens": 32,
+            "dataset.test_blocks": 2,
+            "train.precision": "no",
+            "decision.width_multiple": 4,
+            "decision.importance_blocks": 2,
+            "recovery.reconstruct_blocks": 2,
+        },
+    )
+
+
+def cell(method: str, base: Config, share: float = 0.6) -> Cell:
+    return Cell(method=method, domain=base.data, seed=0, share=share, widths="per-layer", steps=4)
+
+
+def test_a_matrix_shares_its_dense_baseline_and_goes_on_where_it_was(
+    base: Config, tmp_path: Path
+) -> None:
+    cells = [cell("atp", base), cell("two-stage: taylor", base)]
+    file = tmp_path / "results.json"
+    first = Silent()
+    run_matrix(cells[:1], work=tmp_path / "work", results=file, progress=first, base=base)
+    second = Silent()
+    both = run_matrix(cells, work=tmp_path / "work", results=file, progress=second, base=base)
+    assert cells[0].key in first.said
+    assert cells[0].key not in second.said
+    assert not any("dense" in said for said in second.said), "the baseline was tuned twice"
+    assert [r.cell for r in both] == cells
+    assert both[0].dense_perplexity == both[1].dense_perplexity
+    assert both[0].tokens == both[1].tokens == 4 * 32
+    assert all(0.5 < r.decoder_share <= 0.6 for r in both)
+    assert read_results(file)[cells[0].key] == both[0]
+    assert [p.name[:5] for p in (tmp_path / "work").iterdir()] == ["dense"]
+
+
+def test_every_preset_names_known_methods_and_the_quick_one_is_small() -> None:
+    for preset in ("quick", "cpu", "gpu"):
+        for made in matrix(preset):  # type: ignore[arg-type]
+            made.config(Config())
+    assert len(matrix("quick")) == 2
+    assert {c.method for c in matrix("cpu")} >= set(METHODS)
+
+
+def test_an_unknown_method_is_named(base: Config) -> None:
+    with pytest.raises(ValueError, match="method 'magic': expected one of atp, frozen"):
+        cell("magic", base).config(base)
+
+
+def results() -> list[Result]:
+    def made(method: str, seed: int, perplexity: float) -> Result:
+        return Result(
+            cell=Cell(method=method, domain="legal", seed=seed, share=0.6, widths="per-layer",
+                      steps=200),
+            dense_perplexity=12.0,
+            perplexity_at_freeze=40.0,
+            perplexity=perplexity,
+            recovery=12.0 / perplexity,
+            decoder_share=0.6,
+            whole_share=0.68,
+            tokens=102_400,
+            seconds=1.0,
+        )  # fmt: skip
+
+    return [made("atp", 0, 20.0), made("atp", 1, 24.0), made("two-stage: taylor", 0, 30.0)]
+
+
+def test_summaries_are_over_seeds_and_the_best_comes_first() -> None:
+    first, second = summarize(reversed(results()))
+    assert (first.method, first.seeds, second.method) == ("atp", 2, "two-stage: taylor")
+    assert first.recovery == pytest.approx((0.6 + 0.5) / 2)
+    assert first.recovery_spread == (0.5, 0.6)
+
+
+def test_table_page_and_markdown_show_every_method() -> None:
+    summaries: list[Summary] = summarize(results())
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(summaries))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    for view in (" ".join(shown.split()), markdown(summaries), page(summaries)):
+        assert "atp" in view
+        assert "taylor" in view
+    assert "0.500 to 0.600" in shown
+    assert "http" not in page(summaries).rsplit("</script>", 1)[-1]

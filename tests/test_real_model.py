@@ -1,0 +1,141 @@
+"""The invariants on SmolLM2-135M-Instruct and licence texts: dense, masked, narrow, ONNX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from atp_export.checkpoint import load_narrow, save_narrow
+from atp_export.graph import export_onnx
+from atp_export.narrow import merge, narrow_peft
+from atp_export.verify import verify
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from atp_edge.budget import make_space, parse_budget, project
+from atp_edge.data import Splits, load_documents, make_splits
+from atp_edge.families import model_shape
+from atp_edge.importance import starting_logits, taylor_importance
+from atp_edge.losses import language_loss
+from atp_edge.masked import add_lora, set_decision
+from atp_edge.plan import Plan, plan_of, shares
+
+pytestmark = pytest.mark.real
+WIDTHS = ("uniform", "per-layer")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(real_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(real_folder)
+
+
+@pytest.fixture(scope="module")
+def splits(tokenizer: Any) -> Splits:
+    documents = load_documents("legal", tokenizer)[:600]
+    return make_splits(documents, tokenizer, block_tokens=256, seed=0)
+
+
+@pytest.fixture(scope="module")
+def dense(real_folder: Path) -> PeftModel:
+    """The real model with a LoRA whose factors are both away from zero."""
+    model = AutoModelForCausalLM.from_pretrained(real_folder, dtype=torch.float32).eval()
+    tuned = add_lora(model, rank=8, alpha=16.0, seed=0)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 2e-3)
+    return tuned.eval()
+
+
+Decide = Callable[[str], tuple[Plan, list[Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def decide(dense: PeftModel, splits: Splits) -> Decide:
+    """The decision at 60 % of the decoder by importance, for a widths policy."""
+    shape = model_shape(dense.get_base_model().config)
+    scores: dict[str, list[Tensor]] = {}
+
+    def decided(widths: str) -> tuple[Plan, list[Tensor]]:
+        space = make_space(
+            shape,
+            parse_budget("params=0.6"),
+            widths=widths,
+            width_multiple=32,  # type: ignore[arg-type]
+        )
+        if not scores:
+            sample = splits.train.first(2)
+            scores["once"] = taylor_importance(
+                dense, sample, space, lambda b: language_loss(dense, b)
+            )
+        masks = project(starting_logits(scores["once"], space), space).masks
+        return plan_of(shape, [tuple(m.nonzero().squeeze(1).tolist()) for m in masks]), masks
+
+    return decided
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@torch.no_grad()
+def test_masked_equals_narrow_and_the_budget_is_met(
+    dense: PeftModel, decide: Decide, splits: Splits, widths: str
+) -> None:
+    plan, masks = decide(widths)
+    ids = splits.test.input_ids[:2]
+    set_decision(dense, masks, "whole")
+    expected = dense(input_ids=ids).logits
+    set_decision(dense, None, "whole")
+    narrow = narrow_peft(dense, plan)
+    torch.testing.assert_close(narrow(input_ids=ids).logits, expected, atol=2e-3, rtol=0)
+    merged = merge(narrow)
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=2e-3, rtol=0)
+    assert (dense(input_ids=ids).logits - expected).abs().max() > 1, "the decision changes nothing"
+    kept = shares(model_shape(dense.get_base_model().config), model_shape(merged.config))
+    step = 1 / (30 * 1536) * 32 * 30  # one width multiple a layer, when all layers are alike
+    assert 0.6 - (step if widths == "uniform" else 1e-3) <= kept.decoder <= 0.6
+
+
+def test_onnx_equals_the_narrow_model_on_twenty_prompts(
+    dense: PeftModel, decide: Decide, splits: Splits, tokenizer: Any, tmp_path: Path
+) -> None:
+    plan, _ = decide("per-layer")
+    save_narrow(merge(narrow_peft(dense, plan)), tokenizer, tmp_path / "slim")
+    export_onnx(tmp_path / "slim", tmp_path / "onnx")
+    prompts = tokenizer.batch_decode(splits.test.input_ids[:20, :32])
+    report = verify(
+        tmp_path / "onnx", load_narrow(tmp_path / "slim"), tokenizer, prompts, new_tokens=64
+    )
+    assert report.passed, report
+    assert report.logits_max_error <= 1e-4
+    assert report.greedy_same == report.greedy_total == 20
+
+
+def test_the_uniform_slim_model_talks_in_a_process_without_atp_edge(
+    dense: PeftModel, decide: Decide, tokenizer: Any, tmp_path: Path
+) -> None:
+    plan, _ = decide("uniform")
+    slim = merge(narrow_peft(dense, plan))
+    save_narrow(slim, tokenizer, tmp_path)
+    code = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}, dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path)!r})
+ids = tokenizer("Permission is hereby granted", return_tensors="pt").input_ids
+print(model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist())
+print(sum(p.numel() for p in model.parameters()))
+assert not any(m.startswith("atp_") for m in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    ids = tokenizer("Permission is hereby granted", return_tensors="pt").input_ids
+    expected = slim.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert done[-2] == str(expected)
+    assert int(done[-1]) == sum(p.numel() for p in slim.parameters())
