@@ -66,6 +66,10 @@ class RecoveryConfig:
     reconstruct_blocks: int = field(
         default=16, metadata={"help": "blocks of the least-squares repair; 0: none"}
     )
+    adapter: Literal["lora", "ranks", "dora"] = field(
+        default="lora",
+        metadata={"help": "lora: goes on; begun anew, ranks: more where more was cut, or dora"},
+    )
     retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
     retrain_lr: float = field(default=1e-4, metadata={"help": "learning rate of kept weights"})
     distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})

@@ -11,6 +11,7 @@ Two placements of the mask (ATP, arXiv 2412.14426, section 3.3):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,8 @@ class MaskedLoraLinear(PeftLoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        if self.disable_adapters or self.merged or "default" not in self.lora_A:
+        plain_lora = "default" in self.lora_A and "default" not in self.lora_variant
+        if self.disable_adapters or self.merged or not plain_lora:
             return super().forward(x, *args, **kwargs)
         base = self.get_base_layer()
         return masked_lora_linear(
@@ -51,13 +53,30 @@ class MaskedLoraLinear(PeftLoraLinear):
         )
 
 
-def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, seed: int) -> PeftModel:
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    ranks: Mapping[str, int] | None = None,
+    dora: bool = False,
+) -> PeftModel:
     """Wrap every projection of the decoder with peft's LoRA; B starts at zero, A from the seed.
 
-    Uses peft's own extension point for layers, so that the adapter saves and loads as any other.
+    ranks: of projections by their path (`module_path`), where they differ from `rank`; the scale
+    alpha / rank is the same for all. dora: peft's weight-decomposed LoRA (arXiv 2402.09353), which
+    takes no decision. Uses peft's own extension point for layers, so that the adapter saves and
+    loads as any other.
     """
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(PROJECTIONS),
+        task_type="CAUSAL_LM",
+        rank_pattern=dict(ranks or {}),
+        alpha_pattern={path: alpha * r / rank for path, r in (ranks or {}).items()},
+        use_dora=dora,
     )
     config._register_custom_module({nn.Linear: MaskedLoraLinear})
     with torch.random.fork_rng(devices=[]):

@@ -27,7 +27,12 @@ from atp_edge.cpu import attention_implementation, keep_freed_memory
 from atp_edge.data import Blocks, Splits, load_documents, make_splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
-from atp_edge.families import model_shape
+from atp_edge.families import (
+    ATTENTION_PROJECTIONS,
+    MLP_PROJECTIONS,
+    model_shape,
+    module_path,
+)
 from atp_edge.files import folder_atomically
 from atp_edge.generator import DecisionGenerator
 from atp_edge.importance import starting_logits, taylor_importance
@@ -105,9 +110,9 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         if part.__name__ not in run.parts():
             figures = part(config, run, splits, accelerator, progress)
             run.add_part(part.__name__, figures)
-    tuned, plan = load_tuned(config, run), read_plan(run.plan)
-    dense = load_dense(config)
-    _save_adapter(config, run, plan, tuned, dense)
+    plan = read_plan(run.plan)
+    if config.recovery.adapter == "lora":
+        _save_adapter(config, run, plan)
     parts = run.parts()
     dense_perplexity = parts["tune_dense"]["perplexity"]
     run.add_metrics(
@@ -134,6 +139,34 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
 
 def _add_lora(config: Config, model: PreTrainedModel) -> PeftModel:
     return add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed)
+
+
+def add_recovery_adapter(model: PreTrainedModel, config: Config, plan: Plan) -> PeftModel:
+    """The LoRA that recovery tunes on a narrow model, as `recovery.adapter` says."""
+    lora, ranks = config.lora, None
+    if config.recovery.adapter == "ranks":
+        ranks = redistributed_ranks(plan, lora.rank)
+    return add_lora(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        seed=config.seed,
+        ranks=ranks,
+        dora=config.recovery.adapter == "dora",
+    )
+
+
+def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
+    """A rank for every projection by its path: in proportion to what its site lost, in the mean
+    `rank`, at least a quarter of it."""
+    lost = {(s.layer, s.kind): 1 - s.width / s.size for s in plan.sites}
+    mean = sum(lost.values()) / len(lost)
+    ranks = {}
+    for (layer, kind), share in lost.items():
+        wanted = rank if mean == 0 else round(rank * (0.25 + 0.75 * share / mean))
+        for projection in ATTENTION_PROJECTIONS if kind == "attention" else MLP_PROJECTIONS:
+            ranks[module_path(layer, projection)] = max(1, wanted)
+    return ranks
 
 
 def _perplexity(config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator) -> float:
@@ -191,6 +224,8 @@ def learn_decision(
             reconstruct(model, masks, splits.train.first(config.recovery.reconstruct_blocks))
     narrow = narrow_peft(model, plan)
     error = masked_narrow_error(model, narrow, masks, splits.decision)
+    if config.recovery.adapter != "lora":
+        narrow = add_recovery_adapter(merge(narrow), config, plan)
     save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
     write_plan(plan, run.plan)
     perplexity = _perplexity(config, narrow, splits.test, accelerator)
@@ -289,7 +324,7 @@ def _load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     """The narrow model with its LoRA, at the freeze (`frozen`) or at the end (`tuned`)."""
     dense_config = AutoConfig.from_pretrained(model_source(config.model))
     base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
-    model = _add_lora(config, base)
+    model = add_recovery_adapter(base, config, read_plan(run.plan))
     state = load_file(run.checkpoint / f"{name}.safetensors")
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or [m for m in missing if "lm_head" not in m]:
@@ -307,13 +342,16 @@ def load_tuned(config: Config, run: RunFolder) -> PeftModel:
     return _load_narrow_peft(config, run, "tuned")
 
 
-def _save_adapter(
-    config: Config, run: RunFolder, plan: Plan, tuned: PeftModel, dense: PreTrainedModel
-) -> None:
-    """adapter/: the LoRA at the dense model's sizes, which plain peft loads on the dense model."""
+def _save_adapter(config: Config, run: RunFolder, plan: Plan) -> None:
+    """adapter/: the LoRA at the dense model's sizes, which plain peft loads on the dense model.
+
+    Not written for an adapter begun anew at the freeze: it belongs to weights already merged.
+    """
+    dense = load_dense(config)
     shape = model_shape(dense.config)
     wide = _add_lora(config, dense)
-    set_peft_model_state_dict(wide, widen_lora(get_peft_model_state_dict(tuned), shape, plan))
+    state = get_peft_model_state_dict(load_tuned(config, run))
+    set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
     with folder_atomically(run.adapter) as beside:
         wide.save_pretrained(beside)
 

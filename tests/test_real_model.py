@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atp_edge.budget import make_space, parse_budget, project
 from atp_edge.data import Splits, load_documents, make_splits
+from atp_edge.evaluate import perplexity
 from atp_edge.families import model_shape
 from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
 from atp_edge.plan import Plan, plan_of, shares
+from atp_edge.reconstruct import reconstruct
 
 pytestmark = pytest.mark.real
 WIDTHS = ("uniform", "per-layer")
@@ -72,9 +75,10 @@ def decide(dense: PeftModel, splits: Splits) -> Decide:
         )
         if not scores:
             sample = splits.train.first(2)
-            scores["once"] = taylor_importance(
-                dense, sample, space, lambda b: language_loss(dense, b)
-            )
+            with torch.enable_grad():
+                scores["once"] = taylor_importance(
+                    dense, sample, space, lambda b: language_loss(dense, b)
+                )
         masks = project(starting_logits(scores["once"], space), space).masks
         return plan_of(shape, [tuple(m.nonzero().squeeze(1).tolist()) for m in masks]), masks
 
@@ -101,11 +105,16 @@ def test_masked_equals_narrow_and_the_budget_is_met(
     assert 0.6 - (step if widths == "uniform" else 1e-3) <= kept.decoder <= 0.6
 
 
-def test_onnx_equals_the_narrow_model_on_twenty_prompts(
+def test_the_repaired_slim_model_is_better_and_its_onnx_equal_on_twenty_prompts(
     dense: PeftModel, decide: Decide, splits: Splits, tokenizer: Any, tmp_path: Path
 ) -> None:
-    plan, _ = decide("per-layer")
-    save_narrow(merge(narrow_peft(dense, plan)), tokenizer, tmp_path / "slim")
+    plan, masks = decide("per-layer")
+    cut = perplexity(merge(narrow_peft(dense, plan)), splits.test.first(4))
+    repaired = copy.deepcopy(dense)
+    reconstruct(repaired, masks, splits.train.first(8))
+    slim = merge(narrow_peft(repaired, plan))
+    assert perplexity(slim, splits.test.first(4)) < 0.7 * cut
+    save_narrow(slim, tokenizer, tmp_path / "slim")
     export_onnx(tmp_path / "slim", tmp_path / "onnx")
     prompts = tokenizer.batch_decode(splits.test.input_ids[:20, :32])
     report = verify(

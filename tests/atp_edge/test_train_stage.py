@@ -1,0 +1,42 @@
+"""The parts of the train stage that are functions of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from atp_export.narrow import merge, narrow_peft
+
+from atp_edge.config import Config, with_values
+from atp_edge.train_stage import add_recovery_adapter, redistributed_ranks
+from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
+from tests.conftest import tiny_model
+
+
+@pytest.mark.parametrize("adapter", ["ranks", "dora"])
+def test_an_adapter_begun_anew_changes_nothing_and_then_learns(adapter: str) -> None:
+    dense = with_lora(tiny_model("qwen3"))
+    plan = per_layer_plan(dense.get_base_model())
+    merged = merge(narrow_peft(dense, plan))
+    expected = logits(merged)
+    config = with_values(Config(), {"recovery.adapter": adapter, "lora.rank": 8})
+    renewed = add_recovery_adapter(merged, config, plan)
+    torch.testing.assert_close(logits(renewed), expected, atol=2e-5, rtol=1e-5)
+    with torch.no_grad():
+        for name, parameter in renewed.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    learned = logits(renewed)
+    assert (learned - expected).abs().max() > 0.01
+    torch.testing.assert_close(logits(merge(renewed)), learned, atol=2e-5, rtol=1e-5)
+
+
+def test_ranks_follow_what_was_cut_and_keep_their_mean() -> None:
+    # Kept of layers 0 to 2: 2, 1 and 3 of 3 groups; 4, 40 and 1 of 40 channels.
+    plan = per_layer_plan(tiny_model("llama"))
+    ranks = redistributed_ranks(plan, 16)
+    down = [ranks[f"model.layers.{i}.mlp.down_proj"] for i in range(3)]
+    assert down[2] > down[0] > down[1] == 4
+    assert len(ranks) == 3 * 7
+    sites = [ranks[f"model.layers.{i}.{p}"] for i in range(3)
+             for p in ("self_attn.q_proj", "mlp.up_proj")]  # fmt: skip
+    assert sum(sites) / len(sites) == pytest.approx(16, abs=0.5)
