@@ -39,6 +39,14 @@ class DecisionConfig:
         default="importance", metadata={"help": "where the generator starts"}
     )
     learn: bool = field(default=True, metadata={"help": "off: frozen at its start"})
+    follow: float = field(
+        default=0.0,
+        metadata={"help": "weight of each new measure of importance in the logits' base; 0: none"},
+    )
+    ramp: float = field(
+        default=0.0,
+        metadata={"help": "share of the control phase in which the budget shrinks to its target"},
+    )
     control_share: float = field(
         default=0.4, metadata={"help": "share of the steps before the freeze"}
     )

@@ -55,6 +55,12 @@ class DecisionGenerator(nn.Module):
         ]
         return [x[0] + x[1:] + self.get_buffer(f"base_{i}") for i, x in enumerate(outputs)]
 
+    @torch.no_grad()
+    def set_base(self, base: list[Tensor]) -> None:
+        """Move the logits' base; what was learned is added to it as before."""
+        for i, start in enumerate(base):
+            self.get_buffer(f"base_{i}").copy_(start)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:

@@ -1,8 +1,10 @@
-"""Where the decision starts: first-order (Taylor) importance of every structure."""
+"""First-order (Taylor) importance of every structure: where the decision starts, and, measured
+along the way on the masked and tuned model, what it follows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from atp_edge.budget import Space, project
 from atp_edge.data import Blocks
-from atp_edge.masked import lora_layer
+from atp_edge.masked import MaskedLoraLinear, lora_layer
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
 # and v too, which no other structure shares; measured in docs/log.md.
@@ -23,36 +25,56 @@ _READS = {"attention": "o_proj", "mlp": "down_proj"}
 def taylor_importance(
     model: PeftModel, blocks: Blocks, space: Space, loss: Callable[[Blocks], Tensor]
 ) -> list[Tensor]:
-    """Sum over tokens and inputs of |z * dL/dz|, z what o_proj or down_proj reads: [size] a site.
+    """Importance a block of every structure, mean over blocks: [size] a site."""
+    with scored(model, space) as scores:
+        for i in range(len(blocks.input_ids)):
+            loss(blocks.rows([i])).backward()
+    model.zero_grad()
+    return [score.cpu() / len(blocks.input_ids) for score in scores]
 
-    The first-order change of the loss when a structure's output is zeroed, without cancellation
-    over tokens (the activation form of LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5).
+
+@contextmanager
+def scored(model: PeftModel, space: Space) -> Iterator[list[Tensor]]:
+    """Sums of |z * dL/dz| over tokens and inputs, of all backward passes inside: [size] a site.
+
+    z is what o_proj or down_proj reads, before any mask; its gradient is that of the whole weight,
+    so that removed structures are scored like kept ones. The first-order change of the loss when
+    an output appears or goes, without cancellation over tokens (the activation form of
+    LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5).
     """
     scores = [torch.zeros(site.size, device=model.device) for site in space.sites]
     hooks = [
-        lora_layer(model, site.layer, _READS[site.kind]).register_forward_pre_hook(
+        lora_layer(model, site.layer, _READS[site.kind]).register_forward_hook(
             partial(_watch, score)
         )
         for site, score in zip(space.sites, scores, strict=True)
     ]
     try:
-        for i in range(len(blocks.input_ids)):
-            loss(blocks.rows([i])).backward()
+        yield scores
     finally:
         for hook in hooks:
             hook.remove()
-        model.zero_grad()
-    return [score.cpu() for score in scores]
 
 
-def _watch(score: Tensor, module: Any, inputs: tuple[Tensor, ...]) -> None:
-    z = inputs[0]
+def _watch(
+    score: Tensor, module: MaskedLoraLinear, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    z = inputs[0].detach()
 
     def add(gradient: Tensor) -> None:
-        taylor = (z.detach().float() * gradient.float()).abs().flatten(0, -2).sum(0)
-        score.add_(taylor.view(len(score), -1).sum(1))
+        with torch.no_grad():
+            taylor = (z.float() * _input_gradient(module, gradient).float()).abs()
+            score.add_(taylor.flatten(0, -2).sum(0).view(len(score), -1).sum(1))
 
-    z.register_hook(add)
+    output.register_hook(add)
+
+
+def _input_gradient(module: MaskedLoraLinear, gradient: Tensor) -> Tensor:
+    """dL/dz [..., in] of (W + s B A) z from dL/dy [..., out]."""
+    weights: list[Any] = [module.get_base_layer(), module.lora_B["default"]]
+    base, b = (layer.weight.to(gradient.dtype) for layer in weights)
+    a = module.lora_A["default"].weight.to(gradient.dtype)
+    return gradient @ base + module.scaling["default"] * ((gradient @ b) @ a)
 
 
 def starting_logits(importance: list[Tensor], space: Space) -> list[Tensor]:

@@ -198,7 +198,11 @@ def learn_decision(
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
     model = _add_lora(config, _placed(load_dense(config), config, accelerator))
     space = space_of(config, model.get_base_model().config)
-    generator = _make_generator(config, model, space, splits.train, accelerator, progress)
+    importance = _importance(config, model, space, splits.train, accelerator, progress)
+    base = starting_logits(importance, space) if importance else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator = DecisionGenerator(space.sites, base)
     learner = JointLearner(
         model,
         generator,
@@ -209,6 +213,7 @@ def learn_decision(
         accelerator,
         teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
+        importance=importance,
     )
     progress.phase("joint", 0, config.control_steps, space.target_share)
     _run(learner, config, run, progress)
@@ -240,24 +245,21 @@ def learn_decision(
     }
 
 
-def _make_generator(
+def _importance(
     config: Config,
     model: PeftModel,
     space: Space,
     blocks: Blocks,
     accelerator: Accelerator,
     progress: Progress,
-) -> DecisionGenerator:
-    base = None
-    if config.decision.start == "importance":
-        progress.say("scoring the structures")
-        sample = blocks.first(config.decision.importance_blocks)
-        with accelerator.autocast():
-            scores = taylor_importance(model, sample, space, lambda b: language_loss(model, b))
-        base = starting_logits(scores, space)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return DecisionGenerator(space.sites, base)
+) -> list[Tensor] | None:
+    """What the decision starts from, or None for a start with all kept."""
+    if config.decision.start == "all-kept":
+        return None
+    progress.say("scoring the structures")
+    sample = blocks.first(config.decision.importance_blocks)
+    with accelerator.autocast():
+        return taylor_importance(model, sample, space, lambda b: language_loss(model, b))
 
 
 def recover(

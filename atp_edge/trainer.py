@@ -17,12 +17,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atp_edge.budget import Space, budget_penalty, project
+from atp_edge.budget import Space, budget_penalty, project, space_at
 from atp_edge.config import Config
 from atp_edge.data import Blocks, batches
 from atp_edge.evaluate import perplexity
 from atp_edge.generator import DecisionGenerator, decide
 from atp_edge.history import Phase, Record
+from atp_edge.importance import scored, starting_logits
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
 from atp_edge.regularizer import group_lasso, proximal_step
@@ -181,8 +182,10 @@ class JointLearner:
         *,
         teacher: PreTrainedModel | None = None,
         retrain: bool = False,
+        importance: list[Tensor] | None = None,
     ) -> None:
         self.model, self.space, self.config = model, space, config
+        self.importance = importance
         self.accelerator, self.teacher = accelerator, teacher
         self.last_step = config.control_steps
         self.generator = generator.to(accelerator.device)
@@ -215,9 +218,10 @@ class JointLearner:
         for group in self.generator_optimizer.param_groups:
             group["lr"] = self.rate * settings.lr
         noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        ramp = settings.ramp * self.last_step
         decision = decide(
             self.generator(),
-            self.space,
+            space_at(self.space, (index + 1) / ramp) if ramp else self.space,
             temperature=settings.temperature,
             noise=noise if settings.noise else None,
             noise_scale=settings.noise,
@@ -226,15 +230,17 @@ class JointLearner:
         self._train(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
-        with self.accelerator.autocast():
-            batch = self.decision_stream(index // settings.interval)
-            task, plain = step_loss(self.model, self.teacher, batch, self.config)
-        loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
-        self.accelerator.backward(loss)
+        with scored(self.model, self.space) as scores:
+            with self.accelerator.autocast():
+                batch = self.decision_stream(index // settings.interval)
+                task, plain = step_loss(self.model, self.teacher, batch, self.config)
+            loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
+            self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
         self._train(True)
+        self._follow(scores)
         before = self.masks
         self.masks = [mask.detach() >= 0.5 for mask in decision.masks]
         changed = sum(int((a != b).sum()) for a, b in zip(before, self.masks, strict=True))
@@ -244,6 +250,17 @@ class JointLearner:
             soft_share=float(soft_share.detach()),
             churn=changed / sum(len(mask) for mask in self.masks),
         )
+
+    def _follow(self, scores: list[Tensor]) -> None:
+        """Move the logits' base with the importance that the masked, tuned model shows now."""
+        weight = self.config.decision.follow
+        if not weight or self.importance is None:
+            return
+        self.importance = [
+            torch.lerp(old, new.cpu(), weight)
+            for old, new in zip(self.importance, scores, strict=True)
+        ]
+        self.generator.set_base(starting_logits(self.importance, self.space))
 
     def _lora_step(self, index: int) -> tuple[float, float, int]:
         settings, train = self.config.decision, self.config.train
@@ -283,6 +300,7 @@ class JointLearner:
             "generator": self.generator.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "masks": self.masks,
+            "importance": self.importance,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,6 +309,7 @@ class JointLearner:
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.masks = [mask.to(self.accelerator.device) for mask in state["masks"]]
+        self.importance = state["importance"]
 
 
 @torch.no_grad()
