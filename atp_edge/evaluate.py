@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from atp_edge.data import Blocks
+from atp_edge.losses import language_loss
 
 
 @torch.no_grad()
@@ -20,10 +20,9 @@ def perplexity(model: nn.Module, blocks: Blocks) -> float:
     total, tokens = 0.0, 0
     for i in range(len(blocks.input_ids)):
         block = blocks.rows([i]).to(device)
-        logits = model(input_ids=block.input_ids, use_cache=False).logits[:, :-1]
-        targets = block.labels[:, 1:]
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        total += float(losses)
-        tokens += int((targets != -100).sum())
+        labelled = int((block.labels[:, 1:] != -100).sum())
+        if labelled:
+            total += float(language_loss(model, block)) * labelled
+            tokens += labelled
     model.train(was_training)
     return math.exp(total / tokens)
