@@ -81,6 +81,9 @@ class RecoveryConfig:
     retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
     retrain_lr: float = field(default=1e-4, metadata={"help": "learning rate of kept weights"})
     distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
+    distill_hidden: float = field(
+        default=0.0, metadata={"help": "weight of the distance to the teacher's layers"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

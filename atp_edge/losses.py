@@ -35,22 +35,24 @@ May overwrite the logits and return them as their gradient.
 
 def language_loss(model: nn.Module, batch: Blocks) -> Tensor:
     """Mean next-token cross-entropy over the labelled tokens of a batch ([B, T])."""
-    hidden, targets = _labelled_hidden(model, batch)
+    (hidden,), targets = _labelled_hidden(model, batch)
     return mean_cross_entropy(hidden, _causal(model).get_output_embeddings(), targets)
 
 
 def distilled_loss(
-    model: nn.Module, teacher: nn.Module, batch: Blocks, weight: float
+    model: nn.Module, teacher: nn.Module, batch: Blocks, weight: float, hidden_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """((1 - weight) * cross-entropy + weight * KL(teacher | model), the cross-entropy alone).
 
     The teacher's distribution is that of its `TEACHER_LOGITS` likeliest tokens, renormalized.
+    hidden_weight: of the distance between the layers' outputs (`_layers_distance`), added.
     """
-    hidden, targets = _labelled_hidden(model, batch)
+    layers, targets = _labelled_hidden(model, batch, every_layer=hidden_weight > 0)
     with torch.no_grad():
-        wanted, _ = _labelled_hidden(teacher, batch)
+        wanted_layers, _ = _labelled_hidden(teacher, batch, every_layer=hidden_weight > 0)
         teacher_head = _causal(teacher).get_output_embeddings()
-        wanted, teacher_weight = _autocast(wanted, teacher_head.weight)
+        wanted, teacher_weight = _autocast(wanted_layers[-1], teacher_head.weight)
+    hidden = layers[-1]
     plain = hidden.new_zeros((), dtype=torch.float32)
 
     def chunk(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
@@ -67,8 +69,20 @@ def distilled_loss(
         gradient.scatter_add_(-1, targets[tokens, None], torch.full_like(truth, weight - 1))
         return (weight - 1) * truth.sum() + weight * divergence, gradient
 
-    total = _projected(hidden, _causal(model).get_output_embeddings(), chunk)
-    return total / len(targets), plain / len(targets)
+    total = _projected(hidden, _causal(model).get_output_embeddings(), chunk) / len(targets)
+    if hidden_weight:
+        total = total + hidden_weight * _layers_distance(layers, wanted_layers)
+    return total, plain / len(targets)
+
+
+def _layers_distance(layers: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Squared distance of every layer's output [L, H] to the teacher's, over the teacher's own
+    size; the mean over layers."""
+    pairs = zip(layers, wanted, strict=True)
+    distances = [
+        (x.float() - y.float()).square().sum() / y.float().square().sum() for x, y in pairs
+    ]
+    return torch.stack(distances).mean()
 
 
 def mean_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
@@ -84,16 +98,22 @@ def mean_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tens
     return _projected(hidden, head, chunk) / len(targets)
 
 
-def _labelled_hidden(model: nn.Module, batch: Blocks) -> tuple[Tensor, Tensor]:
+def _labelled_hidden(
+    model: nn.Module, batch: Blocks, *, every_layer: bool = False
+) -> tuple[list[Tensor], Tensor]:
     """(hidden states [L, H] that predict a labelled token, those tokens [L]).
 
-    model: a causal language model, plain or in peft's wrapper; only its decoder runs.
+    model: a causal language model, plain or in peft's wrapper; only its decoder runs. The last
+    hidden states are what the vocabulary projection reads; before them, if asked, the outputs of
+    every layer but the last.
     """
-    decoder = _causal(model).model
-    hidden = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    out = _causal(model).model(
+        input_ids=batch.input_ids, use_cache=False, output_hidden_states=every_layer
+    )
+    layers = out.hidden_states[1:] if every_layer else [out.last_hidden_state]
     targets = batch.labels[:, 1:]
     labelled = targets != -100
-    return hidden[:, :-1][labelled], targets[labelled]
+    return [hidden[:, :-1][labelled] for hidden in layers], targets[labelled]
 
 
 def _causal(model: nn.Module) -> Any:

@@ -76,7 +76,8 @@ def step_loss(
     if teacher is None:
         loss = language_loss(model, batch)
         return loss, loss.detach()
-    return distilled_loss(model, teacher, batch, config.recovery.distill)
+    settings = config.recovery
+    return distilled_loss(model, teacher, batch, settings.distill, settings.distill_hidden)
 
 
 def tuned_groups(

@@ -141,3 +141,22 @@ def test_a_head_with_a_bias_is_refused() -> None:
     model.lm_head = nn.Linear(48, 97)
     with pytest.raises(ValueError, match="lm_head has a bias"):
         language_loss(model, BATCH)
+
+
+def test_the_distance_of_layers_is_zero_to_oneself_and_its_gradient_leads_nearer() -> None:
+    ids = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+    batch = Blocks(input_ids=ids, labels=ids)
+    teacher, model = tiny_model("llama", seed=0), tiny_model("llama", seed=5)
+
+    def distance(of: torch.nn.Module) -> torch.Tensor:
+        plain = distilled_loss(of, teacher, batch, 0.5)[0]
+        return distilled_loss(of, teacher, batch, 0.5, hidden_weight=2.0)[0] - plain
+
+    assert float(distance(teacher).detach()) == pytest.approx(0, abs=1e-6)
+    before = distance(model)
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.05 * parameter.grad
+    assert float(distance(model).detach()) < float(before.detach())
