@@ -122,6 +122,11 @@ def loss_figure(history: list[Record]) -> go.Figure | None:
     losses = [r.decision_loss or 0.0 for r in decided]
     _line(figure, decided, _mean_of_last(losses), name="decision split",
           line={"color": TARGET, "dash": "dot"})  # fmt: skip
+    validated = [r for r in slim if r.validation_loss is not None]
+    if validated:
+        figure.add_scatter(x=[r.step + 1 for r in validated],
+                           y=[r.validation_loss for r in validated], mode="markers",
+                           name="validation", marker={"color": TARGET, "size": 8})  # fmt: skip
     recovery = [r.step for r in slim if r.phase == "recovery"]
     if recovery:
         figure.add_vline(x=recovery[0], line_dash="dash", line_color=DENSE,

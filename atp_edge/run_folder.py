@@ -39,7 +39,7 @@ class RunFolder:
         """Figures of the finished parts of training, by the part's name."""
         return read_json(self.checkpoint / "parts.json")
 
-    def add_part(self, name: str, figures: dict[str, float]) -> None:
+    def add_part(self, name: str, figures: dict[str, Any]) -> None:
         update_json(self.checkpoint / "parts.json", name, figures)
 
     def config(self) -> Config:

@@ -133,6 +133,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
             "whole_share": parts["learn_decision"]["whole_share"],
             "plan_sha256": plan.sha256,
             "data": asdict(splits.report),
+            "kept_step": parts["recover"]["kept_step"],
+            "returns": [text for name in parts for text in parts[name]["returns"]],
         },
     )
 
@@ -176,7 +178,7 @@ def _perplexity(config: Config, model: nn.Module, test: Blocks, accelerator: Acc
 
 def tune_dense(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
     model = _placed(load_dense(config), config, accelerator)
@@ -185,16 +187,16 @@ def tune_dense(
     progress.phase("dense baseline", 0, config.steps, None)
     validation = splits.decision.first(VALIDATION_BLOCKS)
     learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
-    _run(learner, config, run, progress)
+    state = _run(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, AutoTokenizer.from_pretrained(model_source(config.model)), run.dense)
     perplexity = _perplexity(config, merged, splits.test, accelerator)
-    return {"untuned_perplexity": untuned, "perplexity": perplexity}
+    return {"untuned_perplexity": untuned, "perplexity": perplexity} | _story(state)
 
 
 def learn_decision(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
     model = _add_lora(config, _placed(load_dense(config), config, accelerator))
     space = space_of(config, model.get_base_model().config)
@@ -216,7 +218,7 @@ def learn_decision(
         importance=importance,
     )
     progress.phase("joint", 0, config.control_steps, space.target_share)
-    _run(learner, config, run, progress)
+    state = _run(learner, config, run, progress)
 
     progress.say("freezing the decision and repairing what it cut")
     masks = learner.final_masks()
@@ -242,7 +244,7 @@ def learn_decision(
         "masked_narrow_max_error": error,
         "decoder_share": kept.decoder,
         "whole_share": kept.whole,
-    }
+    } | _story(state)
 
 
 def _importance(
@@ -264,7 +266,7 @@ def _importance(
 
 def recover(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The narrow model tuned for the rest of the steps, with the dense tuned one as its teacher."""
     narrow = _load_narrow_peft(config, run, "frozen")
     _placed(narrow.get_base_model(), config, accelerator)
@@ -280,9 +282,9 @@ def recover(
         validation=splits.decision.first(VALIDATION_BLOCKS),
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
-    _run(learner, config, run, progress)
+    state = _run(learner, config, run, progress)
     save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
-    return {"perplexity": _perplexity(config, narrow, splits.test, accelerator)}
+    return {"perplexity": _perplexity(config, narrow, splits.test, accelerator)} | _story(state)
 
 
 def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:
@@ -301,6 +303,12 @@ def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -
         say=progress.say,
         patience=config.train.patience,
     )
+
+
+def _story(state: PhaseState) -> dict[str, Any]:
+    """What a phase's figures say of its course: the step it kept, and why it ever went back."""
+    kept = state.best_step if state.worse else state.step
+    return {"kept_step": kept, "returns": list(state.returns)}
 
 
 @torch.no_grad()
