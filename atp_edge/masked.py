@@ -12,33 +12,50 @@ Two placements of the mask (ATP, arXiv 2412.14426, section 3.3):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from atp_kernels import masked_lora_linear
+from atp_kernels import masked_lora_linear, prefix_lora_linear
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from atp_edge.families import PROJECTIONS, LayerShape, model_shape, module_path
+from atp_edge.families import (
+    ATTENTION_PROJECTIONS,
+    MLP_PROJECTIONS,
+    PROJECTIONS,
+    LayerShape,
+    Projection,
+    model_shape,
+    module_path,
+)
 from atp_edge.plan import Plan
+from atp_edge.skipping import FixedSite, Placement
 
-Placement = Literal["base", "whole"]
+READS: tuple[Projection, ...] = ("o_proj", "down_proj")
+"""The projections that read a site's structures; the others write them."""
 
 
 class MaskedLoraLinear(PeftLoraLinear):
-    """peft's LoRA linear layer, computed by `masked_lora_linear` under a decision (if any)."""
+    """peft's LoRA linear layer under a decision (if any).
+
+    A fixed decision narrows what the layer gives or takes (`site`); otherwise masks stand on it.
+    """
 
     out_mask: Tensor | None = None
     in_mask: Tensor | None = None
     placement: Placement = "whole"
+    site: FixedSite | None = None
+    name: str = ""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x [..., in_features] -> [..., out_features]."""
+        """x [..., in_features] -> [..., out_features], or the live ones of either."""
         plain_lora = "default" in self.lora_A and "default" not in self.lora_variant
         if self.disable_adapters or self.merged or not plain_lora:
             return super().forward(x, *args, **kwargs)
+        if self.site is not None:
+            return self._skipping(x, self.site)
         base = self.get_base_layer()
         return masked_lora_linear(
             x,
@@ -51,6 +68,24 @@ class MaskedLoraLinear(PeftLoraLinear):
             scaling=self.scaling["default"],
             placement=self.placement,
         )
+
+    def _skipping(self, x: Tensor, site: FixedSite) -> Tensor:
+        base, a, b = (
+            self.get_base_layer(),
+            self.lora_A["default"].weight,
+            self.lora_B["default"].weight,
+        )
+        reads = self.name in READS
+        found = site.live((a.shape[1] if reads else len(b)) // len(site.mask))
+        live = found.kept if found.live is None else found.live
+        bias = base.bias
+        if live is not None and reads:
+            a = a.index_select(1, live)
+        elif live is not None:
+            b = b.index_select(0, live)
+            bias = bias if bias is None else bias.index_select(0, found.kept)
+        weight = site.weight(self.name, base.weight, found.kept, dim=int(reads))
+        return prefix_lora_linear(x, weight, a, b, bias=bias, scaling=self.scaling["default"])
 
 
 def add_lora(
@@ -90,22 +125,39 @@ def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinea
     return module
 
 
-def set_decision(model: PeftModel, masks: list[Tensor] | None, placement: Placement) -> None:
+def set_decision(
+    model: PeftModel, masks: list[Tensor] | None, placement: Placement, *, skip: bool = True
+) -> None:
     """Put a decision on the model: masks [size] a site in the order of `sites_of`, or none.
 
-    A mask that requires gradients brings them back to the decision; a bool mask is fixed.
+    A mask that requires gradients brings them back to the decision. A bool mask is fixed: what it
+    removes is not computed, unless `skip` is off (then o_proj and down_proj see their whole input).
     """
     shape = model_shape(model.get_base_model().config)
     for i, layer in enumerate(shape.layers):
         attention, mlp = (None, None) if masks is None else (masks[2 * i], masks[2 * i + 1])
-        for projection in PROJECTIONS:
-            module = lora_layer(model, i, projection)
-            mask = _rows(attention, mlp, layer, projection)
-            reads = projection in ("o_proj", "down_proj")
-            # On the whole output, masking what o_proj and down_proj read is enough.
-            module.in_mask = mask if reads else None
-            module.out_mask = mask if not reads and placement == "base" else None
-            module.placement = placement
+        for mask, names in ((attention, ATTENTION_PROJECTIONS), (mlp, MLP_PROJECTIONS)):
+            modules = {name: lora_layer(model, i, name) for name in names}
+            site = _fixed_site(mask, placement, modules) if skip else None
+            for name, module in modules.items():
+                module.site, module.name, module.placement = site, name, placement
+                rows = None if site is not None else _rows(attention, mlp, layer, name)
+                # On the whole output, masking what o_proj and down_proj read is enough.
+                module.in_mask = rows if name in READS else None
+                module.out_mask = rows if name not in READS and placement == "base" else None
+
+
+def _fixed_site(
+    mask: Tensor | None, placement: Placement, modules: dict[Projection, MaskedLoraLinear]
+) -> FixedSite | None:
+    """The site as it is when its decision has not changed, or a new one; None: masks must do."""
+    # Attention without a single head has no shape that transformers' code could view it in.
+    if mask is None or mask.dtype != torch.bool or ("o_proj" in modules and not mask.any()):
+        return None
+    before = next(iter(modules.values())).site
+    if before is not None and before.same_as(mask, placement):
+        return before
+    return FixedSite(mask, placement, {str(name): module for name, module in modules.items()})
 
 
 def _rows(

@@ -25,7 +25,7 @@ DAMPING = 1e-1
 @torch.no_grad()
 def reconstruct(model: PeftModel, masks: list[Tensor], blocks: Blocks) -> None:
     """Repair the base weights of o_proj and down_proj in place for fixed masks (bool a site)."""
-    set_decision(model, masks, "whole")
+    set_decision(model, masks, "whole", skip=False)
     layers = range(len(model_shape(model.get_base_model().config).layers))
     modules = [lora_layer(model, i, p) for i in layers for p in ("o_proj", "down_proj")]
     hooks = [module.register_forward_pre_hook(_repair) for module in modules]
