@@ -126,7 +126,7 @@ def choice_scores(
             for o in item.options
         ]
         scores = likelihoods(model, pairs, batch_tokens=batch_tokens)
-        return [s.log / (s.tokens if task.scoring == "mean" else 1) for s in scores]
+        return [s.log / (s.tokens if task.scoring == "calibrated" else 1) for s in scores]
 
     flat = np.array(of(lambda option: option.prompt))
     if task.scoring == "calibrated":
