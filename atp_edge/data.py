@@ -184,20 +184,14 @@ def _chat(messages: list[dict[str, str]], where: str, tokenizer: Any) -> tuple[S
     return tuple(s for s in segments if s.text)
 
 
-def make_splits(
+def split_documents(
     documents: list[Document],
-    tokenizer: Any,
     *,
-    block_tokens: int,
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
-    most_blocks: int = 4096,
-) -> Splits:
-    """Three disjoint splits of packed blocks [N, block_tokens].
-
-    most_blocks: blocks kept of a split at most. Raises ValueError when a split gets no block.
-    """
+) -> dict[str, list[Document]]:
+    """Documents of train, decision and test: drawn by hash, near copies of earlier splits out."""
     if not 0 < decision_share + test_share < 1 or min(decision_share, test_share) <= 0:
         raise ValueError(
             f"decision share {decision_share} and test share {test_share}: expected both above 0 "
@@ -213,7 +207,26 @@ def make_splits(
             else ("decision" if at < test_share + decision_share else "train")
         )
         drawn[name].append(document)
-    kept, removed = _without_near_copies(drawn)
+    return _without_near_copies(drawn)
+
+
+def make_splits(
+    documents: list[Document],
+    tokenizer: Any,
+    *,
+    block_tokens: int,
+    seed: int,
+    decision_share: float = 0.1,
+    test_share: float = 0.1,
+    most_blocks: int = 4096,
+) -> Splits:
+    """Three disjoint splits of packed blocks [N, block_tokens].
+
+    most_blocks: blocks kept of a split at most. Raises ValueError when a split gets no block.
+    """
+    kept = split_documents(
+        documents, seed=seed, decision_share=decision_share, test_share=test_share
+    )
     blocks = {name: _pack(kept[name], tokenizer, block_tokens, most_blocks) for name in SPLITS}
     for name, block in blocks.items():
         if not len(block.input_ids):
@@ -229,7 +242,7 @@ def make_splits(
         report=SplitReport(
             documents={name: len(kept[name]) for name in SPLITS},
             tokens={name: block.input_ids.numel() for name, block in blocks.items()},
-            duplicates_removed=removed,
+            duplicates_removed=len(documents) - sum(map(len, kept.values())),
             sha256=digest.hexdigest(),
         ),
     )
@@ -257,7 +270,7 @@ def _word_code(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
 
 
-def _without_near_copies(drawn: dict[str, list[Document]]) -> tuple[dict[str, list[Document]], int]:
+def _without_near_copies(drawn: dict[str, list[Document]]) -> dict[str, list[Document]]:
     """Decision and test without documents that nearly repeat one of the splits before them."""
     kept = {"train": drawn["train"]}
     seen = [_shingles(document) for document in drawn["train"]]
@@ -267,7 +280,7 @@ def _without_near_copies(drawn: dict[str, list[Document]]) -> tuple[dict[str, li
         fresh = [_share_of(s, known) < NEAR_DUPLICATE_SHARE for s in shingles]
         kept[name] = [d for d, ok in zip(drawn[name], fresh, strict=True) if ok]
         seen += [s for s, ok in zip(shingles, fresh, strict=True) if ok]
-    return kept, sum(map(len, drawn.values())) - sum(map(len, kept.values()))
+    return kept
 
 
 def _share_of(shingles: Hashes, known: Hashes) -> float:

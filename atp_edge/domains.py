@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,31 @@ def _icd_entry(icd: Any, code: str) -> str:
     lines = [f"{code} {icd.get_description(code)}."]
     lines += [f"{name}: {'; '.join(terms)}." for name, terms in lists if any(terms)]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IcdEntry:
+    """One code of ICD-10-CM: its description, terms that belong to it, terms that do not."""
+
+    code: str
+    description: str
+    belongs: tuple[str, ...]
+    excluded: tuple[str, ...]
+
+
+def health_entries(category: str) -> list[IcdEntry]:
+    """The labels behind one document of `health_texts`: its category and the codes below it."""
+    import simple_icd_10_cm as icd
+
+    return [
+        IcdEntry(
+            code=code,
+            description=icd.get_description(code),
+            belongs=tuple(icd.get_includes(code)) + tuple(icd.get_inclusion_term(code)),
+            excluded=tuple(icd.get_excludes1(code)) + tuple(icd.get_excludes2(code)),
+        )
+        for code in [category, *icd.get_descendants(category)[:60]]
+    ]
 
 
 DOMAINS = {"legal": legal_texts, "health": health_texts}

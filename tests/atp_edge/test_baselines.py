@@ -1,0 +1,110 @@
+"""The two-stage baselines: within the budget, and in the order each claims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from atp_edge.baselines import (
+    BASELINES,
+    block_influence,
+    decision,
+    group_taylor,
+    magnitude,
+    without_least_layers,
+)
+from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.data import Blocks
+from atp_edge.families import model_shape
+from atp_edge.plan import check_plan, narrow_shape, shares
+from atp_edge.structures import count_parameters
+from tests.conftest import tiny_model
+
+IDS = torch.randint(0, 97, (4, 20), generator=torch.Generator().manual_seed(0))
+BLOCKS = Blocks(input_ids=IDS, labels=IDS)
+
+
+def space_of(model: Any, share: float = 0.6, widths: str = "per-layer") -> Space:
+    budget = parse_budget(f"params={share}")
+    return make_space(model_shape(model.config), budget, widths=widths, width_multiple=4)  # type: ignore[arg-type]
+
+
+def _call(name: str, model: Any, space: Space) -> Any:
+    if name == "torch-pruning":
+        pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
+    return decision(model, BLOCKS, space, BASELINES[name])
+
+
+@pytest.mark.parametrize("widths", ["uniform", "per-layer"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_meets_the_budget_and_leaves_the_model_as_it_was(name: str, widths: str) -> None:
+    model = tiny_model("llama-biases").requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plan = _call(name, model, space_of(model, widths=widths))
+    shape = model_shape(model.config)
+    check_plan(plan, shape)
+    assert 0.5 < shares(shape, narrow_shape(shape, plan)).decoder <= 0.6
+    assert plan.uniform or widths == "per-layer"
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+def _scaled(model: Any, channel: int, group: int, factor: float) -> None:
+    """One channel and one KV group of layer 1 made louder or quieter at their outputs."""
+    layer = model.model.layers[1]
+    width = layer.self_attn.o_proj.in_features // model.config.num_key_value_heads
+    with torch.no_grad():
+        layer.mlp.down_proj.weight[:, channel] *= factor
+        layer.self_attn.o_proj.weight[:, group * width : (group + 1) * width] *= factor
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_structure_that_writes_nothing_scores_least_in_its_site(name: str, family: str) -> None:
+    if name == "torch-pruning":
+        pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
+    model = tiny_model(family)
+    _scaled(model, channel=7, group=1, factor=0.0)
+    attention, mlp = BASELINES[name](model, BLOCKS, space_of(model))[2:4]
+    if name == "magnitude":  # its rows in gate and up still count: lower, not least
+        whole = magnitude(tiny_model(family), BLOCKS, space_of(model))[2:4]
+        assert attention[1] < whole[0][1]
+        assert mlp[7] < whole[1][7]
+    else:
+        assert int(attention.argmin()) == 1
+        assert int(mlp.argmin()) == 7
+
+
+def test_taylor_is_the_first_order_change_summed_over_the_coupled_weights() -> None:
+    model = tiny_model("llama")
+    space = space_of(model)
+    found = group_taylor(model, BLOCKS, space)[1][5]
+    for i in range(len(IDS)):
+        model(input_ids=IDS[i : i + 1], labels=IDS[i : i + 1]).loss.backward()
+    mlp = model.model.layers[0].mlp
+    parts = [
+        (mlp.gate_proj.weight * mlp.gate_proj.weight.grad)[5],
+        (mlp.up_proj.weight * mlp.up_proj.weight.grad)[5],
+        (mlp.down_proj.weight * mlp.down_proj.weight.grad)[:, 5],
+    ]
+    expected = torch.cat(parts).abs().sum() / space.sites[1].unit_parameters
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_the_layer_that_changes_nothing_is_removed_first_and_costs_nothing(family: str) -> None:
+    model = tiny_model(family)
+    with torch.no_grad():
+        for projection in (
+            model.model.layers[1].self_attn.o_proj,
+            model.model.layers[1].mlp.down_proj,
+        ):
+            projection.weight.zero_()
+    assert int(block_influence(model, BLOCKS).argmin()) == 1
+    slim = without_least_layers(model, BLOCKS, space_of(model, 0.7))
+    dense, narrow = (count_parameters(model_shape(m.config)).decoder for m in (model, slim))
+    assert narrow * 3 == dense * 2
+    with torch.no_grad():
+        torch.testing.assert_close(slim(input_ids=IDS).logits, model(input_ids=IDS).logits)
