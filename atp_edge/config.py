@@ -35,9 +35,15 @@ class LoraConfig:
 class DecisionConfig:
     """How the pruning decision is learned."""
 
-    start: Literal["importance", "all-kept"] = field(
-        default="importance", metadata={"help": "where the generator starts"}
-    )
+    start: Literal[
+        "importance",
+        "all-kept",
+        "magnitude",
+        "group-taylor",
+        "wanda-sp",
+        "flap",
+        "torch-pruning",
+    ] = field(default="importance", metadata={"help": "where the generator starts"})
     learn: bool = field(default=True, metadata={"help": "off: frozen at its start"})
     follow: float = field(
         default=0.0,

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from atp_edge.budget import Space, project
 from atp_edge.data import Blocks
-from atp_edge.masked import MaskedLoraLinear, lora_layer
+from atp_edge.families import module_path
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
 # and v too, which no other structure shares; measured in docs/log.md.
@@ -23,18 +25,21 @@ _READS = {"attention": "o_proj", "mlp": "down_proj"}
 
 
 def taylor_importance(
-    model: PeftModel, blocks: Blocks, space: Space, loss: Callable[[Blocks], Tensor]
+    model: PreTrainedModel, blocks: Blocks, space: Space, loss: Callable[[Blocks], Tensor]
 ) -> list[Tensor]:
     """Importance a block of every structure, mean over blocks: [size] a site."""
+    # Gradients of what the layers read are wanted, whether or not any weight has one.
+    model.enable_input_require_grads()
     with scored(model, space) as scores:
         for i in range(len(blocks.input_ids)):
-            loss(blocks.rows([i])).backward()
+            loss(blocks.rows([i]).to(model.device)).backward()
+    model.disable_input_require_grads()
     model.zero_grad()
     return [score.cpu() / len(blocks.input_ids) for score in scores]
 
 
 @contextmanager
-def scored(model: PeftModel, space: Space) -> Iterator[list[Tensor]]:
+def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
     """Sums of |z * dL/dz| over tokens and inputs, of all backward passes inside: [size] a site.
 
     z is what o_proj or down_proj reads, before any mask; its gradient is that of the whole weight,
@@ -42,9 +47,10 @@ def scored(model: PeftModel, space: Space) -> Iterator[list[Tensor]]:
     an output appears or goes, without cancellation over tokens (the activation form of
     LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5).
     """
-    scores = [torch.zeros(site.size, device=model.device) for site in space.sites]
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    scores = [torch.zeros(site.size, device=base.device) for site in space.sites]
     hooks = [
-        lora_layer(model, site.layer, _READS[site.kind]).register_forward_hook(
+        base.get_submodule(module_path(site.layer, _READS[site.kind])).register_forward_hook(
             partial(_watch, score)
         )
         for site, score in zip(space.sites, scores, strict=True)
@@ -56,9 +62,7 @@ def scored(model: PeftModel, space: Space) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _watch(
-    score: Tensor, module: MaskedLoraLinear, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
+def _watch(score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     z = inputs[0].detach()
 
     def add(gradient: Tensor) -> None:
@@ -69,11 +73,13 @@ def _watch(
     output.register_hook(add)
 
 
-def _input_gradient(module: MaskedLoraLinear, gradient: Tensor) -> Tensor:
-    """dL/dz [..., in] of (W + s B A) z from dL/dy [..., out]."""
-    weights: list[Any] = [module.get_base_layer(), module.lora_B["default"]]
-    base, b = (layer.weight.to(gradient.dtype) for layer in weights)
-    a = module.lora_A["default"].weight.to(gradient.dtype)
+def _input_gradient(module: Any, gradient: Tensor) -> Tensor:
+    """dL/dz [..., in] of (W + s B A) z from dL/dy [..., out]; of W z where there is no LoRA."""
+    kind = gradient.dtype
+    if not isinstance(module, LoraLayer):
+        return gradient @ module.weight.to(kind)
+    base = module.get_base_layer().weight.to(kind)
+    a, b = (f["default"].weight.to(kind) for f in (module.lora_A, module.lora_B))
     return gradient @ base + module.scaling["default"] * ((gradient @ b) @ a)
 
 

@@ -7,7 +7,7 @@ killed run goes on where it was.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.baselines import BASELINES
+from atp_edge.budget import Space, make_space, parse_budget, project
 from atp_edge.config import Config
 from atp_edge.cpu import attention_implementation, keep_freed_memory
 from atp_edge.data import Blocks, Splits, load_documents, make_splits
@@ -198,13 +199,13 @@ def learn_decision(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
-    model = _add_lora(config, _placed(load_dense(config), config, accelerator))
-    space = space_of(config, model.get_base_model().config)
-    importance = _importance(config, model, space, splits.train, accelerator, progress)
-    base = starting_logits(importance, space) if importance else None
+    dense = _placed(load_dense(config), config, accelerator).requires_grad_(False)
+    space = space_of(config, dense.config)
+    start = _start(config, dense, space, splits.train, accelerator, progress)
+    model = _add_lora(config, dense)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        generator = DecisionGenerator(space.sites, base)
+        generator = DecisionGenerator(space.sites, start.logits)
     learner = JointLearner(
         model,
         generator,
@@ -215,7 +216,7 @@ def learn_decision(
         accelerator,
         teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
-        importance=importance,
+        importance=start.importance,
     )
     progress.phase("joint", 0, config.control_steps, space.target_share)
     state = _run(learner, config, run, progress)
@@ -223,7 +224,7 @@ def learn_decision(
     progress.say("freezing the decision and repairing what it cut")
     masks = learner.final_masks()
     plan = plan_of(
-        model_shape(model.get_base_model().config),
+        model_shape(dense.config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
     )
     if config.recovery.reconstruct_blocks:
@@ -247,21 +248,35 @@ def learn_decision(
     } | _story(state)
 
 
-def _importance(
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where the generator starts: logits [size] a site (None: all kept), and the importance that
+    they come from, where it can be measured again along the way."""
+
+    logits: list[Tensor] | None = None
+    importance: list[Tensor] | None = None
+
+
+def _start(
     config: Config,
-    model: PeftModel,
+    dense: PreTrainedModel,
     space: Space,
     blocks: Blocks,
     accelerator: Accelerator,
     progress: Progress,
-) -> list[Tensor] | None:
-    """What the decision starts from, or None for a start with all kept."""
-    if config.decision.start == "all-kept":
-        return None
-    progress.say("scoring the structures")
+) -> _Start:
+    kind = config.decision.start
+    if kind == "all-kept":
+        return _Start()
+    progress.say(f"scoring the structures ({kind})")
     sample = blocks.first(config.decision.importance_blocks)
     with accelerator.autocast():
-        return taylor_importance(model, sample, space, lambda b: language_loss(model, b))
+        if kind == "importance":
+            scores = taylor_importance(dense, sample, space, lambda b: language_loss(dense, b))
+            return _Start(logits=starting_logits(scores, space), importance=scores)
+        scores = BASELINES[kind](dense, sample, space)
+    thresholds = project(scores, space).thresholds
+    return _Start(logits=[x - t for x, t in zip(scores, thresholds, strict=True)])
 
 
 def recover(
