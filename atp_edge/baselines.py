@@ -90,10 +90,10 @@ def flap(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
 
 
 def torch_pruning(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
-    """Torch-Pruning's own GroupTaylorImportance over its own dependency graph (extra `peers`).
+    """GroupTaylorImportance of Torch-Pruning over its dependency graph, for MLPs (extra `peers`).
 
-    The graph finds what is coupled with the rows of v_proj and of gate_proj; heads that share one
-    KV head are one group. Scores are divided by the parameters of a structure.
+    Attention is scored by `group_taylor`: Torch-Pruning 1.6.1 finds no end to the group of v_proj
+    under grouped-query attention as transformers 5.23 traces it.
     """
     try:
         import torch_pruning as tp
@@ -102,20 +102,20 @@ def torch_pruning(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[
             "the package torch-pruning is not installed: pip install 'atp-edge[peers]'"
         ) from None
 
+    scores = group_taylor(model, blocks, space)
     with _gradients(model, blocks):
-        importance = tp.importance.GroupTaylorImportance(normalizer=None)
+        importance = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
         graph = tp.DependencyGraph().build_dependency(
             model,
             example_inputs={"input_ids": blocks.input_ids[:1, :8], "use_cache": False},
             output_transform=lambda out: out.logits,
         )
-        scores = []
-        for site in space.sites:
-            root = "v_proj" if site.kind == "attention" else "gate_proj"
-            module = model.get_submodule(module_path(site.layer, root))
-            rows = list(range(module.weight.shape[0]))
-            group = graph.get_pruning_group(module, tp.prune_linear_out_channels, idxs=rows)
-            scores.append(_a_structure(site, importance(group).detach()) / site.unit_parameters)
+        for i, site in enumerate(space.sites):
+            if site.kind == "mlp":
+                gate: Any = model.get_submodule(module_path(site.layer, "gate_proj"))
+                rows = list(range(site.size))
+                group = graph.get_pruning_group(gate, tp.prune_linear_out_channels, idxs=rows)
+                scores[i] = importance(group).detach().float().cpu() / site.unit_parameters
     return scores
 
 

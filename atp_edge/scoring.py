@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ Tokens = Sequence[int]
 T = TypeVar("T")
 
 
-@runtime_checkable
 class LanguageModel(Protocol):
     """What scoring asks of a model."""
 

@@ -93,6 +93,15 @@ def test_taylor_is_the_first_order_change_summed_over_the_coupled_weights() -> N
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_torch_pruning_finds_the_same_coupled_weights_of_a_channel() -> None:
+    pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
+    model = tiny_model("llama")
+    space = space_of(model)
+    theirs = BASELINES["torch-pruning"](model, BLOCKS, space)[1::2]
+    for ours, found in zip(group_taylor(model, BLOCKS, space)[1::2], theirs, strict=True):
+        torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_the_layer_that_changes_nothing_is_removed_first_and_costs_nothing(family: str) -> None:
     model = tiny_model(family)
