@@ -53,6 +53,7 @@ def quality(
     only: Annotated[
         list[str] | None, typer.Option(help="cells whose name holds this text; may be repeated")
     ] = None,
+    items: Annotated[int, typer.Option(help="of every task")] = 50,
     out: Annotated[Path, typer.Option("--out", help="where the runs lie")] = Path("runs/quality"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="results, and what to go on from")
@@ -60,8 +61,10 @@ def quality(
     report: Annotated[Path | None, typer.Option(help="write a page of plots here")] = None,
 ) -> None:
     """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
-    from atp_bench.quality import matrix, run_matrix, summarize
-    from atp_bench.quality_report import page, table
+    from atp_bench.quality.cells import matrix
+    from atp_bench.quality.report import page, table
+    from atp_bench.quality.results import summarize
+    from atp_bench.quality.runner import run_matrix
 
     from atp_edge.progress import Terminal
 
@@ -73,7 +76,11 @@ def quality(
         )
     with Terminal(console) as progress:
         results = run_matrix(
-            chosen, work=out, results=json_file or out / "results.json", progress=progress
+            chosen,
+            work=out,
+            results=json_file or out / "results.json",
+            progress=progress,
+            items=items,
         )
     summaries = summarize(results)
     console.print(table(summaries))

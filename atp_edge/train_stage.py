@@ -19,7 +19,13 @@ from atp_kernels import backend_name
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from atp_edge.baselines import BASELINES
 from atp_edge.budget import Space, make_space, parse_budget, project
@@ -80,9 +86,15 @@ def space_of(config: Config, dense_config: Any) -> Space:
     )
 
 
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    """The dense model's tokenizer."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_source(config.model))
+    return tokenizer
+
+
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document."""
-    tokenizer = AutoTokenizer.from_pretrained(model_source(config.model))
+    tokenizer = tokenizer_of(config)
     return make_splits(
         load_documents(config.data, tokenizer),
         tokenizer,
@@ -190,7 +202,7 @@ def tune_dense(
     learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
     state = _run(learner, config, run, progress)
     merged = merge(tuned)
-    save_narrow(merged, AutoTokenizer.from_pretrained(model_source(config.model)), run.dense)
+    save_narrow(merged, tokenizer_of(config), run.dense)
     perplexity = _perplexity(config, merged, splits.test, accelerator)
     return {"untuned_perplexity": untuned, "perplexity": perplexity} | _story(state)
 

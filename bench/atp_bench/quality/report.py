@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from rich.table import Table
 
-from atp_bench.quality import Summary
+from atp_bench.quality.results import Summary
 
 FIRST, REST = "#0f8b8d", "#8a94a6"
 
@@ -17,7 +17,7 @@ def table(summaries: Sequence[Summary]) -> Table:
     shown = Table(title="perplexity on the test split, equal tokens", title_justify="left")
     shown.add_column("cell", overflow="fold")
     shown.add_column("method", overflow="fold")
-    for name in ("seeds", "dense", "slim", "recovery"):
+    for name in ("seeds", "dense", "slim", "recovery", "tasks"):
         shown.add_column(name, justify="right", no_wrap=True)
     last = ""
     for s in summaries:
@@ -25,7 +25,8 @@ def table(summaries: Sequence[Summary]) -> Table:
         low, high = s.recovery_spread
         spread = f"{s.recovery:.3f}" if s.seeds == 1 else f"{low:.3f} to {high:.3f}"
         shown.add_row("" if cell == last else cell, s.method, str(s.seeds),
-                      f"{s.dense_perplexity:.2f}", f"{s.perplexity:.2f}", spread)  # fmt: skip
+                      f"{s.dense_perplexity:.2f}", f"{s.perplexity:.2f}", spread,
+                      f"{s.task_recovery:.2f}")  # fmt: skip
         last = cell
     return shown
 
@@ -34,11 +35,12 @@ def markdown(summaries: Sequence[Summary]) -> str:
     """The same rows for a document; the whole-model share beside the decoder's."""
     head = (
         "| domain | kept of decoder (of whole) | widths | steps | method | seeds | dense | slim "
-        "| recovery |\n|---|---|---|---:|---|---:|---:|---:|---:|\n"
+        "| recovery | tasks |\n|---|---|---|---:|---|---:|---:|---:|---:|---:|\n"
     )
     rows = [
         f"| {s.domain} | {s.share:.0%} ({s.whole_share:.1%}) | {s.widths} | {s.steps} | {s.method} "
-        f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} | {_spread(s)} |\n"
+        f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} | {_spread(s)} "
+        f"| {s.task_recovery:.3f} |\n"
         for s in summaries
     ]
     return head + "".join(rows)

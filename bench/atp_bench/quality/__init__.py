@@ -1,0 +1,1 @@
+"""Quality at equal tokens: ATP, its ablations and the two-stage ways."""

@@ -1,0 +1,129 @@
+"""The matrix: which methods, on which data, at which budget, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from atp_edge.baselines import BASELINES
+from atp_edge.config import Config, with_values
+
+Preset = Literal["quick", "cpu", "gpu"]
+LAYERS = "two-stage: whole layers"
+# The decision is made before anything is tuned; then the cut model is tuned by LoRA alone.
+TWO_STAGE = {
+    "decision.learn": False,
+    "decision.control_share": 0.0,
+    "recovery.reconstruct_blocks": 0,
+    "recovery.retrain": False,
+    "recovery.distill": 0.0,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "atp": {},
+    # The same recipe, its decision frozen at the start: with the same phases, and cut at once.
+    "frozen": {"decision.learn": False},
+    "frozen, cut at once": {"decision.learn": False, "decision.control_share": 0.0},
+    "two-stage: importance": TWO_STAGE,
+    **{f"two-stage: {name}": TWO_STAGE | {"decision.start": name} for name in BASELINES},
+    # ShortGPT's: layers of least influence removed; `_without_layers`.
+    LAYERS: TWO_STAGE,
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "plain masking": {"decision.placement": "whole"},
+    "group lasso": {"decision.regularizer": "lasso"},
+    "no regularizer": {"decision.regularizer": "none"},
+    "penalty alone": {"decision.projection": False},
+    "sampled decisions": {"decision.noise": 1.0},
+    "start: all kept": {"decision.start": "all-kept"},
+    "refresh every step": {"decision.interval": 1},
+    "refresh every 4": {"decision.interval": 4},
+    "no reconstruction": {"recovery.reconstruct_blocks": 0},
+    "no distillation": {"recovery.distill": 0.0},
+    "hidden states distilled": {"recovery.distill_hidden": 1.0},
+    "importance followed": {"decision.follow": 0.1},
+    "importance followed, budget ramped": {"decision.follow": 0.1, "decision.ramp": 0.5},
+    "LoRA alone": {"recovery.retrain": False},
+    "LoRA alone, rank where most was cut": {"recovery.retrain": False, "recovery.adapter": "ranks"},
+    "DoRA alone": {"recovery.retrain": False, "recovery.adapter": "dora"},
+    "LoRA alone, rank 64": {"recovery.retrain": False, "lora.rank": 64, "lora.alpha": 128.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the matrix; `share`: of the decoder's parameters that stay."""
+
+    method: str
+    domain: str
+    seed: int
+    share: float
+    widths: str
+    steps: int
+
+    @property
+    def key(self) -> str:
+        return "/".join(str(value) for value in asdict(self).values())
+
+    def config(self, base: Config) -> Config:
+        """The settings of this run. Raises ValueError for a method that is none."""
+        known = METHODS | ABLATIONS
+        if self.method not in known:
+            raise ValueError(f"method {self.method!r}: expected one of {', '.join(known)}")
+        own = {
+            "data": self.domain,
+            "seed": self.seed,
+            "budget": f"params={self.share}",
+            "widths": self.widths,
+            "steps": self.steps,
+        }
+        return with_values(base, own | known[self.method])
+
+
+def matrix(preset: Preset) -> list[Cell]:
+    """The cells of a preset: `quick` in minutes for CI, `cpu` in hours, `gpu` the full matrix."""
+
+    def cells(
+        methods: Iterable[str],
+        *,
+        domains: Iterable[str] = ("legal", "health"),
+        seeds: Iterable[int] = (0,),
+        shares: Iterable[float] = (0.6,),
+        widths: Iterable[str] = ("per-layer",),
+        steps: int = 200,
+    ) -> list[Cell]:
+        return [
+            Cell(method=method, domain=domain, seed=seed, share=share, widths=width, steps=steps)
+            for seed in seeds
+            for domain in domains
+            for share in shares
+            for width in widths
+            for method in methods
+        ]
+
+    main = ("atp", "frozen", "frozen, cut at once", "two-stage: group-taylor")
+    match preset:
+        case "quick":
+            return cells(("atp", "two-stage: group-taylor"), domains=("legal",), steps=8)
+        case "cpu":
+            return [
+                *cells(main, seeds=(0, 1, 2)),
+                *cells(("atp",), domains=("legal",), steps=400),
+                *cells(("atp",), shares=(0.8, 0.5)),
+                *cells(("atp",), domains=("legal",), widths=("uniform",)),
+                *cells(METHODS, domains=("legal",)),
+                *cells(ABLATIONS, domains=("legal",)),
+                *cells(("atp",), domains=("legal",), steps=1600),
+            ]
+        case "gpu":
+            return [
+                *cells(
+                    METHODS,
+                    seeds=(0, 1, 2),
+                    shares=(0.8, 0.6, 0.5),
+                    widths=("per-layer", "uniform"),
+                ),
+                *cells(ABLATIONS, seeds=(0, 1, 2)),
+                *cells(main, steps=1600, seeds=(0, 1, 2)),
+                *cells(("atp",), steps=40_000),
+            ]

@@ -1,0 +1,215 @@
+"""Training runs of the matrix, cell by cell.
+
+A cell is one training run. Cells of a domain, seed and length share one dense baseline. Every
+finished cell is in the results file at once, so that a killed matrix goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from atp_export.checkpoint import load_narrow
+from atp_export.narrow import merge
+from transformers import PreTrainedModel
+
+from atp_bench.quality.cells import LAYERS, Cell
+from atp_bench.quality.results import Result, read_results, write_results
+from atp_edge.baselines import without_least_layers
+from atp_edge.config import Config, with_values
+from atp_edge.data import Splits, load_documents, split_documents
+from atp_edge.evaluate import TaskScore, evaluate, perplexity, recovery
+from atp_edge.families import model_shape
+from atp_edge.masked import add_lora
+from atp_edge.phase import run_phase
+from atp_edge.plan import shares
+from atp_edge.progress import Progress
+from atp_edge.run_folder import RunFolder, open_run
+from atp_edge.tasks import Task, domain_tasks
+from atp_edge.train_stage import (
+    accelerate,
+    learn_decision,
+    load_dense,
+    load_tuned,
+    recover,
+    space_of,
+    splits_of,
+    tokenizer_of,
+    tune_dense,
+)
+from atp_edge.trainer import Tuner
+
+
+def run_matrix(
+    cells: Iterable[Cell],
+    *,
+    work: Path,
+    results: Path,
+    progress: Progress,
+    base: Config | None = None,
+    items: int = 50,
+) -> list[Result]:
+    """Run every cell that the results file lacks; returns all results of these cells.
+
+    work: where runs lie while they run; a finished cell's folder is removed. results: JSON, written
+    after every cell. items: of every task.
+    """
+    base = base or Config()
+    wanted = list(dict.fromkeys(cells))
+    found = read_results(results)
+    for cell in wanted:
+        if cell.key in found:
+            continue
+        progress.say(cell.key)
+        found[cell.key] = _run_cell(cell, base, items, work, progress)
+        write_results(results, found)
+    return [found[cell.key] for cell in wanted]
+
+
+def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progress) -> Result:
+    config = cell.config(base)
+    splits = splits_of(config)
+    accelerator = accelerate(config)
+    tasks = _tasks(config, items)
+    dense = _dense_baseline(config, base, splits, accelerator, work, progress)
+    folder = work / cell.key.replace("/", "_").replace(" ", "-")
+    run = open_run(with_values(config, {"out": str(folder)}))
+    if not run.dense.exists():
+        run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
+    began = time.perf_counter()
+    train = _without_layers if cell.method == LAYERS else _with_plan
+    slim, figures = train(config, run, splits, accelerator, progress)
+    seconds = time.perf_counter() - began
+    progress.say("scoring the tasks")
+    reference = dense.parts()["tune_dense"]["perplexity"]
+    result = Result(
+        cell=cell,
+        dense_perplexity=reference,
+        recovery=reference / figures["perplexity"],
+        tasks=_task_recovery(dense, slim, tasks, config, accelerator),
+        tokens=config.steps * config.train.batch_blocks * config.dataset.block_tokens,
+        seconds=seconds,
+        **figures,
+    )
+    shutil.rmtree(folder)
+    return result
+
+
+Trained = tuple[PreTrainedModel, dict[str, float]]
+
+
+def _with_plan(
+    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
+) -> Trained:
+    """The slim model of a decision over structures, and the figures of its training."""
+    for part in (learn_decision, recover):
+        if part.__name__ not in run.parts():
+            run.add_part(part.__name__, part(config, run, splits, accelerator, progress))
+    decided, recovered = run.parts()["learn_decision"], run.parts()["recover"]
+    return merge(load_tuned(config, run)), {
+        "perplexity_at_freeze": decided["perplexity"],
+        "perplexity": recovered["perplexity"],
+        "decoder_share": decided["decoder_share"],
+        "whole_share": decided["whole_share"],
+    }
+
+
+def _without_layers(
+    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
+) -> Trained:
+    """The dense model without its layers of least influence, then tuned by LoRA."""
+    dense = load_dense(config)
+    space = space_of(config, dense.config)
+    sample = splits.train.first(config.decision.importance_blocks)
+    with accelerator.autocast():
+        slim = without_least_layers(dense, sample, space)
+    kept = shares(model_shape(dense.config), model_shape(slim.config))
+    test = splits.test.first(config.dataset.test_blocks)
+    with accelerator.autocast():
+        cut = perplexity(slim, test)
+    lora = config.lora
+    tuned = add_lora(slim, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+    learner = Tuner(tuned, splits.train, config, accelerator, phase="recovery")
+    progress.phase("recovery", 0, config.steps, None)
+    run_phase(
+        learner, folder=run.path, save_every=config.train.save_every, on_record=progress.record
+    )
+    with accelerator.autocast():
+        after = perplexity(tuned, test)
+    return merge(tuned), {
+        "perplexity_at_freeze": cut,
+        "perplexity": after,
+        "decoder_share": kept.decoder,
+        "whole_share": kept.whole,
+    }
+
+
+def _tasks(config: Config, items: int) -> list[Task]:
+    """The domain's tasks from the documents of the run's own test split."""
+    documents = load_documents(config.data, tokenizer_of(config))
+    parts = split_documents(
+        documents,
+        seed=config.seed,
+        decision_share=config.dataset.decision_share,
+        test_share=config.dataset.test_share,
+    )
+    return domain_tasks(
+        config.data, parts["test"], train=parts["train"], items=items, seed=config.seed
+    )
+
+
+def _task_recovery(
+    dense: RunFolder,
+    slim: PreTrainedModel,
+    tasks: list[Task],
+    config: Config,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Scores of both models on the same items; the dense model's are kept in its folder."""
+    tokenizer = tokenizer_of(config)
+
+    def scored(model: PreTrainedModel) -> dict[str, TaskScore]:
+        with accelerator.autocast():
+            return evaluate(model.to(accelerator.device), tokenizer, tasks)
+
+    # The dense model's scores lie beside it: its cells share them, as long as the items are these.
+    name = f"tasks-{sum(len(task.items) for task in tasks)}"
+    if name not in dense.parts():
+        scores = {key: asdict(score) for key, score in scored(load_narrow(dense.dense)).items()}
+        dense.add_part(name, scores)
+    reference = {key: TaskScore(**score) for key, score in dense.parts()[name].items()}
+    # What the dense model cannot do at all tells nothing of what was lost.
+    able = [key for key, score in reference.items() if score.value > 0]
+    found = scored(slim)
+    return asdict(recovery({k: reference[k] for k in able}, {k: found[k] for k in able}))
+
+
+def _dense_baseline(
+    config: Config,
+    base: Config,
+    splits: Splits,
+    accelerator: Accelerator,
+    work: Path,
+    progress: Progress,
+) -> RunFolder:
+    """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
+    name = f"dense_{Path(config.data).stem}_{config.seed}_{config.steps}_{config.lora.rank}"
+    shared = replace(
+        config,
+        budget=base.budget,
+        widths=base.widths,
+        decision=base.decision,
+        recovery=base.recovery,
+        out=str(work / name),
+    )
+    run = open_run(shared)
+    if "tune_dense" not in run.parts():
+        run.add_part("tune_dense", tune_dense(shared, run, splits, accelerator, progress))
+        for left in run.checkpoint.glob("*.pt"):
+            left.unlink()
+    return run
