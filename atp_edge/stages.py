@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from atp_bench.latency import bench_onnx
+from atp_bench.peers.compare import Models, compare, demo_models
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge
+from atp_export.runtime import usable_cores
 from atp_export.verify import verify as verify_onnx
 from transformers import AutoConfig, AutoTokenizer
 
 from atp_edge.config import Config
+from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.plan import shares
@@ -28,6 +33,9 @@ from atp_edge.train_stage import load_tuned, splits_of, train
 VERIFY_PROMPTS = 20
 VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
+# What other engines are measured with: 128 + 128 tokens, and 40 % of the decoder removed.
+PEERS_TOKENS = 128
+PEERS_SHARE = 0.6
 
 
 class NotProvenError(RuntimeError):
@@ -139,6 +147,43 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
         threads=settings.threads or None,
     )
     run.add_metrics("bench", report.to_dict())
+
+
+def bench_peers(
+    out: Path | None, peers: Sequence[str], precisions: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Dense and slim models against other engines; the demo model and cuts of it without a run.
+
+    A run's figures also go to its metrics. precisions: by default the run's own, or fp32 and int4.
+    """
+    run = RunFolder(out) if out is not None else None
+    config = run.config() if run else Config()
+    threads = config.bench.threads or usable_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        if run:
+            note = f"dense and slim model of {out}"
+            models = Models(dense=run.dense, slims={"slim": run.slim}, note=note)
+            precisions = precisions or (config.export.precision,)
+        else:
+            models = demo_models(demo_model_folder(), Path(temporary), PEERS_SHARE, progress.say)
+            precisions = precisions or ("fp32", "int4")
+        found = {
+            precision: compare(
+                models,
+                precision,
+                peers=peers,
+                prompt_tokens=PEERS_TOKENS,
+                new_tokens=PEERS_TOKENS,
+                rounds=config.bench.rounds,
+                threads=threads,
+                say=progress.say,
+            )
+            for precision in precisions
+        }
+    figures = {"precisions": found, "note": models.note}
+    if run:
+        run.add_metrics("peers", figures)
+    return figures
 
 
 def report(config: Config, run: RunFolder, progress: Progress) -> None:
