@@ -126,16 +126,18 @@ def _cache_type(path: Path, types: list[str]) -> Any:
     return _TYPES[types[0]]
 
 
+def usable_providers() -> list[str]:
+    """Execution providers that can run here, the fastest first."""
+    # onnxruntime-gpu lists CUDA also where no device is; torch-free check by the driver.
+    has_device = Path("/dev/nvidia0").exists()
+    cuda = has_device and "CUDAExecutionProvider" in ort.get_available_providers()
+    return ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
+
+
 def _provider(asked: str) -> str:
     available = ort.get_available_providers()
     if asked == "auto":
-        # onnxruntime-gpu lists CUDA also where no device is; torch-free check by the driver.
-        has_device = Path("/dev/nvidia0").exists()
-        return (
-            "CUDAExecutionProvider"
-            if has_device and "CUDAExecutionProvider" in available
-            else "CPUExecutionProvider"
-        )
+        return usable_providers()[0]
     if asked not in available:
         raise ValueError(f"provider {asked!r}: this ONNX Runtime has {', '.join(available)}")
     return asked
@@ -388,6 +390,21 @@ def generate_tokens(
             break
         logits = state.step(chosen[:, None])[:, -1]
     return new
+
+
+def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
+    """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T], as
+    atp_edge.evaluate.perplexity computes it (labels -100 are not counted)."""
+    total, count = 0.0, 0
+    for row, wanted in zip(ids, labels[:, 1:], strict=True):
+        logits = session.start(1, len(row)).step(row[None])[0, :-1].astype(np.float64)
+        peak = logits.max(-1, keepdims=True)
+        log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+        counted = wanted != -100
+        chosen = np.take_along_axis(logits, np.where(counted, wanted, 0)[:, None], 1)[:, 0]
+        total += float((log_sum - chosen)[counted].sum())
+        count += int(counted.sum())
+    return float(np.exp(total / count))
 
 
 def choose(logits: Floats, sampling: Sampling, draw: np.random.Generator) -> int:

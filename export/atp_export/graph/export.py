@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.files import folder_atomically
+from atp_export.adapter import write_adapter
 from atp_export.checkpoint import build_on_meta
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
@@ -49,13 +50,14 @@ def export_onnx(
     flavour: Flavour = "ort",
     precision: Precision = "fp32",
     max_length: int = 8192,
-    adapters: bool = False,
+    adapters: Mapping[str, Path] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
 
     max_length: rows of the rotary tables, the longest context (never above the model's own).
-    adapters: projections take LoRA factors at run time (see atp_export.adapter).
+    adapters: peft folders by name, written as NAME.onnx_adapter; with any mapping, an empty one
+    too, the model takes LoRA factors at run time (see atp_export.adapter).
     Raises ValueError for checkpoints that are no supported decoder or are not whole.
     """
     began = time.perf_counter()
@@ -65,7 +67,7 @@ def export_onnx(
     positions = min(max_length, config.max_position_embeddings)
     metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
     storage = Storage(
-        bits=BITS.get(precision), contrib=OPERATORS[flavour].contrib, adapters=adapters
+        bits=BITS.get(precision), contrib=OPERATORS[flavour].contrib, adapters=adapters is not None
     )
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
@@ -74,6 +76,8 @@ def export_onnx(
             opset=_opset(flavour, precision), contrib=storage.contrib, metadata=metadata
         )
         check_model(path)
+        for name, peft in (adapters or {}).items():
+            write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
         config.save_pretrained(beside)
         if (checkpoint / "tokenizer_config.json").exists():
             AutoTokenizer.from_pretrained(checkpoint).save_pretrained(beside)
