@@ -180,22 +180,24 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 96,
     temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
     top_p: Annotated[float, typer.Option(help="nucleus")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="the likeliest so many; 0: all")] = 0,
     seed: Annotated[int, typer.Option(help="of the draw")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
     chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
 ) -> None:
     """Talk to the slim ONNX model."""
     from atp_export.runtime import Generator, Sampling
 
     onnx = out / "onnx" if (out / "onnx").is_dir() else out
-    generator = Generator(onnx)
+    generator = Generator(onnx, adapter=adapter)
     if chat:
         prompt = generator.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
     else:
         console.print(prompt, end="", markup=False, style="dim")
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     for piece in generator.stream(
         prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
     ):

@@ -112,8 +112,9 @@ class TrainConfig:
 class ExportConfig:
     """What ships."""
 
-    flavour: Literal["ort", "standard"] = field(
-        default="ort", metadata={"help": "ONNX Runtime's fused operators, or ai.onnx alone"}
+    flavour: Literal["ort", "standard", "portable"] = field(
+        default="ort",
+        metadata={"help": "ONNX Runtime's fused operators, ai.onnx alone, or its old opsets"},
     )
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
         default="fp32", metadata={"help": "weights in the ONNX file"}

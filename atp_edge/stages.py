@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from atp_bench.latency import bench_onnx
+from atp_bench.peers.compare import Models, compare, demo_models
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge
+from atp_export.runtime import Session, usable_cores, usable_providers
+from atp_export.runtime import perplexity as onnx_perplexity
 from atp_export.verify import verify as verify_onnx
 from transformers import AutoConfig, AutoTokenizer
 
 from atp_edge.config import Config
+from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.plan import shares
@@ -23,11 +30,15 @@ from atp_edge.progress import Progress
 from atp_edge.report import write_report
 from atp_edge.run_folder import RunFolder
 from atp_edge.structures import count_parameters
-from atp_edge.train_stage import load_tuned, splits_of, train
+from atp_edge.train_stage import load_tuned, model_source, splits_of, train
 
 VERIFY_PROMPTS = 20
 VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
+PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
+# What other engines are measured with: 128 + 128 tokens, and 40 % of the decoder removed.
+PEERS_TOKENS = 128
+PEERS_SHARE = 0.6
 
 
 class NotProvenError(RuntimeError):
@@ -74,8 +85,11 @@ def _sizes(shape: ModelShape, folder: Path) -> dict[str, int]:
 
 
 def export(config: Config, run: RunFolder, progress: Progress) -> None:
-    """slim/ -> onnx/, and the dense tuned model beside it to be measured against."""
-    settings = config.export
+    """slim/ -> onnx/, and the dense tuned model beside it to be measured against.
+
+    A LoRA that was kept apart becomes onnx/adapter.onnx_adapter.
+    """
+    settings, keep = config.export, config.export.keep_adapter
     figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
     for name, source, target in (
         ("dense", run.dense, run.onnx_dense),
@@ -88,6 +102,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             target,
             flavour=settings.flavour,
             precision=settings.precision,
+            adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
             provenance=_provenance(config, run),
         )
         files = target.glob("model.onnx*")
@@ -100,12 +115,23 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
     trained = run.metrics()["train"]
+    versions = {name: importlib.metadata.version(name) for name in PROVENANCE_VERSIONS}
     return {
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
-        "atp_edge": importlib.metadata.version("atp-edge"),
+        "licence": _licence(Path(model_source(config.model))),
+        **versions,
     }
+
+
+def _licence(checkpoint: Path) -> str:
+    """The source model's licence as its folder states it: its card's `license:`, or a file."""
+    card = checkpoint / "README.md"
+    lines = card.read_text().splitlines() if card.exists() else []
+    named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
+    files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
+    return next(itertools.chain(named, files), "not stated by the source folder")
 
 
 def verify(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -114,17 +140,37 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run.slim)
     test = splits_of(config).test.input_ids
     prompts = tokenizer.batch_decode(test[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
-    report = verify_onnx(
-        run.onnx,
-        load_narrow(run.slim),
-        tokenizer,
-        prompts,
-        new_tokens=VERIFY_NEW_TOKENS,
-        precision=config.export.precision,
-    )
-    run.add_metrics("verify", {"slim": asdict(report)})
-    if not report.passed:
-        raise NotProvenError(f"{run.onnx} does not equal {run.slim}: {'; '.join(report.failures)}")
+    model = load_narrow(run.slim)
+    proofs = {
+        provider: verify_onnx(
+            run.onnx,
+            model,
+            tokenizer,
+            prompts,
+            new_tokens=VERIFY_NEW_TOKENS,
+            precision=config.export.precision,
+            provider=provider,
+        )
+        for provider in usable_providers()
+    }
+    first = next(iter(proofs.values()))
+    figures = {"slim": asdict(first), "providers": {k: asdict(v) for k, v in proofs.items()}}
+    if config.export.precision != "fp32":
+        progress.say("measuring what the rounded weights cost on the test split")
+        figures["quality"] = _rounding_cost(config, run)
+    run.add_metrics("verify", figures)
+    for provider, proof in proofs.items():
+        if not proof.passed:
+            reasons = "; ".join(proof.failures)
+            raise NotProvenError(f"{run.onnx} does not equal {run.slim} on {provider}: {reasons}")
+
+
+def _rounding_cost(config: Config, run: RunFolder) -> dict[str, float]:
+    """Perplexity of the test split by the ONNX model, and over the fp32 checkpoint's."""
+    blocks = splits_of(config).test.first(config.dataset.test_blocks)
+    rounded = onnx_perplexity(Session(run.onnx), blocks.input_ids.numpy(), blocks.labels.numpy())
+    exact = perplexity(load_narrow(run.slim), blocks)
+    return {"onnx_perplexity": rounded, "fp32_perplexity": exact, "ratio": rounded / exact}
 
 
 def bench(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -139,6 +185,43 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
         threads=settings.threads or None,
     )
     run.add_metrics("bench", report.to_dict())
+
+
+def bench_peers(
+    out: Path | None, peers: Sequence[str], precisions: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Dense and slim models against other engines; the demo model and cuts of it without a run.
+
+    A run's figures also go to its metrics. precisions: by default the run's own, or fp32 and int4.
+    """
+    run = RunFolder(out) if out is not None else None
+    config = run.config() if run else Config()
+    threads = config.bench.threads or usable_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        if run:
+            note = f"dense and slim model of {out}"
+            models = Models(dense=run.dense, slims={"slim": run.slim}, note=note)
+            precisions = precisions or (config.export.precision,)
+        else:
+            models = demo_models(demo_model_folder(), Path(temporary), PEERS_SHARE, progress.say)
+            precisions = precisions or ("fp32", "int4")
+        found = {
+            precision: compare(
+                models,
+                precision,
+                peers=peers,
+                prompt_tokens=PEERS_TOKENS,
+                new_tokens=PEERS_TOKENS,
+                rounds=config.bench.rounds,
+                threads=threads,
+                say=progress.say,
+            )
+            for precision in precisions
+        }
+    figures = {"precisions": found, "note": models.note}
+    if run:
+        run.add_metrics("peers", figures)
+    return figures
 
 
 def report(config: Config, run: RunFolder, progress: Progress) -> None:

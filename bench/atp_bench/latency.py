@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atp_export.runtime import Session
 
 from atp_bench.environment import environment
 from atp_bench.memory import peak_memory_and_load
+from atp_bench.peers import OURS, Engine, open_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,13 @@ class BenchReport:
     """Rows by model, ratios of the first to the last (larger: the last is better), settings.
 
     spreads: the smallest and the largest ratio of a single round, for the latencies.
+    pairs: the same ratios and spreads for every pair that was asked for, "a : b".
     """
 
     rows: dict[str, Row]
     ratios: dict[str, float]
     spreads: dict[str, tuple[float, float]]
+    pairs: dict[str, dict[str, float | tuple[float, float]]]
     settings: dict[str, Any]
     environment: dict[str, Any]
 
@@ -64,11 +66,15 @@ def bench_onnx(
     rounds: int = 5,
     provider: str = "auto",
     threads: int | None = None,
+    engines: Mapping[str, str] | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> BenchReport:
     """Measure exported folders round by round, in turn, after a round of warm-up.
 
-    Token counts are fixed: no model ends early. Every other round goes backwards, so that no model
-    always runs on the other's heels. Raises ValueError for settings below 1 or a single folder.
+    engines: which engine runs a folder, ours if it is not named. pairs: names to compare besides
+    the first and the last. Token counts are fixed: no model ends early. Every other round goes
+    backwards, so that no model always runs on the other's heels. Raises ValueError for settings
+    below 1 or a single folder.
     """
     if len(folders) < 2:
         raise ValueError(
@@ -82,6 +88,7 @@ def bench_onnx(
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
+    kind = {name: (engines or {}).get(name, OURS) for name in folders}
     memory = {
         name: peak_memory_and_load(
             folder,
@@ -89,51 +96,63 @@ def bench_onnx(
             new_tokens=new_tokens,
             provider=provider,
             threads=threads,
+            engine=kind[name],
         )
         for name, folder in folders.items()
     }
-    sessions = {n: Session(f, provider=provider, threads=threads) for n, f in folders.items()}
-    for session in sessions.values():
-        _measure(session, prompt_tokens, min(new_tokens, 8))
-    measured: dict[str, list[_Round]] = {name: [] for name in sessions}
+    loaded = {n: open_engine(kind[n], f, provider, threads) for n, f in folders.items()}
+    for engine in loaded.values():
+        _measure(engine, prompt_tokens, min(new_tokens, 8))
+    measured: dict[str, list[_Round]] = {name: [] for name in loaded}
     for index in range(rounds):
-        for name in list(sessions)[:: -1 if index % 2 else 1]:
-            measured[name].append(_measure(sessions[name], prompt_tokens, new_tokens))
+        for name in list(loaded)[:: -1 if index % 2 else 1]:
+            measured[name].append(_measure(loaded[name], prompt_tokens, new_tokens))
     rows = {name: _row(measured[name], folder, *memory[name]) for name, folder in folders.items()}
-    first, *_, last = rows.values()
-    reference, *_, other = measured.values()
-    lower_is_better = ("first_token_ms", "token_ms_p50", "token_ms_p95", "load_ms", "file_bytes",
-                       "peak_memory_bytes")  # fmt: skip
+    first, *_, last = rows
     return BenchReport(
         rows=rows,
-        ratios={key: getattr(first, key) / getattr(last, key) for key in lower_is_better},
-        spreads={key: _spread(reference, other, key) for key in ("first_token_ms", "token_ms_p50")},
+        ratios=_ratios(rows[first], rows[last]),
+        spreads=_spreads(measured[first], measured[last]),
+        pairs={
+            f"{a} : {b}": _ratios(rows[a], rows[b])
+            | {f"{key}_spread": v for key, v in _spreads(measured[a], measured[b]).items()}
+            for a, b in pairs
+        },
         settings={
             "prompt_tokens": prompt_tokens,
             "new_tokens": new_tokens,
             "rounds": rounds,
             "batch": 1,
-            "provider": next(iter(sessions.values())).provider,
+            "provider": next(iter(loaded.values())).provider,
             "threads": threads,
         },
         environment=environment(),
     )
 
 
-def _measure(session: Session, prompt_tokens: int, new_tokens: int) -> _Round:
-    """One generation: the prefill and every further token, timed apart."""
-    state = session.start(1, prompt_tokens + new_tokens)
-    prompt = np.random.default_rng(0).integers(5, session.vocabulary, (1, prompt_tokens))
+def _measure(engine: Engine, prompt_tokens: int, new_tokens: int) -> _Round:
+    """One generation: the prefill with its token, and every further token, timed apart."""
+    run = engine.start(prompt_tokens + new_tokens + 1)
+    prompt = np.random.default_rng(0).integers(5, engine.vocabulary, prompt_tokens)
     began = time.perf_counter()
-    logits = state.step(prompt)
+    run.first(prompt)
     first = time.perf_counter() - began
     times = []
     for _ in range(new_tokens):
-        token = logits[:, -1:].argmax(-1)
         began = time.perf_counter()
-        logits = state.step(token)
+        run.next()
         times.append((time.perf_counter() - began) * 1e3)
     return _Round(first_token_ms=first * 1e3, token_ms=times)
+
+
+def _ratios(reference: Row, other: Row) -> dict[str, float]:
+    lower_is_better = ("first_token_ms", "token_ms_p50", "token_ms_p95", "load_ms", "file_bytes",
+                       "peak_memory_bytes")  # fmt: skip
+    return {key: getattr(reference, key) / getattr(other, key) for key in lower_is_better}
+
+
+def _spreads(reference: list[_Round], other: list[_Round]) -> dict[str, tuple[float, float]]:
+    return {key: _spread(reference, other, key) for key in ("first_token_ms", "token_ms_p50")}
 
 
 def _spread(reference: list[_Round], other: list[_Round], key: str) -> tuple[float, float]:

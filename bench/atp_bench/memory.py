@@ -12,17 +12,26 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from atp_bench.peers import OURS, open_engine
+
 _STATUS = Path("/proc/self/status")
 
 
 def peak_memory_and_load(
-    folder: Path, *, prompt_tokens: int, new_tokens: int, provider: str, threads: int | None
+    folder: Path,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    provider: str,
+    threads: int | None,
+    engine: str = OURS,
 ) -> tuple[int, float]:
     """(peak_memory_bytes, load_ms) of one process that loads `folder` and generates once.
 
     The peak is the process's high-water resident set, Python and ONNX Runtime included.
     """
-    arguments = [str(folder), str(prompt_tokens), str(new_tokens), provider, str(threads or 0)]
+    arguments = [engine, str(folder), str(prompt_tokens), str(new_tokens), provider,
+                 str(threads or 0)]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "atp_bench.memory", *arguments],
         capture_output=True,
@@ -54,16 +63,14 @@ def peak_rss_bytes() -> int:
 
 
 def _main() -> None:
-    from atp_export.runtime import Session
-
-    folder, prompt_tokens, new_tokens, provider, threads = sys.argv[1:]
+    engine, folder, prompt_tokens, new_tokens, provider, threads = sys.argv[1:]
     began = time.perf_counter()
-    session = Session(Path(folder), provider=provider, threads=int(threads) or None)
+    model = open_engine(engine, Path(folder), provider, int(threads) or None)
     load_ms = (time.perf_counter() - began) * 1e3
-    state = session.start(1, int(prompt_tokens) + int(new_tokens))
-    state.step(np.full((1, int(prompt_tokens)), 5, np.int64))
+    run = model.start(int(prompt_tokens) + int(new_tokens) + 1)
+    run.first(np.full(int(prompt_tokens), 5, np.int64))
     for _ in range(int(new_tokens)):
-        state.step(np.array([[5]], np.int64))
+        run.next()
     peak = peak_rss_bytes()
     sys.stdout.write(json.dumps({"peak_memory_bytes": peak, "load_ms": load_ms}) + "\n")
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from atp_export.departure import first_departure
 from atp_export.runtime import Floats, Session, generate_tokens
 
 # fp32 must equal its model: the largest error of a logit. Lower precisions round: their bound is on
@@ -35,6 +36,12 @@ class VerifyReport:
     batched_same: bool
     """A ragged, padded batch generates what single rows do."""
     failures: tuple[str, ...]
+    provider: str
+    position_max_error: tuple[float, ...]
+    position_mean_error: tuple[float, ...]
+    """Both by position in the text, over all prompts and the vocabulary."""
+    departs: str | None
+    """Where the graph first leaves its model; looked for only when the logits do."""
 
 
 @torch.no_grad()
@@ -72,6 +79,7 @@ def verify(
     worst = max(float(e.max()) for e in errors)
     relative = float(np.sqrt(np.mean([np.mean(e**2) for e in errors])) / np.mean(spreads))
     exact, bound = precision == "fp32", RELATIVE_TOLERANCE[precision]
+    by_position = _by_position(errors)
     checks = {
         f"logits differ by {worst:.2e}, more than {FP32_TOLERANCE:g}": exact
         and worst > FP32_TOLERANCE,
@@ -82,6 +90,11 @@ def verify(
         "a padded batch generates other tokens than single rows": exact and not batched,
     }
     failures = tuple(text for text, failed in checks.items() if failed)
+    departs = None
+    if any("logits differ" in failure for failure in failures):
+        limit = max(bound, FP32_TOLERANCE)
+        departs = first_departure(folder, model, rows[0], provider=session.provider, bound=limit)
+        failures += (departs,)
     return VerifyReport(
         passed=not failures,
         logits_max_error=worst,
@@ -92,7 +105,17 @@ def verify(
         stepwise_max_error=stepwise,
         batched_same=batched,
         failures=failures,
+        provider=session.provider,
+        position_max_error=tuple(float(at.max()) for at in by_position),
+        position_mean_error=tuple(float(at.mean()) for at in by_position),
+        departs=departs,
     )
+
+
+def _by_position(errors: Sequence[Floats]) -> list[Floats]:
+    """Per position, the errors [texts, V] of all texts that reach it."""
+    longest = max(map(len, errors))
+    return [np.stack([e[t] for e in errors if t < len(e)]) for t in range(longest)]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -70,14 +70,43 @@ def test_scaled_rotary_embeddings_match(tmp_path: Path, rope: dict[str, Any]) ->
     assert report.passed, report
 
 
-def test_a_sliding_window_is_kept_by_ort_and_refused_by_standard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flavour", ["ort", "standard", "portable"])
+def test_a_sliding_window_is_kept(tmp_path: Path, flavour: str) -> None:
     model = tiny_model("mistral")
     model.config.sliding_window = 4
-    folder = exported(tmp_path, model)
+    folder = exported(tmp_path, model, flavour=flavour)
     assert verify(folder, model, Numbers(), PROMPTS, new_tokens=12).passed
-    with pytest.raises(ValueError, match="window of 4 tokens"):
-        export_onnx(tmp_path / "slim", tmp_path / "standard", flavour="standard")
-    assert not (tmp_path / "standard").exists()
+
+
+@pytest.mark.parametrize("family", ["llama-biases", "qwen3"])
+def test_the_portable_flavour_needs_no_new_operators(tmp_path: Path, family: str) -> None:
+    dense = tiny_model(family)
+    slim = narrow_model(dense, PLANS["per-layer"](dense))
+    folder = exported(tmp_path, slim, flavour="portable")
+    assert verify(folder, slim, Numbers(), PROMPTS, new_tokens=12).passed
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+
+
+@pytest.mark.parametrize("flavour", ["ort", "standard"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_may_be_padded_on_either_side(tmp_path: Path, side: str, flavour: str) -> None:
+    session = Session(exported(tmp_path, tiny_model("llama"), flavour=flavour))
+    rows = [[5, 6, 7], [1, 2, 3, 4, 5]]
+    tokens, mask = np.zeros((2, 5), np.int64), np.zeros((2, 5), np.int64)
+    for i, row in enumerate(rows):
+        place = slice(5 - len(row), 5) if side == "left" else slice(len(row))
+        tokens[i, place], mask[i, place] = row, 1
+    batch = session.start(2, 9)
+    every = batch.step(tokens, mask)
+    last = session.start(2, 9).step(tokens, mask, last_only=True)
+    following = batch.step(np.array([[8], [9]]))
+    for i, row in enumerate(rows):
+        alone = session.start(1, 9)
+        expected = alone.step(np.array([row]))[0]
+        np.testing.assert_allclose(every[i][mask[i] == 1], expected, atol=1e-5)
+        np.testing.assert_allclose(last[i, 0], expected[-1], atol=1e-5)
+        np.testing.assert_allclose(following[i], alone.step(np.array([[8 + i]]))[0], atol=1e-5)
 
 
 def test_verify_fails_on_the_wrong_model(tmp_path: Path) -> None:

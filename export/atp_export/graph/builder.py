@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
@@ -18,6 +19,7 @@ ONNX_TYPES = {
     torch.bfloat16: TensorProto.BFLOAT16,
     torch.int64: TensorProto.INT64,
     torch.int32: TensorProto.INT32,
+    torch.uint8: TensorProto.UINT8,
 }
 DATA_FILE = "model.onnx.data"
 # Consumers map external tensors into memory at page boundaries.
@@ -40,6 +42,7 @@ class GraphBuilder:
         self.folder = folder
         self.data: BinaryIO = (folder / DATA_FILE).open("wb")
         self._counts: dict[str, int] = {}
+        self._names: set[str] = set()
 
     def node(
         self,
@@ -67,33 +70,46 @@ class GraphBuilder:
 
     def tensor(self, name: str, tensor: Tensor) -> str:
         """A tensor as it is; the small ones stay in the header."""
-        raw = _bytes(tensor)
-        proto = TensorProto(name=name, dims=tensor.shape, data_type=ONNX_TYPES[tensor.dtype])
-        if len(raw) <= _INLINE_BYTES:
-            proto.raw_data = raw
+        return self.raw(name, ONNX_TYPES[tensor.dtype], tensor.shape, _bytes(tensor))
+
+    def raw(self, name: str, kind: int, shape: Sequence[int], raw: NDArray[np.uint8]) -> str:
+        """A tensor by its bytes: row-major, two 4-bit values a byte, the first one low."""
+        proto = TensorProto(name=name, dims=shape, data_type=kind)
+        if raw.nbytes <= _INLINE_BYTES:
+            proto.raw_data = raw.tobytes()
         else:
             self.data.write(b"\0" * (-self.data.tell() % _ALIGNMENT))
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (
                 ("location", DATA_FILE),
                 ("offset", str(self.data.tell())),
-                ("length", str(len(raw))),
+                ("length", str(raw.nbytes)),
             ):
                 proto.external_data.add(key=key, value=value)
-            self.data.write(raw)
+            self.data.write(raw.data)
         self.initializers.append(proto)
+        self._names.add(name)
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of this name is there."""
+        return name in self._names
 
     def constant(self, values: Sequence[int] | int) -> str:
         """An int64 constant, shared by all its readers."""
         label = f"const.{values}".replace(" ", "")
-        if all(proto.name != label for proto in self.initializers):
+        if not self.has(label):
             self.tensor(label, torch.tensor(values, dtype=torch.int64))
         return label
 
     def input(self, name: str, kind: int, shape: Sequence[str | int]) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
+
+    def optional_input(self, name: str, default: Tensor, shape: Sequence[str | int]) -> str:
+        """An input that callers may leave out: an initializer of its name holds the default."""
+        self.input(name, ONNX_TYPES[default.dtype], shape)
+        return self.tensor(name, default)
 
     def output(self, name: str, kind: int, shape: Sequence[str | int]) -> None:
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
@@ -116,8 +132,9 @@ class GraphBuilder:
         return path
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous()
-    if flat.dtype == torch.bfloat16:
-        flat = flat.view(torch.int16)
-    return np.ascontiguousarray(flat.numpy()).tobytes()
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """The tensor's own memory (copied only when it is not contiguous)."""
+    flat: NDArray[np.uint8] = (
+        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    )
+    return flat

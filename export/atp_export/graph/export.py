@@ -16,15 +16,20 @@ from transformers import AutoConfig, AutoTokenizer
 
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.files import folder_atomically
+from atp_export.adapter import write_adapter
 from atp_export.checkpoint import build_on_meta
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.decoder import OPSET, Flavour, Rotary, build_decoder
+from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
+from atp_export.graph.linear import Storage
+from atp_export.graph.operators import Rotary
+from atp_export.graph.standard import PORTABLE_OPSET
 from atp_export.provenance import write_manifest
-from atp_export.quantize import quantize
+from atp_export.quantize import Bits
 from atp_export.weights import CheckpointWeights
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+BITS: dict[Precision, Bits] = {"int8": 8, "int4": 4}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -45,11 +50,14 @@ def export_onnx(
     flavour: Flavour = "ort",
     precision: Precision = "fp32",
     max_length: int = 8192,
+    adapters: Mapping[str, Path] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
 
     max_length: rows of the rotary tables, the longest context (never above the model's own).
+    adapters: peft folders by name, written as NAME.onnx_adapter; with any mapping, an empty one
+    too, the model takes LoRA factors at run time (see atp_export.adapter).
     Raises ValueError for checkpoints that are no supported decoder or are not whole.
     """
     began = time.perf_counter()
@@ -58,21 +66,18 @@ def export_onnx(
     weights = CheckpointWeights(checkpoint)
     positions = min(max_length, config.max_position_embeddings)
     metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    storage = Storage(
+        bits=BITS.get(precision), contrib=OPERATORS[flavour].contrib, adapters=adapters is not None
+    )
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
-        quantized = precision in ("int8", "int4")
-        build_decoder(
-            g,
-            shape,
-            weights,
-            rotary_tables(config, positions),
-            flavour,
-            tie_head=shape.tied and not quantized,
+        build_decoder(g, shape, weights, rotary_tables(config, positions), flavour, storage)
+        path = g.finish(
+            opset=_opset(flavour, precision), contrib=storage.contrib, metadata=metadata
         )
-        path = g.finish(opset=OPSET, contrib=flavour == "ort", metadata=metadata)
-        if quantized:
-            quantize(path, bits=8 if precision == "int8" else 4)
         check_model(path)
+        for name, peft in (adapters or {}).items():
+            write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
         config.save_pretrained(beside)
         if (checkpoint / "tokenizer_config.json").exists():
             AutoTokenizer.from_pretrained(checkpoint).save_pretrained(beside)
@@ -87,6 +92,12 @@ def export_onnx(
         onnx_bytes=size,
         seconds=time.perf_counter() - began,
     )
+
+
+def _opset(flavour: Flavour, precision: Precision) -> int:
+    if flavour == "portable":
+        return PORTABLE_OPSET["quantized" if precision in BITS else "plain"]
+    return OPERATORS[flavour].opset
 
 
 def check_model(path: Path) -> None:

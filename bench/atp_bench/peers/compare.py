@@ -1,0 +1,153 @@
+"""Dense and slim models against another engine's dense one, in turn, at the same precision."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from atp_export.graph import export_onnx
+
+from atp_bench.latency import BenchReport, bench_onnx
+from atp_bench.peers import GENAI
+from atp_bench.peers.cut import cut
+from atp_bench.peers.genai import build
+
+PEERS = (GENAI,)
+PEER_DENSE = f"{GENAI} dense"
+FIRST_TOKEN_PROMPT = 512
+_FIRST_TOKEN_ROUNDS = 3
+# Read a row at a time, not whole: they are no part of what a token moves.
+_BY_ROWS = ("Gather", "GatherBlockQuantized", "GroupQueryAttention", "RotaryEmbedding", "Reshape")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Checkpoints to compare: the dense one, and slim ones by name; and what to say of them."""
+
+    dense: Path
+    slims: Mapping[str, Path]
+    note: str
+
+
+def demo_models(dense: Path, folder: Path, share: float, say: Callable[[str], None]) -> Models:
+    """The dense model, and two cuts of it (uniform and per-layer widths) without any training."""
+    slims, kept = {}, {}
+    for policy in ("uniform", "per-layer"):
+        say(f"cutting a slim model of {policy} widths")
+        slims[f"slim {policy}"] = folder / f"slim-{policy}"
+        kept[policy] = cut(dense, slims[f"slim {policy}"], share, policy)
+    shares = ", ".join(f"{value:.1%} ({policy})" for policy, value in kept.items())
+    return Models(
+        dense=dense,
+        slims=slims,
+        note=f"slim models keep {shares} of the decoder's parameters; they are cut without "
+        "training: latency and memory follow from widths, not from what the weights say",
+    )
+
+
+def compare(
+    models: Models,
+    precision: str,
+    *,
+    peers: Sequence[str],
+    prompt_tokens: int,
+    new_tokens: int,
+    rounds: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything the comparison at one precision shows, as JSON.
+
+    `pairs` are ratios "a : b" (above 1: b is faster, smaller), `bounds` what the bytes of weights
+    and cache that a token moves allow at most, `first_token` the ratios at a prompt of 512 tokens.
+    Raises ValueError for peers that are not known here or not installed.
+    """
+    unknown = [peer for peer in peers if peer not in PEERS]
+    if unknown:
+        raise ValueError(f"--peers {unknown[0]!r} is not known; expected {', '.join(PEERS)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {"dense": models.dense, **models.slims}
+        exported = {}
+        for name, checkpoint in folders.items():
+            say(f"{precision}: writing {name} as ONNX")
+            exported[name] = Path(temporary) / name.replace(" ", "-")
+            export_onnx(checkpoint, exported[name], precision=precision)  # type: ignore[arg-type]
+        engines, theirs = {}, {}
+        if GENAI in peers:
+            say(f"{precision}: {GENAI}'s builder writes the dense model")
+            theirs[PEER_DENSE] = build(models.dense, Path(temporary) / "genai", precision)
+            engines[PEER_DENSE] = GENAI
+        pairs = [("dense", slim) for slim in models.slims]
+        pairs += [(peer, ours) for peer in theirs for ours in exported]
+        say(f"{precision}: measuring {prompt_tokens} + {new_tokens} tokens, in turn")
+        report = bench_onnx(
+            theirs | exported,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            threads=threads,
+            engines=engines,
+            pairs=pairs,
+        )
+        say(f"{precision}: measuring the first token of {FIRST_TOKEN_PROMPT}")
+        first = bench_onnx(
+            exported,
+            prompt_tokens=FIRST_TOKEN_PROMPT,
+            new_tokens=1,
+            rounds=_FIRST_TOKEN_ROUNDS,
+            threads=threads,
+            pairs=[("dense", slim) for slim in models.slims],
+        )
+        tokens = prompt_tokens + new_tokens // 2
+        moved = {name: bytes_per_token(folder, tokens) for name, folder in exported.items()}
+    return {
+        **report.to_dict(),
+        "moved_bytes_per_token": moved,
+        "bounds": _bounds(report, moved, models, list(theirs)),
+        "first_token": {"prompt_tokens": FIRST_TOKEN_PROMPT, **_first_tokens(first)},
+        "note": models.note,
+    }
+
+
+def _first_tokens(report: BenchReport) -> dict[str, Any]:
+    milliseconds = {name: row.first_token_ms for name, row in report.rows.items()}
+    ratios = {pair: r["first_token_ms"] for pair, r in report.pairs.items()}
+    return {"ms": milliseconds, "pairs": ratios}
+
+
+def _bounds(
+    report: BenchReport, moved: Mapping[str, int], models: Models, peers: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Per pair, how much faster decoding could be were it bound by bytes alone, and the share of
+    that bound that was reached. Another engine's dense model moves what our dense one does."""
+    bounds = {}
+    for slim in models.slims:
+        bound = moved["dense"] / moved[slim]
+        for reference in ("dense", *peers):
+            reached = report.pairs[f"{reference} : {slim}"]["token_ms_p50"]
+            assert isinstance(reached, float)
+            bounds[f"{reference} : {slim}"] = {"bound": bound, "share": reached / bound}
+    return bounds
+
+
+def bytes_per_token(folder: Path, tokens: int) -> int:
+    """Bytes of weights and of a cache of `tokens` tokens that one further token reads."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    whole = {name for node in graph.node if node.op_type not in _BY_ROWS for name in node.input}
+    weights = sum(_size(t) for t in graph.initializer if t.name in whole)
+    cache = 0
+    for value in graph.input:
+        if value.name.startswith("past_key_values."):
+            kind, dims = value.type.tensor_type.elem_type, value.type.tensor_type.shape.dim
+            item = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+            cache += dims[1].dim_value * dims[3].dim_value * item * tokens
+    return weights + cache
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    return int(external["length"]) if external else len(tensor.raw_data)
