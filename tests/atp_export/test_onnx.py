@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from atp_export.checkpoint import save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import narrow_model
 from atp_export.provenance import verify_manifest
+from atp_export.rounding import rounding
 from atp_export.runtime import Sampling, Session, choose, generate_tokens
 from atp_export.verify import verify
 from transformers import PreTrainedModel
@@ -193,3 +195,16 @@ def test_a_truncated_checkpoint_is_refused_and_leaves_nothing(tmp_path: Path) ->
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no model\.onnx"):
         Session(tmp_path)
+
+
+def test_a_difference_that_rounding_explains_is_told_from_one_it_does_not(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    ids = [1, 2, 3, 4, 5]
+    logits = model(torch.tensor([ids])).logits[0].detach().numpy()
+    near = rounding(model, [(ids, logits)])
+    assert near.explains
+    assert 0 < near.onnx == near.pytorch < 1e-5
+    far = rounding(model, [(ids, logits + np.float32(1e-3))])
+    assert not far.explains
+    assert far.pytorch == near.pytorch
+    assert next(model.parameters()).dtype == torch.float32
