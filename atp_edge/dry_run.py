@@ -7,9 +7,9 @@ from transformers import AutoConfig
 
 from atp_edge.config import Config
 from atp_edge.families import model_shape
+from atp_edge.inputs import BYTES_PER_PARAMETER, model_source, space_of
 from atp_edge.structures import count_parameters
 from atp_edge.summary import megabytes, millions
-from atp_edge.train_stage import BYTES_PER_PARAMETER, model_source, space_of
 
 _FP32 = 4
 

@@ -25,12 +25,13 @@ from atp_edge.config import Config
 from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
+from atp_edge.inputs import model_source, splits_of
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
 from atp_edge.report import write_report
 from atp_edge.run_folder import RunFolder
 from atp_edge.structures import count_parameters
-from atp_edge.train_stage import load_tuned, model_source, splits_of, train
+from atp_edge.train_stage import load_tuned, train
 
 VERIFY_PROMPTS = 20
 VERIFY_PROMPT_TOKENS = 32

@@ -19,20 +19,12 @@ from atp_kernels import backend_name
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from atp_edge.baselines import BASELINES
-from atp_edge.budget import Space, make_space, parse_budget, project
+from atp_edge.budget import Space, project
 from atp_edge.config import Config
-from atp_edge.cpu import attention_implementation, keep_freed_memory
-from atp_edge.data import Blocks, Splits, load_documents, make_splits
-from atp_edge.domains import demo_model_folder
+from atp_edge.data import Blocks, Splits
 from atp_edge.evaluate import perplexity
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
@@ -43,6 +35,15 @@ from atp_edge.families import (
 from atp_edge.files import folder_atomically
 from atp_edge.generator import DecisionGenerator
 from atp_edge.importance import starting_logits, taylor_importance
+from atp_edge.inputs import (
+    accelerate,
+    load_dense,
+    model_source,
+    placed,
+    space_of,
+    splits_of,
+    tokenizer_of,
+)
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
 from atp_edge.phase import Learner, PhaseState, run_phase
@@ -53,64 +54,6 @@ from atp_edge.run_folder import RunFolder
 from atp_edge.trainer import JointLearner, Tuner
 
 VALIDATION_BLOCKS = 8
-BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
-
-
-def model_source(name: str) -> str:
-    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package."""
-    return str(demo_model_folder()) if name == "demo" else name
-
-
-def load_dense(config: Config) -> PreTrainedModel:
-    """The dense model in fp32."""
-    return AutoModelForCausalLM.from_pretrained(
-        model_source(config.model), dtype=torch.float32
-    ).eval()
-
-
-def _placed(model: PreTrainedModel, config: Config, accelerator: Accelerator) -> PreTrainedModel:
-    """The model on the device, with the attention to train with."""
-    tokens = config.dataset.block_tokens
-    model.set_attn_implementation(attention_implementation(accelerator.device.type, tokens))
-    return model.to(accelerator.device)
-
-
-def space_of(config: Config, dense_config: Any) -> Space:
-    """The feasible decisions of a run; ValueError when its budget cannot be met."""
-    return make_space(
-        model_shape(dense_config),
-        parse_budget(config.budget),
-        widths=config.widths,
-        width_multiple=config.decision.width_multiple,
-        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
-    )
-
-
-def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
-    """The dense model's tokenizer."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_source(config.model))
-    return tokenizer
-
-
-def splits_of(config: Config) -> Splits:
-    """The run's three splits, disjoint by document."""
-    tokenizer = tokenizer_of(config)
-    return make_splits(
-        load_documents(config.data, tokenizer),
-        tokenizer,
-        block_tokens=config.dataset.block_tokens,
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-    )
-
-
-def accelerate(config: Config) -> Accelerator:
-    """accelerate's choice of device, in the run's precision."""
-    accelerator = Accelerator(mixed_precision=config.train.precision)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    return accelerator
 
 
 def train(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -194,7 +137,7 @@ def tune_dense(
 ) -> dict[str, Any]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
-    model = _placed(load_dense(config), config, accelerator)
+    model = placed(load_dense(config), config, accelerator)
     untuned = _perplexity(config, model, splits.test, accelerator)
     tuned = _add_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
@@ -211,7 +154,7 @@ def learn_decision(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
-    dense = _placed(load_dense(config), config, accelerator).requires_grad_(False)
+    dense = placed(load_dense(config), config, accelerator).requires_grad_(False)
     space = space_of(config, dense.config)
     start = _start(config, dense, space, splits.train, accelerator, progress)
     model = _add_lora(config, dense)
@@ -296,7 +239,7 @@ def recover(
 ) -> dict[str, Any]:
     """The narrow model tuned for the rest of the steps, with the dense tuned one as its teacher."""
     narrow = _load_narrow_peft(config, run, "frozen")
-    _placed(narrow.get_base_model(), config, accelerator)
+    placed(narrow.get_base_model(), config, accelerator)
     learner = Tuner(
         narrow,
         splits.train,
@@ -318,7 +261,7 @@ def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTra
     """The dense tuned model, if the run distils from it."""
     if not config.recovery.distill:
         return None
-    return _placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
+    return placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
 
 
 def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:

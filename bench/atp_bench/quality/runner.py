@@ -25,23 +25,14 @@ from atp_edge.config import Config, with_values
 from atp_edge.data import Splits, load_documents, split_documents
 from atp_edge.evaluate import TaskScore, evaluate, perplexity, recovery
 from atp_edge.families import model_shape
+from atp_edge.inputs import accelerate, load_dense, space_of, splits_of, tokenizer_of
 from atp_edge.masked import add_lora
 from atp_edge.phase import run_phase
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
 from atp_edge.run_folder import RunFolder, open_run
 from atp_edge.tasks import Task, domain_tasks
-from atp_edge.train_stage import (
-    accelerate,
-    learn_decision,
-    load_dense,
-    load_tuned,
-    recover,
-    space_of,
-    splits_of,
-    tokenizer_of,
-    tune_dense,
-)
+from atp_edge.train_stage import learn_decision, load_tuned, recover, tune_dense
 from atp_edge.trainer import Tuner
 
 

@@ -1,0 +1,80 @@
+"""What a run starts from: the dense model, its tokenizer, the splits, the space of decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.config import Config
+from atp_edge.cpu import attention_implementation, keep_freed_memory
+from atp_edge.data import Splits, load_documents, make_splits
+from atp_edge.domains import demo_model_folder
+from atp_edge.families import model_shape
+
+BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+
+
+def model_source(name: str) -> str:
+    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package."""
+    return str(demo_model_folder()) if name == "demo" else name
+
+
+def load_dense(config: Config) -> PreTrainedModel:
+    """The dense model in fp32."""
+    return AutoModelForCausalLM.from_pretrained(
+        model_source(config.model), dtype=torch.float32
+    ).eval()
+
+
+def placed(model: PreTrainedModel, config: Config, accelerator: Accelerator) -> PreTrainedModel:
+    """The model on the device, with the attention to train with."""
+    tokens = config.dataset.block_tokens
+    model.set_attn_implementation(attention_implementation(accelerator.device.type, tokens))
+    return model.to(accelerator.device)
+
+
+def space_of(config: Config, dense_config: Any) -> Space:
+    """The feasible decisions of a run; ValueError when its budget cannot be met."""
+    return make_space(
+        model_shape(dense_config),
+        parse_budget(config.budget),
+        widths=config.widths,
+        width_multiple=config.decision.width_multiple,
+        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
+    )
+
+
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    """The dense model's tokenizer."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_source(config.model))
+    return tokenizer
+
+
+def splits_of(config: Config) -> Splits:
+    """The run's three splits, disjoint by document."""
+    tokenizer = tokenizer_of(config)
+    return make_splits(
+        load_documents(config.data, tokenizer),
+        tokenizer,
+        block_tokens=config.dataset.block_tokens,
+        seed=config.seed,
+        decision_share=config.dataset.decision_share,
+        test_share=config.dataset.test_share,
+    )
+
+
+def accelerate(config: Config) -> Accelerator:
+    """accelerate's choice of device, in the run's precision."""
+    accelerator = Accelerator(mixed_precision=config.train.precision)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
