@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -231,7 +232,11 @@ class JointLearner:
         self._train(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
-        with scored(self.model, self.space) as scores:
+        follows = bool(settings.follow) and self.importance is not None
+        watch: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if follows:
+            watch = scored(self.model, self.space)
+        with watch as scores:
             with self.accelerator.autocast():
                 batch = self.decision_stream(index // settings.interval)
                 task, plain = step_loss(self.model, self.teacher, batch, self.config)
@@ -241,7 +246,8 @@ class JointLearner:
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
         self._train(True)
-        self._follow(scores)
+        if follows:
+            self._follow(scores)
         before = self.masks
         self.masks = [mask.detach() >= 0.5 for mask in decision.masks]
         changed = sum(int((a != b).sum()) for a, b in zip(before, self.masks, strict=True))
@@ -254,11 +260,9 @@ class JointLearner:
 
     def _follow(self, scores: list[Tensor]) -> None:
         """Move the logits' base with the importance that the masked, tuned model shows now."""
-        weight = self.config.decision.follow
-        if not weight or self.importance is None:
-            return
+        assert self.importance is not None
         self.importance = [
-            torch.lerp(old, new.cpu(), weight)
+            torch.lerp(old, new.cpu(), self.config.decision.follow)
             for old, new in zip(self.importance, scores, strict=True)
         ]
         self.generator.set_base(starting_logits(self.importance, self.space))
