@@ -1,0 +1,29 @@
+"""An exported folder as a model to be scored: the ONNX form of `atp_edge.scoring.LanguageModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from atp_export.runtime import Session, generate_tokens
+from torch import Tensor
+
+from atp_edge.scoring import Tokens
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A session of ONNX Runtime, of either flavour and any precision."""
+
+    session: Session
+
+    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Next-token logits [B, S, V] of tokens [B, S], padded on the right (mask 0)."""
+        batch, length = tokens.shape
+        state = self.session.start(batch, length)
+        return torch.from_numpy(state.step(tokens.numpy(), mask.numpy()))
+
+    def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
+        """Greedy new tokens of every prompt; a row stops before `end`."""
+        return generate_tokens(self.session, prompts, max_new_tokens=new_tokens, ends={end})
