@@ -15,6 +15,8 @@ from atp_bench.environment import environment
 from atp_bench.memory import peak_memory_and_load
 from atp_bench.peers import OURS, Engine, open_engine
 
+TURN_TOKENS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -69,7 +71,7 @@ def bench_onnx(
     engines: Mapping[str, str] | None = None,
     pairs: Sequence[tuple[str, str]] = (),
 ) -> BenchReport:
-    """Measure exported folders round by round, in turn, after a round of warm-up.
+    """Measure exported folders round by round, in turns within each, after a round of warm-up.
 
     engines: which engine runs a folder, ours if it is not named. pairs: names to compare besides
     the first and the last. Token counts are fixed: no model ends early. Every other round goes
@@ -101,12 +103,13 @@ def bench_onnx(
         for name, folder in folders.items()
     }
     loaded = {n: open_engine(kind[n], f, provider, threads) for n, f in folders.items()}
-    for engine in loaded.values():
-        _measure(engine, prompt_tokens, min(new_tokens, 8))
+    _round(loaded, prompt_tokens, min(new_tokens, 8))
     measured: dict[str, list[_Round]] = {name: [] for name in loaded}
     for index in range(rounds):
-        for name in list(loaded)[:: -1 if index % 2 else 1]:
-            measured[name].append(_measure(loaded[name], prompt_tokens, new_tokens))
+        order = list(loaded)[:: -1 if index % 2 else 1]
+        taken = _round({name: loaded[name] for name in order}, prompt_tokens, new_tokens)
+        for name, figures in taken.items():
+            measured[name].append(figures)
     rows = {name: _row(measured[name], folder, *memory[name]) for name, folder in folders.items()}
     first, *_, last = rows
     return BenchReport(
@@ -130,19 +133,25 @@ def bench_onnx(
     )
 
 
-def _measure(engine: Engine, prompt_tokens: int, new_tokens: int) -> _Round:
-    """One generation: the prefill with its token, and every further token, timed apart."""
-    run = engine.start(prompt_tokens + new_tokens + 1)
-    prompt = np.random.default_rng(0).integers(5, engine.vocabulary, prompt_tokens)
-    began = time.perf_counter()
-    run.first(prompt)
-    first = time.perf_counter() - began
-    times = []
-    for _ in range(new_tokens):
+def _round(engines: Mapping[str, Engine], prompt_tokens: int, new_tokens: int) -> dict[str, _Round]:
+    """One generation of every engine: the prefills in turn, then tokens in turns of TURN_TOKENS,
+    so that what else the machine does falls on all of them alike."""
+    runs = {name: e.start(prompt_tokens + new_tokens + 1) for name, e in engines.items()}
+    first: dict[str, float] = {}
+    for name, run in runs.items():
+        vocabulary = engines[name].vocabulary
+        prompt = np.random.default_rng(0).integers(5, vocabulary, prompt_tokens)
         began = time.perf_counter()
-        run.next()
-        times.append((time.perf_counter() - began) * 1e3)
-    return _Round(first_token_ms=first * 1e3, token_ms=times)
+        run.first(prompt)
+        first[name] = (time.perf_counter() - began) * 1e3
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for done in range(0, new_tokens, TURN_TOKENS):
+        for name, run in runs.items():
+            for _ in range(min(TURN_TOKENS, new_tokens - done)):
+                began = time.perf_counter()
+                run.next()
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: _Round(first_token_ms=first[name], token_ms=times[name]) for name in runs}
 
 
 def _ratios(reference: Row, other: Row) -> dict[str, float]:

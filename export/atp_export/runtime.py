@@ -7,6 +7,7 @@ other flavours' cache grows by a new tensor a step.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -84,14 +85,19 @@ def load(path: Path, provider: str, threads: int | None = None, model: bytes | N
     try:
         return ort.InferenceSession(model or str(path), options, providers=[provider])
     except Exception as error:
-        hint = (
-            " (bf16 exports run on GPUs: the CPU provider has no bf16 MatMul)"
-            if "bfloat16" in str(error)
-            else ""
-        )
+        hint = ""
+        if "CPU" in provider and _stated_precision(path.parent) == "bf16":
+            hint = " (bf16 exports run on GPUs: the CPU provider has no bf16 MatMul)"
         raise ValueError(
             f"ONNX Runtime {ort.__version__} cannot load {path}{hint}: {error}"
         ) from error
+
+
+def _stated_precision(folder: Path) -> str | None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    precision: str | None = manifest.get("provenance", {}).get("precision")
+    return precision
 
 
 def usable_cores() -> int:
@@ -145,12 +151,16 @@ def _provider(asked: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
-    """What one further token a row reads and writes, each at its place and of its size."""
+    """What one further token a row reads and writes, each at its place and of its size.
+
+    On the CPU the values are the arrays' own memory; elsewhere they are copied there.
+    """
 
     binding: Any
-    tokens: Any
-    mask: Any
-    logits: Any
+    tokens: Tokens
+    mask: Tokens
+    logits: Floats
+    copies: tuple[tuple[Any, Tokens], ...]
 
 
 class Generation:
@@ -218,6 +228,8 @@ class Generation:
 
     def _run(self, tokens: Tokens, real: Tokens, start: int) -> Floats:
         s, binding = self.session, self._binding
+        # Its mask would lack what is fed here.
+        self._buffers = None
         counted = self.lengths[:, None] + np.cumsum(real, axis=1)
         self.lengths = counted[:, -1]
         feed = {"input_ids": tokens}
@@ -245,31 +257,36 @@ class Generation:
         return logits
 
     def _next(self, tokens: Tokens) -> Floats:
-        """One further token a row, cache in place: nothing is bound anew (5 % of an int4 step of
-        5 ms: 135M parameters, 2 CPU cores). The mask has the cache's size; its 1s count."""
-        self._buffers = self._buffers or self._fixed_buffers()
+        """One further token a row, cache in place: nothing is bound anew, and the mask has the
+        cache's size, its 1s count. Saves 0.3 ms a step, 5 % at int4 (135M parameters, 2 cores)."""
+        buffers = self._buffers = self._buffers or self._fixed_buffers()
+        buffers.tokens[:] = tokens
+        buffers.mask[np.arange(self.batch), self.lengths] = 1
         self.lengths = self.lengths + 1
-        self._buffers.tokens.update_inplace(np.ascontiguousarray(tokens))
-        slots = np.arange(self.capacity) < self.lengths[:, None]
-        self._buffers.mask.update_inplace(slots.astype(np.int64))
-        self.session.session.run_with_iobinding(self._buffers.binding)
-        logits: Floats = self._buffers.logits.numpy().copy()
-        return logits
+        for value, array in buffers.copies:
+            value.update_inplace(array)
+        self.session.session.run_with_iobinding(buffers.binding)
+        return buffers.logits.copy()
 
     def _fixed_buffers(self) -> _Buffers:
-        s = self.session
-        buffers = _Buffers(
-            binding=self._bind_cache(),
-            tokens=s.value(np.zeros((self.batch, 1), np.int64)),
-            mask=s.value(np.zeros((self.batch, self.capacity), np.int64)),
-            logits=ort.OrtValue.ortvalue_from_numpy(
-                np.empty((self.batch, 1, s.vocabulary), np.float32), "cpu", 0
-            ),
+        s, binding = self.session, self._bind_cache()
+        tokens = np.zeros((self.batch, 1), np.int64)
+        mask = (np.arange(self.capacity) < self.lengths[:, None]).astype(np.int64)
+        logits = np.empty((self.batch, 1, s.vocabulary), np.float32)
+        feed = {"input_ids": tokens, "attention_mask": mask}
+        values = {name: s.value(array) for name, array in feed.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        output = ort.OrtValue.ortvalue_from_numpy(logits, "cpu", 0)
+        binding.bind_ortvalue_output("logits", output)
+        copied = s.device != "cpu"
+        return _Buffers(
+            binding=binding,
+            tokens=tokens,
+            mask=mask,
+            logits=logits,
+            copies=tuple((values[name], feed[name]) for name in feed if copied),
         )
-        buffers.binding.bind_ortvalue_input("input_ids", buffers.tokens)
-        buffers.binding.bind_ortvalue_input("attention_mask", buffers.mask)
-        buffers.binding.bind_ortvalue_output("logits", buffers.logits)
-        return buffers
 
 
 def _present(past: str) -> str:

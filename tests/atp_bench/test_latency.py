@@ -70,17 +70,44 @@ def test_models_take_turns_and_every_other_round_goes_backwards(
 ) -> None:
     from atp_bench import latency
 
-    order: list[int] = []
-    measure = latency._measure
+    order: list[list[str]] = []
+    take = latency._round
 
-    def watched(session: Any, prompt_tokens: int, new_tokens: int) -> Any:
-        order.append(id(session))
-        return measure(session, prompt_tokens, new_tokens)
+    def watched(engines: Any, prompt_tokens: int, new_tokens: int) -> Any:
+        order.append(list(engines))
+        return take(engines, prompt_tokens, new_tokens)
 
-    monkeypatch.setattr(latency, "_measure", watched)
+    monkeypatch.setattr(latency, "_round", watched)
     bench_onnx(folders, prompt_tokens=2, new_tokens=1, rounds=3, threads=1)
-    dense, slim = order[:2]
-    assert order == [dense, slim, dense, slim, slim, dense, dense, slim]
+    forward, backward = ["dense", "slim"], ["slim", "dense"]
+    assert order == [forward, forward, backward, forward]
+
+
+def test_tokens_are_generated_in_turns() -> None:
+    from atp_bench import latency
+
+    calls: list[str] = []
+
+    class Counted:
+        vocabulary, provider = 10, "none"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self, capacity: int) -> Counted:
+            assert capacity == 14
+            return self
+
+        def first(self, prompt: Any) -> None:
+            calls.append(self.name + str(len(prompt)))
+
+        def next(self) -> None:
+            calls.append(self.name)
+
+    engines = {name: Counted(name) for name in "ab"}
+    taken = latency._round(engines, 3, 10)
+    assert calls == ["a3", "b3", *"a" * 8, *"b" * 8, *"a" * 2, *"b" * 2]
+    assert [len(figures.token_ms) for figures in taken.values()] == [10, 10]
 
 
 def test_the_report_is_json_with_settings_and_environment(report: BenchReport) -> None:

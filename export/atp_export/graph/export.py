@@ -82,7 +82,7 @@ def export_onnx(
         if (checkpoint / "tokenizer_config.json").exists():
             AutoTokenizer.from_pretrained(checkpoint).save_pretrained(beside)
         (beside / "genai_config.json").write_text(
-            json.dumps(genai_config(config, shape, positions), indent=2) + "\n"
+            json.dumps(genai_config(config, shape, positions, flavour), indent=2) + "\n"
         )
         size = sum(f.stat().st_size for f in beside.glob("model.onnx*"))
         write_manifest(beside, metadata)
@@ -122,9 +122,14 @@ def rotary_tables(config: Any, positions: int) -> Rotary:
     )
 
 
-def genai_config(config: Any, shape: ModelShape, positions: int) -> dict[str, Any]:
+def genai_config(
+    config: Any, shape: ModelShape, positions: int, flavour: Flavour
+) -> dict[str, Any]:
     """onnxruntime-genai's configuration (its runtime reads each layer's cache from the graph)."""
-    layer = shape.layers[0]
+    with_attention = [layer for layer in shape.layers if layer.heads]
+    layer = with_attention[0]
+    in_place = flavour == "ort"
+    inputs = ["input_ids", "attention_mask"] + ["position_ids"] * (not in_place)
     eos = config.eos_token_id
     names = {
         "past_key_names": "past_key_values.%d.key",
@@ -147,11 +152,11 @@ def genai_config(config: Any, shape: ModelShape, positions: int) -> dict[str, An
                 "head_size": layer.head_dim,
                 "hidden_size": shape.hidden,
                 "num_attention_heads": layer.heads,
-                "num_hidden_layers": len(shape.layers),
+                "num_hidden_layers": len(with_attention),
                 "num_key_value_heads": layer.kv_heads,
-                "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"} | names,
+                "inputs": {name: name for name in inputs} | names,
                 "outputs": {"logits": "logits"} | outputs,
             },
         },
-        "search": {"max_length": positions, "past_present_share_buffer": True},
+        "search": {"max_length": positions, "past_present_share_buffer": in_place},
     }

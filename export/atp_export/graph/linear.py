@@ -148,7 +148,8 @@ def embedding_and_head(
     table = g.weight(name, weights(name))
     embedded = g.node("Gather", [table, ids], name="embed")
     if storage.bits is None and shape.tied:
-        return embedded, lambda x: _table_head(g, shape, x, table)
+        by_table = _fused_table_head if storage.contrib else _table_head
+        return embedded, lambda x: by_table(g, shape, x, table)
     head = name if shape.tied else "lm_head.weight"
     return embedded, lambda x: matmul(g, storage, x, weights(head).T, "lm_head")
 
@@ -167,6 +168,14 @@ def _gather_blocks(g: GraphBuilder, ids: str, blocks: Blocks, stored: tuple[str,
         quantize_axis=1,
     )
     return embedded
+
+
+def _fused_table_head(g: GraphBuilder, shape: ModelShape, hidden: str, table: str) -> str:
+    """Logits by the embedding's own table [V, H], transposed inside the operator: one node."""
+    logits: str = g.node(
+        "FusedMatMul", [hidden, table], name="lm_head", domain="com.microsoft", transB=1
+    )
+    return logits
 
 
 def _table_head(g: GraphBuilder, shape: ModelShape, hidden: str, table: str) -> str:

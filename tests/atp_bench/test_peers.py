@@ -1,0 +1,123 @@
+"""Comparing with other engines: cuts, bytes a token moves, the engines, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from atp_bench.peers import GENAI, open_engine
+from atp_bench.peers.compare import Models, bytes_per_token, compare
+from atp_bench.peers.cut import Policy, cut, cut_plan
+from atp_bench.peers.genai import build
+from atp_bench.peers.table import render
+from atp_export.checkpoint import load_narrow, save_narrow
+from atp_export.graph import export_onnx
+from atp_export.runtime import Session, generate_tokens
+
+from atp_edge.families import LayerShape, ModelShape, model_shape
+from atp_edge.plan import narrow_shape, shares
+from tests.conftest import tiny_model
+
+SMOLLM2 = ModelShape(
+    family="llama",
+    hidden=576,
+    vocabulary=49152,
+    tied=True,
+    layers=(LayerShape(heads=9, kv_heads=3, head_dim=64, channels=1536),) * 30,
+    biased=frozenset(),
+    qk_norm=False,
+    norm_eps=1e-5,
+)
+
+
+@pytest.mark.parametrize("policy", ["uniform", "per-layer"])
+def test_a_cut_keeps_just_below_its_share(policy: Policy) -> None:
+    plan = cut_plan(SMOLLM2, 0.6, policy)
+    slim = narrow_shape(SMOLLM2, plan)
+    assert 0.58 < shares(SMOLLM2, slim).decoder <= 0.6
+    assert all(layer.channels % 32 == 0 for layer in slim.layers)
+    assert plan.uniform == (policy == "uniform")
+    assert (len({layer.kv_heads for layer in slim.layers}) == 1) == (policy == "uniform")
+
+
+def test_a_share_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="leaves no room"):
+        cut_plan(SMOLLM2, 0.2, "uniform")
+
+
+def test_bytes_per_token_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    save_narrow(model, None, tmp_path / "dense")
+    export_onnx(tmp_path / "dense", tmp_path / "onnx")
+    shape = model_shape(model.config)
+    embedding = 4 * shape.vocabulary * shape.hidden
+    weights = sum(p.numel() for p in model.parameters()) * 4 - embedding
+    cache = 4 * 10 * sum(2 * layer.kv_heads * layer.head_dim for layer in shape.layers)
+    found = bytes_per_token(tmp_path / "onnx", 10)
+    # Above: positions and masks, a few numbers; nothing like a matrix.
+    assert weights + cache <= found < weights + cache + 500
+
+
+@pytest.mark.parametrize("engine", ["atp-edge", GENAI])
+def test_engines_generate_what_the_model_says(tmp_path: Path, engine: str) -> None:
+    if engine == GENAI:
+        pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
+    save_narrow(tiny_model("llama"), None, tmp_path / "dense")
+    export_onnx(tmp_path / "dense", tmp_path / "onnx")
+    (expected,) = generate_tokens(Session(tmp_path / "onnx"), [[1, 2, 3]], max_new_tokens=5)
+    run: Any = open_engine(engine, tmp_path / "onnx", "auto", 1).start(8)
+    run.first(np.array([1, 2, 3]))
+    tokens = [_chosen(run)]
+    for _ in range(4):
+        run.next()
+        tokens.append(_chosen(run))
+    assert tokens == expected
+
+
+def _chosen(run: Any) -> int:
+    token = run.token if hasattr(run, "token") else run.generator.get_next_tokens()
+    return int(np.ravel(token)[0])
+
+
+def test_unknown_engines_and_precisions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'vllm' is not an engine known here"):
+        open_engine("vllm", tmp_path, "auto", 1)
+    with pytest.raises(ValueError, match="writes no bf16"):
+        build(tmp_path, tmp_path, "bf16")
+    models = Models(dense=tmp_path, slims={}, note="")
+    with pytest.raises(ValueError, match=r"--peers 'vllm' is not known; expected onnxruntime"):
+        compare(models, "fp32", peers=["vllm"], prompt_tokens=1, new_tokens=1, rounds=1,
+                threads=1, say=str)  # fmt: skip
+
+
+def test_a_whole_comparison(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
+    model = tiny_model("llama", hidden_size=96, intermediate_size=512, max_position_embeddings=1024)
+    save_narrow(model, None, tmp_path / "dense")
+    tokenizer_for(tmp_path / "dense")
+    kept = cut(tmp_path / "dense", tmp_path / "slim", 0.6, "uniform")
+    assert kept == pytest.approx(0.6, abs=0.05)
+    assert load_narrow(tmp_path / "slim").config.intermediate_size < 512
+    models = Models(dense=tmp_path / "dense", slims={"slim": tmp_path / "slim"}, note="cut")
+    found = compare(models, "fp32", peers=[GENAI], prompt_tokens=8, new_tokens=4, rounds=1,
+                    threads=1, say=str)  # fmt: skip
+    assert set(found["rows"]) == {f"{GENAI} dense", "dense", "slim"}
+    bound = found["bounds"][f"{GENAI} dense : slim"]
+    reached = found["pairs"][f"{GENAI} dense : slim"]["token_ms_p50"]
+    assert bound["bound"] > 1
+    assert bound["share"] == pytest.approx(reached / bound["bound"])
+    assert set(found["first_token"]["ms"]) == {"dense", "slim"}
+    caption = str(render("fp32", found).caption)
+    assert f"slim against {GENAI} dense: decode {reached:.2f}x" in caption
+
+
+def tokenizer_for(folder: Path) -> None:
+    """A tokenizer of 97 words, which genai's builder and our exporter copy."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)
