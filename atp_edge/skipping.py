@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from atp_kernels import Prefix, prefix_lora_linears
+from atp_kernels import LoraLayer, prefix_lora_linears
 from torch import Tensor
 
 from atp_edge.families import Projection
@@ -86,7 +86,7 @@ class FixedSite:
         scaling = self.projections[names[0]].scaling["default"]
         return prefix_lora_linears(x, [self._layer(name) for name in names], scaling=scaling)
 
-    def _layer(self, name: str) -> Prefix:
+    def _layer(self, name: str) -> LoraLayer:
         module = self.projections[name]
         base = module.get_base_layer()
         a, b, bias = module.lora_A["default"].weight, module.lora_B["default"].weight, base.bias
@@ -99,7 +99,7 @@ class FixedSite:
             b = b.index_select(0, live)
             bias = bias if bias is None else bias.index_select(0, found.kept)
         weight = self.weight(name, base.weight, found.kept, dim=int(reads))
-        return Prefix(weight=weight, lora_a=a, lora_b=b, bias=bias)
+        return LoraLayer(weight=weight, lora_a=a, lora_b=b, bias=bias)
 
     def live(self, structure_width: int) -> Live:
         """The live rows (or columns) of a projection of `structure_width` a structure.

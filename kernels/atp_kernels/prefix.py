@@ -14,25 +14,16 @@ the gradient of x is summed in place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """One layer: weight [n, k], lora_a [r, K], lora_b [N, r], bias [n]."""
-
-    weight: Tensor
-    lora_a: Tensor
-    lora_b: Tensor
-    bias: Tensor | None = None
+from atp_kernels.reference import LoraLayer
 
 
-def prefix_lora_linears(x: Tensor, layers: Sequence[Prefix], *, scaling: float) -> list[Tensor]:
+def prefix_lora_linears(x: Tensor, layers: Sequence[LoraLayer], *, scaling: float) -> list[Tensor]:
     """x [..., K] -> [..., N] a layer, as in the head of this file; gradients to all that asks.
 
     Under autocast it computes in autocast's type, like `torch.nn.functional.linear`.
@@ -50,11 +41,11 @@ def prefix_lora_linears(x: Tensor, layers: Sequence[Prefix], *, scaling: float) 
             )
         parts = (layer.weight, layer.lora_a, layer.lora_b, layer.bias)
         flat += [None if part is None else part.to(kind) for part in parts]
-    outputs: tuple[Tensor, ...] = _Prefixes.apply(x.flatten(0, -2).to(kind), scaling, *flat)
+    outputs: tuple[Tensor, ...] = _PrefixLora.apply(x.flatten(0, -2).to(kind), scaling, *flat)
     return [y.unflatten(0, x.shape[:-1]) for y in outputs]
 
 
-class _Prefixes(torch.autograd.Function):
+class _PrefixLora(torch.autograd.Function):
     """Arguments: x [M, K], s, then W, A, B, bias of every layer."""
 
     @staticmethod
