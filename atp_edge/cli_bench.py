@@ -114,3 +114,46 @@ def quality(
     console.print(table(summaries))
     if report is not None:
         write_atomically(report, page(summaries))
+
+
+@bench.command()
+def training(
+    model: Annotated[str, typer.Option(help="folder or hub id; demo: SmolLM2-135M")] = "demo",
+    kept: Annotated[float, typer.Option(help="share of the decoder that stays")] = 0.6,
+    tokens: Annotated[int, typer.Option(help="tokens of the batch")] = 512,
+    rank: Annotated[int, typer.Option(help="of the LoRA")] = 16,
+    rounds: Annotated[int, typer.Option(help="rounds, variants in turn")] = 5,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32 or bf16; may be repeated; the first is the ratios'"),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The LoRA step with a part kept against all kept; no ratio unless every gradient is equal."""
+    import torch
+    from atp_bench.training import bench_training
+    from atp_bench.training_report import table
+
+    from atp_edge.domains import demo_model_folder
+
+    asked = tuple(precision or ("fp32", "bf16"))
+    if not set(asked) <= {"fp32", "bf16"}:
+        raise ValueError(f"--precision {', '.join(asked)}: expected fp32 or bf16")
+    figures = bench_training(
+        str(demo_model_folder()) if model == "demo" else model,
+        kept=kept,
+        tokens=tokens,
+        rank=rank,
+        rounds=rounds,
+        precisions=asked,  # type: ignore[arg-type]
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    for precision_name, rows in figures["rows"].items():
+        console.print(table(precision_name, rows, equal=figures["gradients_equal"]))
+    for key, value in figures.items():
+        if "_ratio_" in key:
+            console.print(f"{key} = {value:.3f}" if value is not None else f"{key}: not given")
+    if not figures["gradients_equal"]:
+        console.print(f"gradients differ: {figures['largest_gradient_error']}", style="red")
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(figures, indent=2) + "\n")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from atp_kernels import masked_lora_linear, prefix_lora_linear
+from atp_kernels import masked_lora_linear
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
@@ -31,10 +31,7 @@ from atp_edge.families import (
     module_path,
 )
 from atp_edge.plan import Plan
-from atp_edge.skipping import FixedSite, Placement
-
-READS: tuple[Projection, ...] = ("o_proj", "down_proj")
-"""The projections that read a site's structures; the others write them."""
+from atp_edge.skipping import READS, FixedSite, Placement
 
 
 class MaskedLoraLinear(PeftLoraLinear):
@@ -55,7 +52,7 @@ class MaskedLoraLinear(PeftLoraLinear):
         if self.disable_adapters or self.merged or not plain_lora:
             return super().forward(x, *args, **kwargs)
         if self.site is not None:
-            return self._skipping(x, self.site)
+            return self.site.compute(self.name, x)
         base = self.get_base_layer()
         return masked_lora_linear(
             x,
@@ -68,24 +65,6 @@ class MaskedLoraLinear(PeftLoraLinear):
             scaling=self.scaling["default"],
             placement=self.placement,
         )
-
-    def _skipping(self, x: Tensor, site: FixedSite) -> Tensor:
-        base, a, b = (
-            self.get_base_layer(),
-            self.lora_A["default"].weight,
-            self.lora_B["default"].weight,
-        )
-        reads = self.name in READS
-        found = site.live((a.shape[1] if reads else len(b)) // len(site.mask))
-        live = found.kept if found.live is None else found.live
-        bias = base.bias
-        if live is not None and reads:
-            a = a.index_select(1, live)
-        elif live is not None:
-            b = b.index_select(0, live)
-            bias = bias if bias is None else bias.index_select(0, found.kept)
-        weight = site.weight(self.name, base.weight, found.kept, dim=int(reads))
-        return prefix_lora_linear(x, weight, a, b, bias=bias, scaling=self.scaling["default"])
 
 
 def add_lora(

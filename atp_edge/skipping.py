@@ -21,12 +21,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from atp_kernels import LoraLayer, prefix_lora_linears
 from torch import Tensor
+
+from atp_edge.families import Projection
 
 if TYPE_CHECKING:
     from atp_edge.masked import MaskedLoraLinear
 
 Placement = Literal["base", "whole"]
+READS: tuple[Projection, ...] = ("o_proj", "down_proj")
+"""The projections that read a site's structures; the others write them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +60,46 @@ class FixedSite:
         self._versions: list[tuple[int, int]] = []
         self._live: dict[int, Live] = {}
         self._gathered: dict[str, tuple[Any, Tensor]] = {}
+        # (x, what its other readers have yet to take)
+        self._shared: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def same_as(self, mask: Tensor, placement: Placement) -> bool:
         """Whether this is the decision already, so that what was gathered stands."""
         if placement != self.placement or mask.dtype != torch.bool:
             return False
         return mask is self.mask or torch.equal(mask, self.mask)
+
+    def compute(self, name: str, x: Tensor) -> Tensor:
+        """One projection's output. The writers read one x: the first one asked computes them all,
+        and the others take theirs."""
+        if name in READS:
+            return self._together([name], x)[0]
+        if self._shared is None or self._shared[0] is not x or name not in self._shared[1]:
+            names = [other for other in self.projections if other not in READS]
+            self._shared = x, dict(zip(names, self._together(names, x), strict=True))
+        found = self._shared[1].pop(name)
+        if not self._shared[1]:
+            self._shared = None
+        return found
+
+    def _together(self, names: list[str], x: Tensor) -> list[Tensor]:
+        scaling = self.projections[names[0]].scaling["default"]
+        return prefix_lora_linears(x, [self._layer(name) for name in names], scaling=scaling)
+
+    def _layer(self, name: str) -> LoraLayer:
+        module = self.projections[name]
+        base = module.get_base_layer()
+        a, b, bias = module.lora_A["default"].weight, module.lora_B["default"].weight, base.bias
+        reads = name in READS
+        found = self.live((a.shape[1] if reads else len(b)) // len(self.mask))
+        live = found.kept if found.live is None else found.live
+        if live is not None and reads:
+            a = a.index_select(1, live)
+        elif live is not None and found.kept is not None:
+            b = b.index_select(0, live)
+            bias = bias if bias is None else bias.index_select(0, found.kept)
+        weight = self.weight(name, base.weight, found.kept, dim=int(reads))
+        return LoraLayer(weight=weight, lora_a=a, lora_b=b, bias=bias)
 
     def live(self, structure_width: int) -> Live:
         """The live rows (or columns) of a projection of `structure_width` a structure.

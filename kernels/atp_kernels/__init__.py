@@ -1,6 +1,15 @@
 """Masked LoRA in torch and Triton."""
 
-from atp_kernels.ops import backend_name, masked_lora_linear
-from atp_kernels.prefix import prefix_lora_linear
+from atp_kernels.backend import backend_name
+from atp_kernels.ops import masked_lora_linear, masked_qkv, masked_swiglu_mlp
+from atp_kernels.prefix import prefix_lora_linears
+from atp_kernels.reference import LoraLayer
 
-__all__ = ["backend_name", "masked_lora_linear", "prefix_lora_linear"]
+__all__ = [
+    "LoraLayer",
+    "backend_name",
+    "masked_lora_linear",
+    "masked_qkv",
+    "masked_swiglu_mlp",
+    "prefix_lora_linears",
+]

@@ -1,8 +1,25 @@
-"""Triton: the forward of `masked_lora_linear` in one kernel.
+"""Triton: forward and backward of `masked_lora_linear` in one matrix product.
 
-S = scaling * x A^T is computed first (rank r, one read of x); the GEMM's accumulator then takes
-S B^T beside W x, so that neither product is written out and read again (the split of LoRAFusion,
-arXiv 2510.00206). Masks are applied in registers.
+Forward and gradient of x have the same form, W read one way or the other:
+
+    y  = om * (W (im * x) + bias) + S B^T        S = s x A^T
+    dx = im * (W^T (om * dy))     + D A          D = s dy B
+
+(base placement; under `whole` the low-rank product stands inside the mask and S, D read what is
+masked.) S or D is made first (rank r, one read); the product's accumulator then takes the low-rank
+term, so that neither is written out and read again (the split of LoRAFusion, arXiv 2510.00206).
+
+A bool mask is a fixed decision. It becomes a list, kept indices first, and a count, both on the
+device: tiles past the count run no step of the loop, and the loop ends at the count. Nothing is
+read back to the host, so that a step can be captured in a CUDA graph. Rows are gathered by the
+kernel; what is contiguous along the inner dimension is put in the list's order before, zero past
+the count, so that the loop's loads need no mask of the count's (odd) length: such a mask was seen
+to leave the loop without one asynchronous load.
+
+A float mask is multiplied, and its gradient is reduced in the epilogue of the same product, tile by
+tile into partial sums, which are then added in a fixed order: deterministic, no atomics.
+
+Legend: p_ pointers are `*_ptr`; x [M, K], w [N, K] by strides, s [M, R], b [N, R] by strides.
 """
 
 from __future__ import annotations
@@ -12,90 +29,149 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Compiled for every target within the budgets of tests/atp_kernels/budgets.json; speed on a GPU is
+# not measured yet.
+BLOCKS = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}
+NUM_WARPS, NUM_STAGES = 8, 3
+
 
 @triton.jit
-def forward_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, s_ptr, b_ptr, bias_ptr, out_mask_ptr, in_mask_ptr, y_ptr,
-    M, N, K,
+def masked_gemm_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, s_ptr, b_ptr, bias_ptr, out_mask_ptr, in_mask_ptr,
+    out_order_ptr, out_count_ptr, in_order_ptr, in_count_ptr,
+    other_ptr, y_ptr, partial_ptr,
+    M, N, K, stride_wn, stride_wk, stride_bn, stride_br,
     R: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_OUT_MASK: tl.constexpr, HAS_IN_MASK: tl.constexpr,
-    WHOLE: tl.constexpr,
+    OUT_LIST: tl.constexpr, IN_LIST: tl.constexpr, GATHER_W: tl.constexpr,
+    WHOLE: tl.constexpr, REDUCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] from x [M, K], w [N, K], s [M, R], b [N, R]; contiguous; R a power of 2 from 16."""
+    """y [M, N]; with REDUCE also partial [tiles of M, N], the sums of other * y before its mask."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    places = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
+    columns = places
+    k_end = K
+    if IN_LIST:
+        k_end = tl.load(in_count_ptr)
+    kept = places < N
+    if OUT_LIST:
+        out_count = tl.load(out_count_ptr)
+        kept = places < out_count
+        columns = tl.load(out_order_ptr + places, mask=places < N, other=0)
+        # A bound, not a branch: a branch inside the loop would end its pipelining.
+        k_end = tl.where(tl.program_id(1) * BLOCK_N < out_count, k_end, 0)
     # Offsets in 64 bits: M * N passes 2**31 on long batches.
-    row_offsets = rows.to(tl.int64)[:, None]
-    column_offsets = columns.to(tl.int64)[:, None]
+    x_rows = x_ptr + rows.to(tl.int64)[:, None] * K
+    w_rows = w_ptr + columns.to(tl.int64)[:, None] * stride_wn
     frozen = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + inner
-        x = tl.load(
-            x_ptr + row_offsets * K + k[None, :],
-            mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0,
-        )  # fmt: skip
+    for start in range(0, k_end, BLOCK_K):
+        place = start + inner
+        live = place < K
+        k = place
+        if GATHER_W:
+            k = tl.load(in_order_ptr + place, mask=live, other=0)
+        x = tl.load(x_rows + place[None, :], mask=(rows[:, None] < M) & live[None, :], other=0.0)
         w = tl.load(
-            w_ptr + column_offsets * K + k[None, :],
-            mask=(columns[:, None] < N) & (k[None, :] < K), other=0.0,
+            w_rows + k.to(tl.int64)[None, :] * stride_wk,
+            mask=kept[:, None] & live[None, :], other=0.0,
         )  # fmt: skip
         if HAS_IN_MASK:
-            in_mask = tl.load(in_mask_ptr + k, mask=k < K, other=0.0)
+            in_mask = tl.load(in_mask_ptr + place, mask=live, other=0.0)
             x = x * in_mask[None, :].to(x.dtype)
         frozen = tl.dot(x, tl.trans(w), frozen, input_precision="ieee")
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0)
+        bias = tl.load(bias_ptr + columns, mask=places < N, other=0.0)
         frozen += bias.to(tl.float32)[None, :]
     rank = tl.arange(0, R)
-    s = tl.load(s_ptr + row_offsets * R + rank[None, :], mask=rows[:, None] < M, other=0.0)
-    b = tl.load(b_ptr + column_offsets * R + rank[None, :], mask=columns[:, None] < N, other=0.0)
-    low_rank = tl.dot(s, tl.trans(b), input_precision="ieee")
-    if HAS_OUT_MASK:
-        out_mask = tl.load(out_mask_ptr + columns, mask=columns < N, other=0.0)
-        scale = out_mask.to(tl.float32)[None, :]
-        y = (frozen + low_rank) * scale if WHOLE else frozen * scale + low_rank
-    else:
-        y = frozen + low_rank
-    tl.store(
-        y_ptr + row_offsets * N + columns[None, :],
-        y.to(y_ptr.dtype.element_ty),
-        mask=(rows[:, None] < M) & (columns[None, :] < N),
+    s = tl.load(
+        s_ptr + rows.to(tl.int64)[:, None] * R + rank[None, :], mask=rows[:, None] < M, other=0.0
     )
+    b = tl.load(
+        b_ptr + columns.to(tl.int64)[:, None] * stride_bn + rank[None, :] * stride_br,
+        mask=places[:, None] < N, other=0.0,
+    )  # fmt: skip
+    low_rank = tl.dot(s, tl.trans(b), input_precision="ieee")
+    y = frozen
+    if WHOLE:
+        y += low_rank
+    inside = (rows[:, None] < M) & (places[None, :] < N)
+    offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
+    if REDUCE:
+        other = tl.load(other_ptr + offsets, mask=inside, other=0.0)
+        partial = tl.sum(y * other.to(tl.float32), axis=0)
+        tl.store(
+            partial_ptr + tl.program_id(0).to(tl.int64) * N + columns, partial, mask=places < N
+        )
+    if HAS_OUT_MASK:
+        out_mask = tl.load(out_mask_ptr + columns, mask=places < N, other=0.0)
+        y = y * out_mask.to(tl.float32)[None, :]
+    if OUT_LIST:
+        y = tl.where(kept[None, :], y, 0.0)
+    if not WHOLE:
+        y += low_rank
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def forward(
+def masked_gemm(
     x: Tensor,
     weight: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
+    s: Tensor,
+    b: Tensor,
     bias: Tensor | None,
     out_mask: Tensor | None,
     in_mask: Tensor | None,
-    scaling: float,
     whole: bool,
-    blocks: tuple[int, int, int] = (64, 64, 32),
-) -> Tensor:
-    """`masked_lora_linear` on a GPU (or in Triton's interpreter): x [..., K] -> [..., N]."""
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    m, k, n = len(flat), flat.shape[1], len(weight)
-    lora_x = flat * in_mask.to(flat.dtype) if whole and in_mask is not None else flat
-    s = (scaling * (lora_x @ lora_a.to(flat.dtype).T)).contiguous()
-    b = lora_b.to(flat.dtype)
-    rank = max(16, triton.next_power_of_2(lora_a.shape[0]))
-    s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])).contiguous() for t in (s, b))
-    y = flat.new_empty(m, n)
-    absent = flat.new_empty(1)
-    block_m, block_n, block_k = blocks
+    other: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(y [M, N], mask gradient [N] or [0]) from x [M, K], weight [N, K], s [M, r], b [N, r].
+
+    weight and b may be transposed views; bool masks are lists, float masks are multiplied.
+    other [M, N]: its product with the unmasked y is summed over M.
+    """
+    m, k, n = len(x), x.shape[1], len(weight)
+    kind = x.dtype
+    rank = max(16, triton.next_power_of_2(s.shape[1]))
+    s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])) for t in (s, b))
+    s = s.to(kind).contiguous()
+    b, weight = b.to(kind), weight.to(kind)
+    y = x.new_empty(m, n)
+    absent = x.new_empty(1)
+    tiles = triton.cdiv(m, BLOCKS["BLOCK_M"])
+    partial = x.new_empty((tiles, n) if other is not None else (0, 0), dtype=torch.float32)
+    listed = [mask is not None and mask.dtype == torch.bool for mask in (out_mask, in_mask)]
+    orders = [
+        _list(mask) if mask is not None and is_list else (absent, absent)
+        for mask, is_list in zip((out_mask, in_mask), listed, strict=True)
+    ]
+
+    gather_w = listed[1] and weight.stride(0) == 1
+    if listed[1]:
+        assert in_mask is not None
+        x = x.index_select(1, orders[1][0]) * in_mask.index_select(0, orders[1][0]).to(kind)
+        weight = weight if gather_w else weight.index_select(1, orders[1][0])
+
+    def given(value: Tensor | None, is_list: bool = False) -> Tensor:
+        return absent if value is None or is_list else value.to(kind).contiguous()
+
     if m and n:
-        forward_kernel[(triton.cdiv(m, block_m), triton.cdiv(n, block_n))](
-            flat, weight.to(flat.dtype).contiguous(), s, b,
-            absent if bias is None else bias.to(flat.dtype).contiguous(),
-            absent if out_mask is None else out_mask.to(flat.dtype).contiguous(),
-            absent if in_mask is None else in_mask.to(flat.dtype).contiguous(),
-            y, m, n, k,
-            R=rank, HAS_BIAS=bias is not None, HAS_OUT_MASK=out_mask is not None,
-            HAS_IN_MASK=in_mask is not None, WHOLE=whole,
-            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
+        masked_gemm_kernel[(tiles, triton.cdiv(n, BLOCKS["BLOCK_N"]))](
+            x.contiguous(), weight, s, b, given(bias),
+            given(out_mask, listed[0]), given(in_mask, listed[1]), *orders[0], *orders[1],
+            given(other), y, partial if other is not None else absent,
+            m, n, k, weight.stride(0), weight.stride(1), b.stride(0), b.stride(1),
+            R=rank, HAS_BIAS=bias is not None,
+            HAS_OUT_MASK=out_mask is not None and not listed[0],
+            HAS_IN_MASK=in_mask is not None and not listed[1],
+            OUT_LIST=listed[0], IN_LIST=listed[1], GATHER_W=gather_w,
+            WHOLE=whole, REDUCE=other is not None,
+            num_warps=NUM_WARPS, num_stages=NUM_STAGES, **BLOCKS,
         )  # fmt: skip
-    return y.view(*x.shape[:-1], n)
+    return y, partial.sum(0)
+
+
+def _list(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(indices, kept ones first, int32; how many are kept), on the mask's device."""
+    order = torch.argsort(mask.logical_not(), stable=True).to(torch.int32)
+    return order, mask.sum(dtype=torch.int32)

@@ -1,41 +1,16 @@
-"""The one place that chooses between Triton and torch (`ATP_KERNELS=auto|triton|torch`)."""
+"""Masked LoRA with its gradients, on whatever `backend` chose."""
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atp_kernels import reference
-from atp_kernels.reference import Placement
-
-Backend = Literal["triton", "torch"]
-logger = logging.getLogger(__name__)
-
-
-@cache
-def backend_name() -> Backend:
-    """Which path runs, said once in the log. Raises ValueError for an unknown ATP_KERNELS."""
-    asked = os.environ.get("ATP_KERNELS", "auto")
-    if asked not in ("auto", "triton", "torch"):
-        raise ValueError(f"ATP_KERNELS={asked!r}: expected auto, triton or torch")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    able = importlib.util.find_spec("triton") is not None and (
-        torch.cuda.is_available() or interpreted
-    )
-    if asked == "triton" and not able:
-        raise ValueError(
-            "ATP_KERNELS=triton needs triton and a CUDA device (or TRITON_INTERPRET=1); "
-            "found none: install atp-edge[gpu] on a machine with a GPU, or leave it at auto"
-        )
-    name: Backend = "triton" if able and asked != "torch" else "torch"
-    logger.info("masked LoRA runs on %s", name)
-    return name
+from atp_kernels.backend import on_triton
+from atp_kernels.library import masked_gemm, masked_swiglu, masked_swiglu_backward
+from atp_kernels.reference import LoraLayer, Placement
 
 
 def masked_lora_linear(
@@ -52,35 +27,64 @@ def masked_lora_linear(
 ) -> Tensor:
     """As `reference.masked_lora_linear`, by the fastest path that has all the gradients asked for.
 
-    bool masks are a fixed decision: what they remove is skipped.
+    bool masks are a fixed decision: what they remove is skipped. A bitsandbytes 4-bit weight is
+    dequantized first. Under autocast it computes in autocast's type.
     """
-    options: dict[str, Any] = {
-        "bias": bias,
-        "out_mask": out_mask,
-        "in_mask": in_mask,
-        "scaling": scaling,
-        "placement": placement,
-    }
-    if backend_name() == "triton" and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        return _triton(x, weight, lora_a, lora_b, options)
+    weight = dense_weight(weight)
+    if on_triton(x):
+        return fused_masked_lora(
+            x, weight, lora_a, lora_b, bias, out_mask, in_mask, scaling, placement
+        )
     masks = [mask for mask in (out_mask, in_mask) if mask is not None]
-    if masks and all(mask.dtype == torch.bool for mask in masks):
-        return reference.skipping_lora_linear(x, weight, lora_a, lora_b, **options)
-    return reference.masked_lora_linear(x, weight, lora_a, lora_b, **options)
+    fixed = bool(masks) and all(mask.dtype == torch.bool for mask in masks)
+    function = reference.skipping_lora_linear if fixed else reference.masked_lora_linear
+    return function(
+        x,
+        weight,
+        lora_a,
+        lora_b,
+        bias=bias,
+        out_mask=out_mask,
+        in_mask=in_mask,
+        scaling=scaling,
+        placement=placement,
+    )
 
 
-def _triton(x: Tensor, w: Tensor, a: Tensor, b: Tensor, options: dict[str, Any]) -> Tensor:
+def dense_weight(weight: Tensor) -> Tensor:
+    """The weight itself, or a bitsandbytes 4-bit one dequantized (before the kernel, not in it: the
+    product then runs at the full rate of the tensor cores)."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state)
+
+
+def fused_masked_lora(
+    x: Tensor,
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    bias: Tensor | None,
+    out_mask: Tensor | None,
+    in_mask: Tensor | None,
+    scaling: float,
+    placement: Placement,
+) -> Tensor:
+    """`masked_lora_linear` through the registered operators, whichever backend they run on."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    bias, out_mask, in_mask = options["bias"], options["out_mask"], options["in_mask"]
-    scaling, placement = options["scaling"], options["placement"]
-    y: Tensor = _TritonForward.apply(x, w, a, b, bias, out_mask, in_mask, scaling, placement)
-    return y
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    parts = [None if t is None else t.to(kind) for t in (weight, lora_a, lora_b, bias)]
+    # flatten(0, -2) of a vector's x [K] would fail: reshape does both.
+    flat = x.reshape(-1, x.shape[-1]).to(kind)
+    y: Tensor = _MaskedLora.apply(flat, *parts, out_mask, in_mask, scaling, placement == "whole")
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
-class _TritonForward(torch.autograd.Function):
-    """Triton forward; the backward differentiates the reference (its own kernel is to come)."""
+class _MaskedLora(torch.autograd.Function):
+    """Both directions are `masked_gemm`, W read one way or the other (see masked_lora.py)."""
 
     @staticmethod
     def forward(
@@ -93,39 +97,128 @@ class _TritonForward(torch.autograd.Function):
         out_mask: Tensor | None,
         in_mask: Tensor | None,
         scaling: float,
-        placement: Placement,
+        whole: bool,
     ) -> Tensor:
-        from atp_kernels import masked_lora
-
-        ctx.save_for_backward(x, weight, lora_a, lora_b, bias, out_mask, in_mask)
-        ctx.scaling, ctx.placement = scaling, placement
-        return masked_lora.forward(
-            x, weight, lora_a, lora_b, bias, out_mask, in_mask, scaling, placement == "whole"
-        )
+        s = scaling * (_masked(x, in_mask if whole else None) @ lora_a.T)
+        ctx.save_for_backward(x, weight, lora_a, lora_b, bias, out_mask, in_mask, s)
+        ctx.scaling, ctx.whole = scaling, whole
+        y, _ = masked_gemm(x, weight, s, lora_b, bias, out_mask, in_mask, whole, None)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad[: len(saved)]
-        with torch.enable_grad():
-            # None stays None: an absent bias or mask.
-            inputs: list[Any] = [
-                t if t is None else t.detach().requires_grad_(bool(need))
-                for t, need in zip(saved, needed, strict=True)
-            ]
-            x, weight, lora_a, lora_b, bias, out_mask, in_mask = inputs
-            y = reference.masked_lora_linear(
-                x,
-                weight.to(x.dtype),
-                lora_a.to(x.dtype),
-                lora_b.to(x.dtype),
-                bias=None if bias is None else bias.to(x.dtype),
-                out_mask=out_mask,
-                in_mask=in_mask,
-                scaling=ctx.scaling,
-                placement=ctx.placement,
-            )
-            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(y, wanted, gradient))
-        return *(next(found) if need else None for need in needed), None, None
+        (dy,) = gradients
+        x, weight, a, b, bias, out_mask, in_mask, s = ctx.saved_tensors
+        whole = ctx.whole
+        wants_x, wants_w, wants_a, wants_b, wants_bias, wants_out, wants_in = ctx.needs_input_grad[
+            :7
+        ]
+        dx = dw = da = db = d_bias = d_out = d_in = None
+        low_dy = _masked(dy, out_mask if whole else None)
+        d = ctx.scaling * (low_dy @ b)
+        if wants_x or wants_in:
+            other = x if wants_in else None
+            dx, d_in = masked_gemm(dy, weight.T, d, a.T, None, in_mask, out_mask, whole, other)
+        if wants_a:
+            da = d.T @ _masked(x, in_mask if whole else None)
+        if wants_b:
+            db = low_dy.T @ s
+        if wants_w:
+            dw = _masked(dy, out_mask).T @ _masked(x, in_mask)
+        if wants_bias:
+            d_bias = _masked(dy, out_mask).sum(0)
+        if wants_out:
+            _, d_out = masked_gemm(x, weight, s, b, bias, out_mask, in_mask, whole, dy)
+        d_out = d_out.to(out_mask.dtype) if d_out is not None else None
+        d_in = d_in.to(in_mask.dtype) if wants_in and d_in is not None else None
+        return dx if wants_x else None, dw, da, db, d_bias, d_out, d_in, None, None
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask.to(x.dtype)
+
+
+class _MaskedSwiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(e, u, mask)
+        return masked_swiglu(e, u, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        e, u, mask = ctx.saved_tensors
+        de, du, d_mask = masked_swiglu_backward(gradients[0], e, u, mask)
+        return de, du, d_mask.to(mask.dtype) if ctx.needs_input_grad[2] else None
+
+
+def masked_swiglu_mlp(
+    x: Tensor,
+    gate: LoraLayer,
+    up: LoraLayer,
+    down: LoraLayer,
+    mask: Tensor,
+    *,
+    scaling: float = 1.0,
+    placement: Placement = "whole",
+) -> Tensor:
+    """down(mask * silu(gate(x)) * up(x)): x [..., H] -> [..., H], mask [I] over the channels.
+
+    whole: the mask's gradient is reduced in the backward of the SwiGLU; a bool mask is skipped in
+    all three products. base: the mask stands on the frozen products alone.
+    """
+    fixed = mask.dtype == torch.bool
+    outer = mask if fixed or placement == "base" else None
+
+    def layer(
+        z: Tensor, part: LoraLayer, out_mask: Tensor | None, in_mask: Tensor | None
+    ) -> Tensor:
+        return masked_lora_linear(
+            z,
+            part.weight,
+            part.lora_a,
+            part.lora_b,
+            bias=part.bias,
+            out_mask=out_mask,
+            in_mask=in_mask,
+            scaling=scaling,
+            placement=placement,
+        )
+
+    e, u = layer(x, gate, outer, None), layer(x, up, outer, None)
+    on_h = torch.ones_like(mask) if placement == "base" else mask
+    flat: Tensor = _MaskedSwiglu.apply(e.flatten(0, -2), u.flatten(0, -2), on_h)
+    return layer(flat.view(e.shape), down, None, outer)
+
+
+def masked_qkv(
+    x: Tensor,
+    weight: Tensor,
+    loras: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+    mask: Tensor,
+    *,
+    group_heads: int,
+    head_dim: int,
+    bias: Tensor | None = None,
+    scaling: float = 1.0,
+    placement: Placement = "base",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v in one product that reads x once: x [..., H] -> [..., heads * head_dim] and twice
+    [..., groups * head_dim].
+
+    weight: q, k and v stacked by rows (once, it is frozen). loras: (A, B) of q, k, v. mask [groups]
+    over the KV groups, spread over their heads.
+    """
+    q_mask = mask.repeat_interleave(group_heads * head_dim)
+    kv_mask = mask.repeat_interleave(head_dim)
+    y = masked_lora_linear(
+        x,
+        weight,
+        torch.cat([a for a, _ in loras]),
+        torch.block_diag(*(b for _, b in loras)),
+        bias=bias,
+        out_mask=torch.cat([q_mask, kv_mask, kv_mask]),
+        scaling=scaling,
+        placement=placement,
+    )
+    q, k, v = y.split([len(q_mask), len(kv_mask), len(kv_mask)], -1)
+    return q, k, v

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from atp_kernels import backend_name, masked_lora_linear, reference
+from atp_kernels import (
+    LoraLayer,
+    backend_name,
+    masked_lora,
+    masked_lora_linear,
+    masked_qkv,
+    masked_swiglu_mlp,
+    reference,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -77,27 +88,132 @@ def test_forward_equals_float64(
     assert (ours.double() - want).abs().max() <= allowed
 
 
-@pytest.mark.parametrize("placement", ["base", "whole"])
-def test_gradients_equal_the_reference(placement: str) -> None:
-    inputs = case(17, 24, 20, 8, 3, torch.float32)
-    out_mask, in_mask = mask_of(24, "some", 1).float(), mask_of(20, "some", 2).float()
+def leaves_of(
+    inputs: dict[str, torch.Tensor], options: dict[str, Any], dtype: torch.dtype
+) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """The arguments in a type, and those of them that take gradients (bool masks do not)."""
+    made = {
+        name: value.to(dtype).requires_grad_()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for name, value in {**inputs, **options}.items()
+    }
+    return made, [v for v in made.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    m=st.integers(1, 70),
+    n=st.integers(1, 90),
+    k=st.integers(1, 70),
+    r=st.sampled_from([4, 8, 16, 33, 64]),
+    kept=st.sampled_from(["all", "none", "one", "some"]),
+    placement=st.sampled_from(["base", "whole"]),
+    fixed=st.booleans(),
+    sides=st.sampled_from(["in", "out", "both"]),
+    half=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_gradients_equal_float64(
+    m: int, n: int, k: int, r: int, kept: str, placement: str, fixed: bool, sides: str,
+    half: bool, seed: int,
+) -> None:  # fmt: skip
+    dtype = torch.float16 if half else torch.float32
+    inputs = case(m, n, k, r, seed, dtype)
+    out_mask, in_mask = mask_of(n, kept, seed), mask_of(k, kept, seed + 1)
+    options = {
+        "bias": torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(dtype),
+        "out_mask": None if sides == "in" else out_mask if fixed else out_mask.to(dtype) * 0.75,
+        "in_mask": None if sides == "out" else in_mask if fixed else in_mask.to(dtype) * 0.75,
+        "scaling": 0.5,
+        "placement": placement,
+    }
+    weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
     found = []
-    for function in (masked_lora_linear, reference.masked_lora_linear):
-        leaves = [t.clone().requires_grad_() for t in (*inputs.values(), out_mask, in_mask)]
-        x, weight, a, b, om, im = leaves
-        y = function(
-            x,
-            weight,
-            a,
-            b,
-            out_mask=om,
-            in_mask=im,
-            scaling=0.5,
-            placement=placement,  # type: ignore[arg-type]
-        )
-        found.append(torch.autograd.grad(y.square().sum(), leaves))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    for function, kind in (
+        (masked_lora_linear, dtype),
+        (reference.masked_lora_linear, dtype),
+        (reference.masked_lora_linear, torch.float64),
+    ):
+        arguments, leaves = leaves_of(inputs, options, kind)
+        y = function(**arguments)
+        loss = (y.double() * weights.double()).sum()
+        found.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    for ours, plain, want in zip(*found, strict=True):
+        scale = torch.finfo(dtype).eps * (1 + want.abs().max()) * 4
+        allowed = 2 * (plain.double() - want).abs().max() + scale
+        assert (ours.double() - want).abs().max() <= allowed
+
+
+def test_gradients_are_the_same_bits_again() -> None:
+    inputs = case(150, 40, 50, 8, 0, torch.float32)
+    options = {"in_mask": torch.rand(50), "out_mask": torch.rand(40), "scaling": 0.5}
+    runs = []
+    for _ in range(2):
+        arguments, leaves = leaves_of(inputs, options, torch.float32)
+        runs.append(torch.autograd.grad(masked_lora_linear(**arguments).square().sum(), leaves))
+    for one, two in zip(*runs, strict=True):
+        assert torch.equal(one, two)
+
+
+class NaN(TorchDispatchMode):
+    """Fills what `empty` gives with NaN: an element that no kernel wrote would show."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if "empty" in func.__name__ and isinstance(made, torch.Tensor) and made.is_floating_point():
+            made.fill_(torch.nan)
+        return made
+
+
+@pytest.mark.parametrize("kept", ["all", "none", "one", "some"])
+def test_every_element_is_written(kept: str) -> None:
+    inputs = case(140, 150, 33, 4, 1, torch.float32)
+    masks = {"out_mask": mask_of(150, kept, 1), "in_mask": mask_of(33, kept, 2)}
+    want = reference.masked_lora_linear(**inputs, **masks)
+    with NaN():
+        y, _ = masked_lora.masked_gemm(
+            inputs["x"], inputs["weight"], inputs["x"] @ inputs["lora_a"].T, inputs["lora_b"],
+            None, masks["out_mask"], masks["in_mask"], False, None,
+        )  # fmt: skip
+    torch.testing.assert_close(y, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("placement", ["base", "whole"])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_mlp_and_qkv_with_their_gradients(placement: str, fixed: bool) -> None:
+    results = []
+    for function, dtype in ((both_sites, torch.float32), (both_sites, torch.float64)):
+        results.append(function(placement, fixed, dtype))
+    for ours, want in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), want, atol=2e-4, rtol=2e-4)
+
+
+def both_sites(placement: Any, fixed: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Outputs and gradients of an MLP and of q, k, v; float64 takes the torch path."""
+    draw = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        value = torch.randn(*shape, generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
+        return value.to(dtype).requires_grad_()
+
+    x = leaf(2, 9, 24)
+    gate, up, down = (
+        LoraLayer(weight=leaf(n, k), lora_a=leaf(4, k), lora_b=leaf(n, 4))
+        for n, k in ((40, 24), (40, 24), (24, 40))
+    )
+    channels, groups = mask_of(40, "some", 3), torch.tensor([True, False, True])
+    if not fixed:
+        channels, groups = (m.to(dtype).mul(0.5).requires_grad_() for m in (channels, groups))
+    y = masked_swiglu_mlp(x, gate, up, down, channels, scaling=0.5, placement=placement)
+    weight, loras = leaf(48, 24), tuple((leaf(4, 24), leaf(n, 4)) for n in (24, 12, 12))
+    q, k, v = masked_qkv(x, weight, loras, groups, group_heads=2, head_dim=4,  # type: ignore[arg-type]
+                         scaling=0.5, placement=placement)  # fmt: skip
+    leaves = [x, weight, *(t for pair in loras for t in pair)]
+    leaves += [t for layer in (gate, up, down) for t in (layer.lora_a, layer.lora_b)]
+    leaves += [] if fixed else [channels, groups]
+    loss = y.square().sum() + (q * 1.5).square().sum() + k.sum() * v.square().sum()
+    return [y, q, k, v, *torch.autograd.grad(loss, leaves)]
 
 
 def test_non_contiguous_inputs_and_leading_dimensions() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from atp_kernels import masked_lora_linear, ops, reference
+from atp_kernels import backend, masked_lora_linear, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,11 +87,11 @@ def test_autocast_computes_in_its_type_like_linear() -> None:
 
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATP_KERNELS", "cuda")
-    ops.backend_name.cache_clear()
+    backend.backend_name.cache_clear()
     with pytest.raises(ValueError, match="ATP_KERNELS='cuda': expected auto, triton or torch"):
-        ops.backend_name()
+        backend.backend_name()
     monkeypatch.undo()
-    ops.backend_name.cache_clear()
+    backend.backend_name.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,0 +1,232 @@
+"""The LoRA step under a fixed decision against the all-kept one, on a real model, in one run.
+
+Variants take turns round by round, so that a busy machine slows all of them; a ratio is the median
+over rounds of the ratio within a round. No ratio is given unless every gradient equals masking's.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from atp_bench.environment import environment
+from atp_edge.budget import make_space, parse_budget, project
+from atp_edge.cpu import attention_implementation, keep_freed_memory
+from atp_edge.data import Blocks
+from atp_edge.families import model_shape
+from atp_edge.losses import language_loss
+from atp_edge.masked import add_lora, set_decision
+from atp_edge.regularizer import proximal_step
+
+Precision = Literal["fp32", "bf16"]
+# A gradient is a sum over tokens in another order: fp32's rounding, not more.
+LARGEST_ERROR = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A state of the model to be timed; `lora`: what is left of the LoRA of removed structures."""
+
+    name: str
+    masks: list[Tensor] | None
+    placement: Literal["base", "whole"]
+    skip: bool = True
+    lora: Literal["zero", "not zero"] = "zero"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBench:
+    """The model with LoRA away from zero, one batch, and the decision to compare with all kept."""
+
+    model: PeftModel
+    batch: Blocks
+    decision: list[Tensor]
+    kept_share: float
+
+    def variants(self) -> list[Variant]:
+        """All kept first: the others are divided by it."""
+        every = [torch.ones_like(mask) for mask in self.decision]
+        return [
+            Variant(name="all kept", masks=every, placement="base"),
+            Variant(name="kept alone", masks=self.decision, placement="base"),
+            Variant(
+                name="kept, LoRA of removed not zero",
+                masks=self.decision,
+                placement="base",
+                lora="not zero",
+            ),
+            Variant(name="masked, not skipped", masks=self.decision, placement="base", skip=False),
+        ]
+
+
+def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str) -> TrainingBench:
+    """A per-layer decision of random scores that keeps `kept` of the decoder's parameters."""
+    if device == "cpu":
+        keep_freed_memory()
+    dense = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention_implementation(device, tokens)
+    ).to(device)
+    shape = model_shape(dense.config)
+    space = make_space(shape, parse_budget(f"params={kept}"), widths="per-layer", width_multiple=32)
+    draw = torch.Generator().manual_seed(0)
+    scores = [torch.randn(site.size, generator=draw) for site in space.sites]
+    masks = project(scores, space).masks
+    ids = torch.randint(0, shape.vocabulary, (1, tokens), generator=draw)
+    model = add_lora(dense, rank=rank, alpha=2.0 * rank, seed=0).to(device)
+    return TrainingBench(
+        model=model,
+        batch=Blocks(input_ids=ids, labels=ids).to(device),
+        decision=[mask.to(device) for mask in masks],
+        kept_share=float(space.kept_share([mask.float() for mask in masks])),
+    )
+
+
+def put(made: TrainingBench, variant: Variant) -> None:
+    """The variant's decision on the model; B drawn anew, zero where a removed one is to be zero."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.01)
+            if "lora_A" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
+    if variant.masks is not None and variant.lora == "zero":
+        # As at the end of control: the proximal step has reached exact zero.
+        proximal_step(made.model, variant.masks, 1e6)
+    set_decision(made.model, variant.masks, variant.placement, skip=variant.skip)
+
+
+def gradients(made: TrainingBench) -> dict[str, Tensor]:
+    """The gradient of every LoRA factor, in fp32."""
+    parameters = {n: p for n, p in made.model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(language_loss(made.model, made.batch), list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
+
+
+def largest_error(made: TrainingBench, variant: Variant) -> float:
+    """The largest relative difference of a factor's gradient from the masked, unskipped one."""
+    put(made, variant)
+    ours = gradients(made)
+    set_decision(made.model, variant.masks, variant.placement, skip=False)
+    errors = [
+        float((ours[name] - want).norm() / want.norm().clamp_min(1e-20))
+        for name, want in gradients(made).items()
+    ]
+    return max(errors)
+
+
+def decoder_step(made: TrainingBench) -> float:
+    """Seconds of forward and backward through the layers, from a gradient of ones."""
+    decoder: Any = made.model.get_base_model().model
+    began = _now(made)
+    hidden = decoder(input_ids=made.batch.input_ids, use_cache=False).last_hidden_state
+    hidden.backward(torch.ones_like(hidden))
+    return _finish(made, began)
+
+
+def lora_step(made: TrainingBench) -> float:
+    """Seconds of forward and backward, loss included (the optimizer is the same for all)."""
+    began = _now(made)
+    language_loss(made.model, made.batch).backward()
+    return _finish(made, began)
+
+
+def _now(made: TrainingBench) -> float:
+    if made.batch.input_ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _finish(made: TrainingBench, began: float) -> float:
+    seconds = _now(made) - began
+    for parameter in made.model.parameters():
+        parameter.grad = None
+    return seconds
+
+
+def interleaved(made: TrainingBench, rounds: int, precision: Precision) -> dict[str, Any]:
+    """Medians in milliseconds and ratios to all kept, by variant; one round of warm-up."""
+    steps: dict[str, Callable[[TrainingBench], float]] = {
+        "decoder_step": decoder_step,
+        "lora_step": lora_step,
+    }
+    variants = made.variants()
+    seconds: dict[str, dict[str, list[float]]] = {
+        v.name: {step: [] for step in steps} for v in variants
+    }
+    for i in range(rounds + 1):
+        # Every other round backwards: no variant always runs on the other's heels.
+        for variant in variants if i % 2 else reversed(variants):
+            put(made, variant)
+            with _autocast(made, precision):
+                for name, step in steps.items():
+                    step(made) if i == 0 else seconds[variant.name][name].append(step(made))
+    first = seconds[variants[0].name]
+    return {
+        name: {
+            f"{step}_ms": statistics.median(times) * 1e3 for step, times in found.items()
+        } | {
+            f"{step}_ratio": statistics.median(
+                mine / theirs for mine, theirs in zip(times, first[step], strict=True)
+            )
+            for step, times in found.items()
+        }
+        for name, found in seconds.items()
+    }  # fmt: skip
+
+
+def _autocast(made: TrainingBench, precision: Precision) -> AbstractContextManager[Any]:
+    device = made.batch.input_ids.device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def bench_training(
+    folder: str,
+    *,
+    kept: float = 0.6,
+    tokens: int = 512,
+    rank: int = 16,
+    rounds: int = 5,
+    precisions: tuple[Precision, ...] = ("fp32", "bf16"),
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """The figures of `atp-edge bench training`.
+
+    The two ratios at the top are those of "kept alone" in the first precision: LoRA-aware masks,
+    the LoRA of removed structures exactly zero, which is the state the proximal step reaches.
+    None where a gradient differs. Raises ValueError for settings out of range.
+    """
+    if not 0 < kept <= 1 or tokens < 2 or rounds < 1 or rank < 1 or not precisions:
+        raise ValueError(
+            f"kept {kept}, tokens {tokens}, rounds {rounds}, rank {rank}, precisions {precisions}: "
+            "expected 0 < kept <= 1, 2 tokens or more, 1 round or more, a rank and a precision"
+        )
+    made = make_bench(folder, kept=kept, tokens=tokens, rank=rank, device=device)
+    errors = {
+        v.name: largest_error(made, v) for v in made.variants() if v.skip and v.name != "all kept"
+    }
+    equal = all(error <= LARGEST_ERROR for error in errors.values())
+    rows = {precision: interleaved(made, rounds, precision) for precision in precisions}
+    percent = round(100 * kept)
+    ours = rows[precisions[0]]["kept alone"]
+    return {
+        f"decoder_step_ratio_{percent}": ours["decoder_step_ratio"] if equal else None,
+        f"lora_step_ratio_{percent}": ours["lora_step_ratio"] if equal else None,
+        "gradients_equal": equal,
+        "largest_gradient_error": errors,
+        "kept_share": made.kept_share,
+        "rows": rows,
+        "settings": {"tokens": tokens, "rank": rank, "rounds": rounds, "device": device,
+                     "precision_of_the_ratios": precisions[0],
+                     "threads": torch.get_num_threads()},
+        "environment": environment(),
+    }  # fmt: skip

@@ -1,0 +1,133 @@
+"""Static figures of every kernel, compiled ahead of time for one target; no GPU needed.
+
+python static_figures.py 90        figures of sm_90, as JSON on the last line
+python static_figures.py --write   all targets, into budgets.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from atp_kernels import masked_lora, swiglu
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+TENSOR_CORES = ("tcgen05.mma", "wgmma.mma_async", "mma.sync", "")
+TARGETS = (80, 86, 89, 90, 100, 120)
+GEMM = {
+    "R": 16,
+    "HAS_BIAS": False,
+    "HAS_OUT_MASK": False,
+    "HAS_IN_MASK": False,
+    "OUT_LIST": False,
+    "IN_LIST": False,
+    "GATHER_W": False,
+    "WHOLE": False,
+    "REDUCE": False,
+    **masked_lora.BLOCKS,
+}
+FORWARD, BACKWARD = {"stride_wk": 1, "stride_br": 1}, {"stride_wn": 1, "stride_bn": 1}
+SWIGLU = {"BLOCK_M": swiglu.BLOCK_M, "BLOCK_N": swiglu.BLOCK_N}
+CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "gemm, gate forward, fixed": (
+        masked_lora.masked_gemm_kernel, "fp16", GEMM | FORWARD | {"OUT_LIST": True},
+    ),
+    "gemm, down forward, fixed": (
+        masked_lora.masked_gemm_kernel, "bf16", GEMM | FORWARD | {"IN_LIST": True},
+    ),
+    "gemm, gate backward, fixed": (
+        masked_lora.masked_gemm_kernel, "bf16",
+        GEMM | BACKWARD | {"IN_LIST": True, "GATHER_W": True},
+    ),
+    "gemm, down backward, mask gradient": (
+        masked_lora.masked_gemm_kernel, "bf16",
+        GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True},
+    ),
+    "swiglu forward": (swiglu.swiglu_forward_kernel, "bf16", SWIGLU),
+    "swiglu backward": (swiglu.swiglu_backward_kernel, "bf16", SWIGLU),
+}  # fmt: skip
+_KINDS = {"out_order_ptr": "*i32", "out_count_ptr": "*i32", "in_order_ptr": "*i32",
+          "in_count_ptr": "*i32", "partial_ptr": "*fp32"}  # fmt: skip
+
+
+def compiled(name: str, capability: int) -> Any:
+    """One case for one target. Every argument is a multiple of 16 as torch's allocations are."""
+    kernel, kind, constants = CASES[name]
+    signature = {
+        n: "constexpr" if n in constants
+        else (_KINDS.get(n, f"*{kind}") if n.endswith("_ptr") else "i32")
+        for n in kernel.arg_names
+    }  # fmt: skip
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(kernel.arg_names)
+        if n not in constants
+    }
+    options = {"num_warps": 4}
+    if kernel is masked_lora.masked_gemm_kernel:
+        options = {"num_warps": masked_lora.NUM_WARPS, "num_stages": masked_lora.NUM_STAGES}
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options=options,
+    )
+
+
+def figures(name: str, capability: int) -> dict[str, Any]:
+    """Registers, spills, shared memory, and whether the loop is pipelined on tensor cores."""
+    made = compiled(name, capability)
+    ptx = made.asm["ptx"]
+    usage = resource_usage(made.asm["cubin"])
+    return {
+        "registers": usage["REG"],
+        "spilled_bytes": usage["LOCAL"],
+        "shared_bytes": made.metadata.shared,
+        "tensor_core": next(name for name in TENSOR_CORES if name in ptx or not name),
+        "loads_in_flight": len(re.findall(r"cp\.async\.c[ag]", ptx)),
+        "serialized": capability == 90 and "serialized" in assembler_says(ptx),
+    }
+
+
+def assembler_says(ptx: str) -> str:
+    """ptxas warns when it cannot keep several wgmma in flight and waits for each (sm_90)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [get_ptxas(90).path, "-arch=sm_90a", "-v", str(path), "-o", f"{folder}/cubin"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "registers" in done.stderr, "ptxas says nothing of the kernel"
+    return done.stderr
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """What cuobjdump says of a compiled kernel: REG, STACK, SHARED, LOCAL."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        tool = triton.knobs.nvidia.cuobjdump.path
+        done = subprocess.run(
+            [tool, "-res-usage", str(path)], capture_output=True, text=True, check=True
+        )
+    pairs = re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", done.stdout + done.stderr)
+    return {key: int(value) for key, value in pairs}
+
+
+def main(argument: str) -> None:
+    if argument == "--write":
+        found = {str(c): {name: figures(name, c) for name in CASES} for c in TARGETS}
+        path = Path(__file__).with_name("budgets.json")
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        return
+    print(json.dumps({name: figures(name, int(argument)) for name in CASES}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
