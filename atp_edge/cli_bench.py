@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -157,3 +158,35 @@ def training(
         console.print(f"gradients differ: {figures['largest_gradient_error']}", style="red")
     if json_file is not None:
         write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
+
+
+@bench.command()
+def tasks(
+    out: Annotated[Path, typer.Option("--out", help="the run's folder")],
+    items: Annotated[int, typer.Option(min=1, help="of every task, at most")] = 100,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="an lm-eval task as well; may be repeated")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="the folder of these tasks' YAML and data")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """A run's dense, slim and ONNX models on the domain's tasks, and on lm-eval's from disk."""
+    from atp_bench.tasks import score_run, table
+
+    from atp_edge.progress import Terminal
+    from atp_edge.run_folder import RunFolder
+
+    run = RunFolder(out)
+    run.config()
+    outside = []
+    if lm_eval:
+        from atp_bench.lm_eval_adapter import load_tasks
+
+        outside = load_tasks(lm_eval, include)
+    with Terminal(console) as progress:
+        scores = score_run(run, progress, items=items, outside=outside)
+    console.print(table(scores))
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(asdict(scores), indent=2) + "\n")

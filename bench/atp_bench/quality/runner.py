@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 from atp_bench.quality.cells import LAYERS, Cell
 from atp_bench.quality.results import Result, read_results, write_results
+from atp_bench.tasks import recovery_where_able, tasks_of
 from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
-from atp_edge.data import Splits, load_documents, split_documents
-from atp_edge.evaluate import TaskScore, evaluate, perplexity, recovery
+from atp_edge.data import Splits
+from atp_edge.evaluate import TaskScore, evaluate, perplexity
 from atp_edge.families import model_shape
 from atp_edge.inputs import accelerate, load_dense, space_of, splits_of, tokenizer_of
 from atp_edge.masked import add_lora
@@ -31,7 +32,7 @@ from atp_edge.phase import run_phase
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
 from atp_edge.run_folder import RunFolder, open_run
-from atp_edge.tasks import Task, domain_tasks
+from atp_edge.tasks import Task
 from atp_edge.train_stage import learn_decision, load_tuned, recover, tune_dense
 from atp_edge.trainer import Tuner
 
@@ -66,7 +67,7 @@ def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progre
     config = cell.config(base)
     splits = splits_of(config)
     accelerator = accelerate(config)
-    tasks = _tasks(config, items)
+    tasks = tasks_of(config, items)
     dense = _dense_baseline(config, base, splits, accelerator, work, progress)
     folder = work / cell.key.replace("/", "_").replace(" ", "-")
     run = open_run(with_values(config, {"out": str(folder)}))
@@ -140,20 +141,6 @@ def _without_layers(
     }
 
 
-def _tasks(config: Config, items: int) -> list[Task]:
-    """The domain's tasks from the documents of the run's own test split."""
-    documents = load_documents(config.data, tokenizer_of(config))
-    parts = split_documents(
-        documents,
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-    )
-    return domain_tasks(
-        config.data, parts["test"], train=parts["train"], items=items, seed=config.seed
-    )
-
-
 def _task_recovery(
     dense: RunFolder,
     slim: PreTrainedModel,
@@ -174,10 +161,7 @@ def _task_recovery(
         scores = {key: asdict(score) for key, score in scored(load_narrow(dense.dense)).items()}
         dense.add_part(name, scores)
     reference = {key: TaskScore(**score) for key, score in dense.parts()[name].items()}
-    # What the dense model cannot do at all tells nothing of what was lost.
-    able = [key for key, score in reference.items() if score.value > 0]
-    found = scored(slim)
-    return asdict(recovery({k: reference[k] for k in able}, {k: found[k] for k in able}))
+    return asdict(recovery_where_able(reference, scored(slim)))
 
 
 def _dense_baseline(

@@ -1,0 +1,90 @@
+"""`atp-edge bench tasks` on a tiny run: its three forms on the domain's tasks and lm-eval's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from atp_export.checkpoint import save_narrow
+from atp_export.graph import export_onnx
+from atp_export.narrow import narrow_model
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from atp_edge.cli import app
+from atp_edge.config import Config, with_values
+from atp_edge.domains import legal_texts
+from atp_edge.run_folder import RunFolder, open_run
+from tests.atp_export.test_narrow import PLANS
+from tests.conftest import tiny_model
+
+TASK = """
+task: clauses
+dataset_path: json
+dataset_kwargs: {data_files: {test: clauses.jsonl}}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: byte_perplexity}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolder:
+    """A run as training and export leave it, of an untrained model."""
+    folder = tmp_path_factory.mktemp("bench-tasks")
+    tokenizer = AutoTokenizer.from_pretrained(real_folder)
+    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    values = {"model": "run/dense", "data": "data.jsonl", "out": "run"}
+    run = open_run(with_values(Config(), {k: str(folder / v) for k, v in values.items()}))
+    dense = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
+    save_narrow(dense, tokenizer, run.dense)
+    save_narrow(narrow_model(dense, PLANS["per-layer"](dense)), tokenizer, run.slim)
+    export_onnx(run.slim, run.onnx)
+    return run
+
+
+def bench_tasks(run: RunFolder, *arguments: str) -> str:
+    command = ["bench", "tasks", "--out", str(run.path), *arguments]
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_the_three_forms_are_scored_side_by_side(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "clauses.yaml").write_text(TASK)
+    rows = [{"text": f"Clause {i} asks for a royalty of {i} percent."} for i in range(6)]
+    (tmp_path / "clauses.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "scores.json"
+    shown = bench_tasks(
+        run, "--items", "6", "--lm-eval", "clauses", "--include", str(tmp_path), "--json", str(file)
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+    found = json.loads(file.read_text())
+    for kind in ("domain", "outside"):
+        assert list(found[kind]) == ["dense", "slim", "onnx"]
+        assert found[kind]["dense"] != found[kind]["slim"]
+    for name, score in found["domain"]["slim"].items():
+        assert name in shown
+        assert len(score["per_item"]) == 6
+        assert found["domain"]["onnx"][name]["per_item"] == score["per_item"]
+    assert found["recovery"]["onnx"] == found["recovery"]["slim"]
+    assert f"{found['recovery']['slim']['average']:.3f}" in shown
+    outside = {form: rows["clauses byte_perplexity"] for form, rows in found["outside"].items()}
+    dense, slim = outside["dense"]["value"], outside["slim"]["value"]
+    assert outside["onnx"]["value"] == pytest.approx(slim, rel=1e-4)
+    # Of a perplexity less is better: recovery is dense over slim.
+    assert f"{dense:.3f}" in shown
+    assert f"{dense / slim:.3f}" in shown
+
+
+def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> None:
+    hidden = run.onnx.rename(run.path / "hidden")
+    with pytest.raises(ValueError, match=r"onnx is not there; write it with `atp-edge export`"):
+        bench_tasks(run)
+    hidden.rename(run.onnx)
+    with pytest.raises(ValueError, match="holds no run"):
+        bench_tasks(RunFolder(run.path / "nowhere"))
