@@ -80,6 +80,9 @@ class RecoveryConfig:
     reconstruct_blocks: int = field(
         default=16, metadata={"help": "blocks of the least-squares repair; 0: none"}
     )
+    reconstruct_at: Literal["start", "freeze"] = field(
+        default="start", metadata={"help": "repair for the first decision, or for the last"}
+    )
     adapter: Literal["lora", "ranks", "dora"] = field(
         default="lora",
         metadata={"help": "lora: goes on; begun anew, ranks: more where more was cut, or dora"},

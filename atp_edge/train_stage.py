@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,18 +174,26 @@ def learn_decision(
         retrain=config.recovery.retrain,
         importance=start.importance,
     )
+    repair = partial(
+        reconstruct, model, blocks=splits.train.first(config.recovery.reconstruct_blocks)
+    )
+    repairs = config.recovery.reconstruct_at if config.recovery.reconstruct_blocks else None
+    if repairs == "start":
+        progress.say("repairing what the first decision cuts")
+        with accelerator.autocast():
+            repair(learner.masks)
     progress.phase("joint", 0, config.control_steps, space.target_share)
     state = _run(learner, config, run, progress)
 
-    progress.say("freezing the decision and repairing what it cut")
+    progress.say("freezing the decision")
     masks = learner.final_masks()
     plan = plan_of(
         model_shape(dense.config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
     )
-    if config.recovery.reconstruct_blocks:
+    if repairs == "freeze":
         with accelerator.autocast():
-            reconstruct(model, masks, splits.train.first(config.recovery.reconstruct_blocks))
+            repair(masks)
     narrow = narrow_peft(model, plan)
     error = masked_narrow_error(model, narrow, masks, splits.decision)
     if config.recovery.adapter != "lora":
@@ -287,7 +296,7 @@ def masked_narrow_error(
 ) -> float:
     """Largest difference of logits between the masked and the narrow model, fp32, one block."""
     batch = blocks.first(1).to(model.device)
-    set_decision(model, masks, "whole")
+    set_decision(model, masks, "whole", skip=False)
     difference = model(input_ids=batch.input_ids).logits - narrow(input_ids=batch.input_ids).logits
     return float(difference.abs().max())
 

@@ -217,8 +217,9 @@ class JointLearner:
 
     def _generator_step(self, index: int, record: Record) -> Record:
         settings = self.config.decision
+        # Down to zero at the freeze: the last decisions are those that were tuned for.
         for group in self.generator_optimizer.param_groups:
-            group["lr"] = self.rate * settings.lr
+            group["lr"] = self.rate * settings.lr * (1 - index / self.last_step)
         noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
         ramp = settings.ramp * self.last_step
         decision = decide(
