@@ -190,3 +190,45 @@ def tasks(
     console.print(table(scores))
     if json_file is not None:
         write_atomically(json_file, json.dumps(asdict(scores), indent=2) + "\n")
+
+
+@bench.command()
+def kernels(
+    shapes: Annotated[
+        Literal["small", "7b"] | None, typer.Option(help="of layers; by default 7b on a GPU")
+    ] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="may be repeated")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="may be repeated")] = None,
+    kept: Annotated[list[float] | None, typer.Option(help="shares; may be repeated")] = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the model")] = "bf16",
+    rounds: Annotated[int, typer.Option(help="rounds, rivals in turn")] = 5,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile too; on a GPU on")
+    ] = None,
+    json_file: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="write the roofline page here")] = None,
+) -> None:
+    """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand."""
+    import torch
+    from atp_bench.kernels import KEPT, bench_kernels
+    from atp_bench.training_report import kernels_table, roofline
+
+    gpu = torch.cuda.is_available()
+    figures = bench_kernels(
+        shapes=shapes or ("7b" if gpu else "small"),
+        tokens=tuple(tokens or ((2048, 4096, 16384) if gpu else (512,))),
+        ranks=tuple(rank or ((8, 16, 64) if gpu else (16,))),
+        kept=tuple(kept or KEPT),
+        dtype=dtype,
+        rounds=rounds,
+        device="cuda" if gpu else "cpu",
+        compiled=gpu if compiled is None else compiled,
+        progress=console.print,
+    )
+    for measured in figures["cases"]:
+        console.print(kernels_table(measured))
+    console.print(f"backend {figures['backend']}; GPU figures: {figures['gpu_figures']}")
+    if json_file is not None:
+        write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
+    if plot is not None:
+        write_atomically(plot, roofline(figures))

@@ -1,0 +1,108 @@
+"""`bench training` and `bench kernels`: what they measure, and what they refuse to say."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from atp_bench import kernels, training
+from atp_bench.kernels import Case, bench_case, bench_kernels, error_of, make_inputs
+from atp_bench.training import bench_training
+from atp_bench.training_report import kernels_table, roofline
+from rich.console import Console
+from typer.testing import CliRunner
+
+from atp_edge.cli_bench import bench
+from tests.conftest import tiny_model
+
+CASE = Case(in_features=24, out_features=40, rank=4, tokens=16, kept=0.6, dtype="fp32")
+
+
+def folder_of_a_model(path: Path) -> str:
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2}
+    tiny_model("llama", **sizes).save_pretrained(path)
+    return str(path)
+
+
+def test_training_writes_its_ratios_and_how_they_came_about(tmp_path: Path) -> None:
+    model, out = folder_of_a_model(tmp_path / "model"), tmp_path / "figures.json"
+    done = CliRunner().invoke(
+        bench,
+        ["training", "--model", model, "--tokens", "32", "--rounds", "2", "--json", str(out)],
+        catch_exceptions=False,
+    )
+    figures = json.loads(out.read_text())
+    assert figures["gradients_equal"]
+    assert 0.5 < figures["kept_share"] <= 0.6
+    ours = figures["rows"]["fp32"]["kept alone"]
+    assert figures["decoder_step_ratio_60"] == ours["decoder_step_ratio"] > 0
+    assert figures["lora_step_ratio_60"] == ours["lora_step_ratio"] > 0
+    assert figures["rows"]["bf16"].keys() == figures["rows"]["fp32"].keys()
+    assert figures["rows"]["fp32"]["all kept"]["lora_step_ratio"] == 1.0
+    assert f"lora_step_ratio_60 = {figures['lora_step_ratio_60']:.3f}" in done.output
+
+
+def test_no_ratio_where_a_gradient_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = training.gradients
+    calls: list[int] = []
+
+    def wrong(made: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return {name: g * (1.01 if len(calls) == 1 else 1) for name, g in right(made).items()}
+
+    monkeypatch.setattr(training, "gradients", wrong)
+    folder = folder_of_a_model(tmp_path)
+    figures = bench_training(folder, tokens=16, rounds=1, precisions=("fp32",))
+    assert figures["decoder_step_ratio_60"] is figures["lora_step_ratio_60"] is None
+    assert max(figures["largest_gradient_error"].values()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_settings_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match=r"kept 0, tokens 1.*expected 0 < kept <= 1"):
+        bench_training("nowhere", kept=0, tokens=1)
+    with pytest.raises(ValueError, match="rounds 0"):
+        bench_kernels(shapes="small", tokens=(1,), ranks=(1,), kept=(1.0,), dtype="fp32",
+                      rounds=0, device="cpu", compiled=False)  # fmt: skip
+
+
+def test_every_rival_is_right_and_a_wrong_one_gets_no_speedup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = bench_case(CASE, rounds=1, device="cpu", compiled=False)
+    for name, row in measured["rows"].items():
+        assert row["speedup"] > 0, name
+        assert row["error"] < 1e-5, name
+    made = make_inputs(CASE, "cpu")
+    assert error_of(lambda x: kernels.ours(made)(x) * 1.01, made) == pytest.approx(0.01, rel=1e-2)
+    monkeypatch.setattr(kernels, "sliced", lambda made: kernels.addmm(make_inputs(
+        Case(in_features=24, out_features=40, rank=4, tokens=16, kept=0.5, dtype="fp32"), "cpu"
+    )))  # fmt: skip
+    row = bench_case(CASE, rounds=1, device="cpu", compiled=False)["rows"]
+    assert row["weights sliced beforehand"]["speedup"] is None
+    assert row["ours, narrow output"]["speedup"] > 0
+
+
+def test_the_narrow_path_keeps_less_for_the_backward() -> None:
+    rows = bench_case(CASE, rounds=1, device="cpu", compiled=False)["rows"]
+    narrow = rows["ours, narrow output"]["memory_bytes"]
+    assert 0 < narrow < rows["ours, masked output"]["memory_bytes"]
+
+
+def test_tables_and_the_roofline_page() -> None:
+    measured = bench_case(CASE, rounds=1, device="cpu", compiled=False)
+    measured["rows"]["addmm"] |= {"speedup": None, "flops_per_s": None, "error": 0.5}
+    console = Console(width=80, file=io.StringIO())
+    console.print(kernels_table(measured))
+    assert "wrong by 5e-01" in console.file.getvalue()  # type: ignore[attr-defined]
+    figures = {
+        "cases": [measured],
+        "roofs": {"flops_per_s": 1e11, "bytes_per_s": 1e10},
+        "settings": {"dtype": "fp32", "device": "cpu"},
+    }
+    page = roofline(figures)
+    assert "ours, narrow output" in page
+    assert "roof (measured)" in page
