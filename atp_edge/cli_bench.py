@@ -180,6 +180,8 @@ def tasks(
 
     run = RunFolder(out)
     run.config()
+    if include is not None and not lm_eval:
+        raise ValueError(f"--include {include} is of lm-eval tasks: name one with --lm-eval NAME")
     outside = []
     if lm_eval:
         from atp_bench.lm_eval_adapter import load_tasks

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
+
 from atp_edge.scoring import LanguageModel, Tokens, batches_of, likelihoods
 
 try:
@@ -153,9 +157,9 @@ def load_tasks(names: Sequence[str], include: Path | None) -> list[Any]:
         try:
             with _offline(), chdir(include or Path()):
                 found |= manager.load([name])["tasks"]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DatasetsError) as error:
             raise ValueError(
-                f"lm-eval task {name!r}: its data are not on disk ({error}); put them where "
+                f"lm-eval task {name!r} cannot be read from disk: {error}; its data must lie where "
                 "its data_files say, relative to the folder of --include"
             ) from error
     return list(found.values())
@@ -164,9 +168,6 @@ def load_tasks(names: Sequence[str], include: Path | None) -> list[Any]:
 @contextmanager
 def _offline() -> Iterator[None]:
     """No network: both libraries read their environment once, when imported, so set what it set."""
-    import datasets
-    from huggingface_hub import constants
-
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
@@ -201,7 +202,7 @@ def _metrics(
     """The metrics in a row of lm-eval's results: `acc,none` and its `acc_stderr,none`."""
     for key, value in row.items():
         metric, _, filtered = key.partition(",")
-        if filtered and not metric.endswith("_stderr"):
+        if filtered and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = row.get(f"{metric}_stderr,{filtered}")
             yield HarnessScore(
                 task=task,

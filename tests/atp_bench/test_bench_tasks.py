@@ -86,5 +86,7 @@ def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> 
     with pytest.raises(ValueError, match=r"onnx is not there; write it with `atp-edge export`"):
         bench_tasks(run)
     hidden.rename(run.onnx)
+    with pytest.raises(ValueError, match="name one with --lm-eval"):
+        bench_tasks(run, "--include", str(run.path))
     with pytest.raises(ValueError, match="holds no run"):
         bench_tasks(RunFolder(run.path / "nowhere"))

@@ -187,10 +187,15 @@ def test_missing_tasks_and_data_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a folder"):
         load_tasks(["contracts"], tmp_path / "nowhere")
     (tmp_path / "choice.yaml").write_text(CHOICE)
-    with pytest.raises(ValueError, match=r"'contracts': its data are not on disk.*choice\.jsonl"):
+    with pytest.raises(ValueError, match=r"'contracts' cannot be read from disk: .*choice\.jsonl"):
+        load_tasks(["contracts"], tmp_path)
+    (tmp_path / "choice.jsonl").write_text("{no json")
+    with pytest.raises(ValueError, match="'contracts' cannot be read from disk"):
         load_tasks(["contracts"], tmp_path)
     (tmp_path / "choice.yaml").write_text(CHOICE.replace("path: json", "path: someone/somewhere"))
-    with pytest.raises(ValueError, match="'contracts': its data are not on disk"):
+    with pytest.raises(
+        ValueError, match=r"'contracts' cannot be read from disk: .*someone/somewhere"
+    ):
         load_tasks(["contracts"], tmp_path)
 
 
