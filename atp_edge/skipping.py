@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from atp_kernels import LoraLayer, prefix_lora_linears
+from atp_kernels import LoraLayer, dense_weight, prefix_lora_linears
 from torch import Tensor
 
 from atp_edge.families import Projection
@@ -53,6 +53,7 @@ class FixedSite:
     ) -> None:
         """mask: bool [size]; projections: q, k, v, o or gate, up, down by name."""
         self.mask, self.placement, self.projections = mask, placement, projections
+        self._mask_version = mask._version
         order = torch.argsort(~mask, stable=True)
         kept = int(mask.sum())
         self.kept, self.removed = order[:kept], order[kept:]
@@ -65,7 +66,7 @@ class FixedSite:
 
     def same_as(self, mask: Tensor, placement: Placement) -> bool:
         """Whether this is the decision already, so that what was gathered stands."""
-        if placement != self.placement or mask.dtype != torch.bool:
+        if placement != self.placement or self.mask._version != self._mask_version:
             return False
         return mask is self.mask or torch.equal(mask, self.mask)
 
@@ -120,7 +121,7 @@ class FixedSite:
         trained is gathered anew, for its gradient's sake.
         """
         if kept is None:
-            return weight
+            return dense_weight(weight)
         device = weight.device.type
         kind = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -130,7 +131,10 @@ class FixedSite:
         key = (weight.data_ptr(), weight._version, kind)
         found = self._gathered.get(name)
         if found is None or found[0] != key:
-            found = self._gathered[name] = key, weight.index_select(dim, kept).to(kind)
+            # What is made in inference mode could not be trained through later.
+            with torch.inference_mode(False):
+                gathered = dense_weight(weight).index_select(dim, kept).to(kind)
+            found = self._gathered[name] = key, gathered
         return found[1]
 
     def _watch(self) -> list[tuple[Tensor, int]]:
@@ -144,6 +148,7 @@ class FixedSite:
             return [(factors["v_proj"][1], 0), (factors["o_proj"][0], 1)]
         return [(factors["gate_proj"][1], 0), (factors["up_proj"][1], 0)]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _find(self, width: int) -> Live:
         if not len(self.removed):

@@ -1,13 +1,14 @@
 """Masked LoRA in torch and Triton."""
 
 from atp_kernels.backend import backend_name
-from atp_kernels.ops import masked_lora_linear, masked_qkv, masked_swiglu_mlp
+from atp_kernels.ops import dense_weight, masked_lora_linear, masked_qkv, masked_swiglu_mlp
 from atp_kernels.prefix import prefix_lora_linears
 from atp_kernels.reference import LoraLayer
 
 __all__ = [
     "LoraLayer",
     "backend_name",
+    "dense_weight",
     "masked_lora_linear",
     "masked_qkv",
     "masked_swiglu_mlp",

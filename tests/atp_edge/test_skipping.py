@@ -169,3 +169,18 @@ def test_autocast_checkpointing_and_copies() -> None:
     ):
         assert one.dtype == torch.float32
         assert torch.equal(one, two)
+
+
+def test_a_mask_written_to_is_another_decision() -> None:
+    model, decision = lora_model(), [mask.clone() for mask in DECISION]
+    set_decision(model, decision, "whole")
+    decision[1].logical_not_()
+    both_ways(model, "whole", decision)
+
+
+def test_inference_does_not_spoil_training() -> None:
+    model = lora_model()
+    set_decision(model, DECISION, "whole")
+    with torch.inference_mode():
+        model(input_ids=IDS)
+    assert gradients(model)["loss"] > 0
