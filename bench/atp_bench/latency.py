@@ -36,7 +36,8 @@ class BenchReport:
     """Rows by model, ratios of the first to the last (larger: the last is better), settings.
 
     spreads: the smallest and the largest ratio of a single round, for the latencies.
-    pairs: the same ratios and spreads for every pair that was asked for, "a : b".
+    pairs: the same for every pair that was asked for, "a : b"; its latencies are compared within
+    each round, and the median of the rounds is given: a busy minute is in both.
     """
 
     rows: dict[str, Row]
@@ -117,8 +118,7 @@ def bench_onnx(
         ratios=_ratios(rows[first], rows[last]),
         spreads=_spreads(measured[first], measured[last]),
         pairs={
-            f"{a} : {b}": _ratios(rows[a], rows[b])
-            | {f"{key}_spread": v for key, v in _spreads(measured[a], measured[b]).items()}
+            f"{a} : {b}": {**_ratios(rows[a], rows[b]), **_paired(measured[a], measured[b])}
             for a, b in pairs
         },
         settings={
@@ -162,6 +162,16 @@ def _ratios(reference: Row, other: Row) -> dict[str, float]:
 
 def _spreads(reference: list[_Round], other: list[_Round]) -> dict[str, tuple[float, float]]:
     return {key: _spread(reference, other, key) for key in ("first_token_ms", "token_ms_p50")}
+
+
+def _paired(reference: list[_Round], other: list[_Round]) -> dict[str, float | tuple[float, float]]:
+    """Medians over rounds of the latencies' ratios within a round, and their spreads."""
+    found: dict[str, float | tuple[float, float]] = {}
+    for key in ("first_token_ms", "token_ms_p50"):
+        rounds = zip(reference, other, strict=True)
+        found[key] = statistics.median(getattr(a, key) / getattr(b, key) for a, b in rounds)
+        found[f"{key}_spread"] = _spread(reference, other, key)
+    return found
 
 
 def _spread(reference: list[_Round], other: list[_Round], key: str) -> tuple[float, float]:

@@ -180,6 +180,11 @@ def render(results: dict[str, Any]) -> str:
         "bf16 is for GPUs (the CPU providers have no bf16 MatMul): not measured yet, like every",
         "GPU runtime. `ort` is opset 23 with com.microsoft operators, `standard` opset 23 alone,",
         "`portable` opset 18 (21 when quantized).",
+        "",
+        "optimum-onnx wants an older transformers than ours, hence an environment of its own; its",
+        "ORTModelForCausalLM sizes every layer's cache alike (per-layer widths cannot load) and",
+        "takes `hidden_size / num_attention_heads` for the head size of a Llama: set",
+        "`model.embed_size_per_head = model.config.head_dim` after loading, as the command does.",
     ]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 

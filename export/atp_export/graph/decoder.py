@@ -139,12 +139,10 @@ def _mlp(
     index: int,
 ) -> str:
     at = f"model.layers.{index}.mlp"
-    if storage.bits is not None and storage.contrib:
-        both = linear(g, storage, shape, weights, hidden, at, ["gate_proj", "up_proj"])
-        gate, up = g.node("Split", [both], name=f"{at}.split", outputs=2, axis=-1, num_outputs=2)
-    else:
-        gate = linear(g, storage, shape, weights, hidden, at, ["gate_proj"])
-        up = linear(g, storage, shape, weights, hidden, at, ["up_proj"])
+    # Not packed: no faster for one token (5.3 ms both ways at int4, 135M parameters, 2 cores), and
+    # the prefill of 128 tokens takes 173 ms instead of 159.
+    gate = linear(g, storage, shape, weights, hidden, at, ["gate_proj"])
+    up = linear(g, storage, shape, weights, hidden, at, ["up_proj"])
     # ONNX Runtime fuses x * sigmoid(x).
     silu = g.node("Mul", [gate, g.node("Sigmoid", [gate])])
     return linear(g, storage, shape, weights, g.node("Mul", [silu, up]), at, ["down_proj"])

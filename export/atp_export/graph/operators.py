@@ -11,6 +11,13 @@ from torch import Tensor
 from atp_edge.families import LayerShape, ModelShape
 from atp_export.graph.builder import ONNX_TYPES, GraphBuilder
 
+INT64, FLOAT, BOOL, INT32 = (
+    TensorProto.INT64,
+    TensorProto.FLOAT,
+    TensorProto.BOOL,
+    TensorProto.INT32,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
@@ -103,11 +110,3 @@ def rms_normalization(g: GraphBuilder, x: str, weight: str, eps: float, name: st
     """ai.onnx RMSNormalization (opset 23): onnx.checker refuses ONNX Runtime's own name for it."""
     out: str = g.node("RMSNormalization", [x, weight], name=name, axis=-1, epsilon=eps)
     return out
-
-
-INT64, FLOAT, BOOL, INT32 = (
-    TensorProto.INT64,
-    TensorProto.FLOAT,
-    TensorProto.BOOL,
-    TensorProto.INT32,
-)
