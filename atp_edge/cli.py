@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -223,6 +224,8 @@ def main() -> None:
     from atp_edge.stages import NotProvenError
 
     logging.basicConfig(level=logging.WARNING)
+    # peft reads a name that transformers is about to rename; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     errors = Console(stderr=True, highlight=False)
