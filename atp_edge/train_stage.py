@@ -294,9 +294,12 @@ def _story(state: PhaseState) -> dict[str, Any]:
 def masked_narrow_error(
     model: PeftModel, narrow: PeftModel, masks: list[Tensor], blocks: Blocks
 ) -> float:
-    """Largest difference of logits between the masked and the narrow model, fp32, one block."""
+    """Largest difference of logits between the masked and the narrow model, fp32, one block.
+
+    Masks of numbers really mask; a bool one would be computed as narrow as the narrow model.
+    """
     batch = blocks.first(1).to(model.device)
-    set_decision(model, masks, "whole", skip=False)
+    set_decision(model, [mask.float() for mask in masks], "whole")
     difference = model(input_ids=batch.input_ids).logits - narrow(input_ids=batch.input_ids).logits
     return float(difference.abs().max())
 

@@ -92,7 +92,7 @@ def test_masked_equals_narrow_and_the_budget_is_met(
 ) -> None:
     plan, masks = decide(widths)
     ids = splits.test.input_ids[:2]
-    set_decision(dense, masks, "whole")
+    set_decision(dense, [mask.float() for mask in masks], "whole")
     expected = dense(input_ids=ids).logits
     set_decision(dense, None, "whole")
     narrow = narrow_peft(dense, plan)

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-# An export whose rounding is no worse than twice PyTorch's own computes the same function.
-MOST_TIMES_PYTORCH = 2.0
+# Two orders of summation in fp32 differ by small factors (1.9 on the demo's slim model, 0.8 on its
+# dense one); a wrong graph by orders of magnitude.
+MOST_TIMES_PYTORCH = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
