@@ -71,7 +71,7 @@ def verdict(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if "verify" in metrics:
         proof = metrics["verify"]["slim"]
         same = f"{proof['greedy_same']}/{proof['greedy_total']}"
-        worst = f"continuations equal to PyTorch's, logits within {proof['logits_max_error']:.0e}"
+        worst = f"continuations equal to PyTorch's, logits within {proof['logits_max_error']:.1e}"
         found.append((same, worst if proof["passed"] else f"FAILED: {worst}"))
     return found
 
