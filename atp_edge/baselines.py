@@ -22,6 +22,7 @@ from atp_edge.data import Blocks
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
+    READS,
     model_shape,
     module_path,
 )
@@ -30,7 +31,6 @@ from atp_edge.plan import Plan, plan_of
 from atp_edge.structures import Site
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
-_READS = {"attention": "o_proj", "mlp": "down_proj"}
 
 
 def decision(model: PreTrainedModel, blocks: Blocks, space: Space, baseline: Baseline) -> Plan:
@@ -216,7 +216,7 @@ def _gradient(weight: Tensor) -> Tensor:
 
 def _weight(model: PreTrainedModel, site: Site) -> Tensor:
     """The weight of o_proj or down_proj, [hidden, inputs]."""
-    module: Any = model.get_submodule(module_path(site.layer, _READS[site.kind]))
+    module: Any = model.get_submodule(module_path(site.layer, READS[site.kind]))
     return module.weight.detach().float().cpu()
 
 
@@ -226,7 +226,7 @@ def _a_weight(model: PreTrainedModel, site: Site, of: Callable[[Tensor], Tensor]
     total = torch.zeros(site.size)
     for name in names:
         module: Any = model.get_submodule(module_path(site.layer, name))
-        reads = name == _READS[site.kind]
+        reads = name == READS[site.kind]
         total += _a_structure(site, of(module.weight).sum(0 if reads else 1).cpu())
         # Biases of o_proj and down_proj belong to no structure.
         if module.bias is not None and not reads:
@@ -251,7 +251,7 @@ def _input_moments(
         sums[0], sums[1] = sums[0] + z.sum(0), sums[1] + (z**2).sum(0)
 
     hooks = [
-        model.get_submodule(module_path(s.layer, _READS[s.kind])).register_forward_pre_hook(
+        model.get_submodule(module_path(s.layer, READS[s.kind])).register_forward_pre_hook(
             partial(watch, pair)
         )
         for s, pair in zip(space.sites, sums, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from atp_edge.files import write_atomically
+from atp_edge.files import write_atomically, write_json
 
 console = Console(highlight=False)
 bench = typer.Typer(no_args_is_help=False, help="Measure: latency and memory, and more.")
@@ -52,7 +51,7 @@ def latency(
     metrics = run.metrics()
     console.print(table(metrics))
     if json_file is not None:
-        write_atomically(json_file, json.dumps(metrics["bench"], indent=2) + "\n")
+        write_json(json_file, metrics["bench"])
 
 
 def _against_peers(
@@ -69,7 +68,7 @@ def _against_peers(
         console.print(render(precision, found))
     console.print(figures["note"])
     if json_file is not None:
-        write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
 
 
 @bench.command()
@@ -135,13 +134,13 @@ def training(
     from atp_bench.training import bench_training
     from atp_bench.training_report import table
 
-    from atp_edge.domains import demo_model_folder
+    from atp_edge.inputs import model_source
 
     asked = tuple(precision or ("fp32", "bf16"))
     if not set(asked) <= {"fp32", "bf16"}:
         raise ValueError(f"--precision {', '.join(asked)}: expected fp32 or bf16")
     figures = bench_training(
-        str(demo_model_folder()) if model == "demo" else model,
+        model_source(model),
         kept=kept,
         tokens=tokens,
         rank=rank,
@@ -157,7 +156,7 @@ def training(
     if not figures["gradients_equal"]:
         console.print(f"gradients differ: {figures['largest_gradient_error']}", style="red")
     if json_file is not None:
-        write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
 
 
 @bench.command()
@@ -191,7 +190,7 @@ def tasks(
         scores = score_run(run, progress, items=items, outside=outside)
     console.print(table(scores))
     if json_file is not None:
-        write_atomically(json_file, json.dumps(asdict(scores), indent=2) + "\n")
+        write_json(json_file, asdict(scores))
 
 
 @bench.command()
@@ -231,6 +230,6 @@ def kernels(
         console.print(kernels_table(measured))
     console.print(f"backend {figures['backend']}; GPU figures: {figures['gpu_figures']}")
     if json_file is not None:
-        write_atomically(json_file, json.dumps(figures, indent=2) + "\n")
+        write_json(json_file, figures)
     if plot is not None:
         write_atomically(plot, roofline(figures))

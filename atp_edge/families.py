@@ -16,6 +16,8 @@ Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 ATTENTION_PROJECTIONS: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS: tuple[Projection, ...] = ("gate_proj", "up_proj", "down_proj")
 PROJECTIONS: tuple[Projection, ...] = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
+READS: dict[str, Projection] = {"attention": "o_proj", "mlp": "down_proj"}
+"""The projection that reads a site's structures, by the site's kind; the others write them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file beside `path` and rename it into place."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
 def update_json(path: Path, section: str, value: Any) -> None:
     """Set one section of a JSON file and leave the others as they are."""
-    content = read_json(path) | {section: value}
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, read_json(path) | {section: value})

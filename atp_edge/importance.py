@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 
 from atp_edge.budget import Space, project
 from atp_edge.data import Blocks
-from atp_edge.families import module_path
+from atp_edge.families import READS, module_path
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
 # and v too, which no other structure shares; measured in docs/log.md.
 ATTENTION_FACTOR = 5.0
-_READS = {"attention": "o_proj", "mlp": "down_proj"}
 
 
 def taylor_importance(
@@ -50,7 +49,7 @@ def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     scores = [torch.zeros(site.size, device=base.device) for site in space.sites]
     hooks = [
-        base.get_submodule(module_path(site.layer, _READS[site.kind])).register_forward_hook(
+        base.get_submodule(module_path(site.layer, READS[site.kind])).register_forward_hook(
             partial(_watch, score)
         )
         for site, score in zip(space.sites, scores, strict=True)

@@ -25,13 +25,14 @@ from atp_edge.families import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
     PROJECTIONS,
+    READS,
     LayerShape,
     Projection,
     model_shape,
     module_path,
 )
 from atp_edge.plan import Plan
-from atp_edge.skipping import READS, FixedSite, Placement
+from atp_edge.skipping import FixedSite, Placement
 
 
 class MaskedLoraLinear(PeftLoraLinear):
@@ -122,8 +123,10 @@ def set_decision(
                 module.site, module.name, module.placement = site, name, placement
                 rows = None if site is not None else _rows(attention, mlp, layer, name)
                 # On the whole output, masking what o_proj and down_proj read is enough.
-                module.in_mask = rows if name in READS else None
-                module.out_mask = rows if name not in READS and placement == "base" else None
+                module.in_mask = rows if name in READS.values() else None
+                module.out_mask = (
+                    rows if name not in READS.values() and placement == "base" else None
+                )
 
 
 def _fixed_site(

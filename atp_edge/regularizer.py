@@ -13,11 +13,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from atp_edge.families import model_shape
+from atp_edge.families import READS, model_shape
 from atp_edge.masked import lora_layer
 
 _WRITES = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
-_READS = {"attention": "o_proj", "mlp": "down_proj"}
 
 
 def _removed_groups(model: PeftModel, masks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -31,7 +30,7 @@ def _removed_groups(model: PeftModel, masks: list[Tensor]) -> Iterator[tuple[Ten
             for name in _WRITES[kind]:
                 rows = lora_layer(model, i, name).lora_B["default"].weight
                 yield rows.unflatten(0, (len(mask), -1)), removed
-            columns = lora_layer(model, i, _READS[kind]).lora_A["default"].weight
+            columns = lora_layer(model, i, READS[kind]).lora_A["default"].weight
             yield columns.unflatten(1, (len(mask), -1)).transpose(0, 1), removed
 
 

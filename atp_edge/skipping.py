@@ -24,14 +24,12 @@ import torch
 from atp_kernels import LoraLayer, dense_weight, prefix_lora_linears
 from torch import Tensor
 
-from atp_edge.families import Projection
+from atp_edge.families import READS
 
 if TYPE_CHECKING:
     from atp_edge.masked import MaskedLoraLinear
 
 Placement = Literal["base", "whole"]
-READS: tuple[Projection, ...] = ("o_proj", "down_proj")
-"""The projections that read a site's structures; the others write them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +71,10 @@ class FixedSite:
     def compute(self, name: str, x: Tensor) -> Tensor:
         """One projection's output. The writers read one x: the first one asked computes them all,
         and the others take theirs."""
-        if name in READS:
+        if name in READS.values():
             return self._together([name], x)[0]
         if self._shared is None or self._shared[0] is not x or name not in self._shared[1]:
-            names = [other for other in self.projections if other not in READS]
+            names = [other for other in self.projections if other not in READS.values()]
             self._shared = x, dict(zip(names, self._together(names, x), strict=True))
         found = self._shared[1].pop(name)
         if not self._shared[1]:
@@ -91,7 +89,7 @@ class FixedSite:
         module = self.projections[name]
         base = module.get_base_layer()
         a, b, bias = module.lora_A["default"].weight, module.lora_B["default"].weight, base.bias
-        reads = name in READS
+        reads = name in READS.values()
         found = self.live((a.shape[1] if reads else len(b)) // len(self.mask))
         live = found.kept if found.live is None else found.live
         if live is not None and reads:

@@ -19,9 +19,10 @@ from atp_export.narrow import merge
 from atp_export.runtime import Session, usable_cores, usable_providers
 from atp_export.runtime import perplexity as onnx_perplexity
 from atp_export.verify import verify as verify_onnx
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from atp_edge.config import Config
+from atp_edge.data import Blocks
 from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
@@ -139,8 +140,8 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     """Prove onnx/ equal to slim/. Raises NotProvenError when it is not."""
     progress.say(f"comparing ONNX with PyTorch: {VERIFY_PROMPTS} prompts x {VERIFY_NEW_TOKENS}")
     tokenizer = AutoTokenizer.from_pretrained(run.slim)
-    test = splits_of(config).test.input_ids
-    prompts = tokenizer.batch_decode(test[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
+    test = splits_of(config).test
+    prompts = tokenizer.batch_decode(test.input_ids[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
     model = load_narrow(run.slim)
     proofs = {
         provider: verify_onnx(
@@ -158,7 +159,7 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     figures = {"slim": asdict(first), "providers": {k: asdict(v) for k, v in proofs.items()}}
     if config.export.precision != "fp32":
         progress.say("measuring what the rounded weights cost on the test split")
-        figures["quality"] = _rounding_cost(config, run)
+        figures["quality"] = _rounding_cost(run.onnx, model, test.first(config.dataset.test_blocks))
     run.add_metrics("verify", figures)
     for provider, proof in proofs.items():
         if not proof.passed:
@@ -166,12 +167,15 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
             raise NotProvenError(f"{run.onnx} does not equal {run.slim} on {provider}: {reasons}")
 
 
-def _rounding_cost(config: Config, run: RunFolder) -> dict[str, float]:
-    """Perplexity of the test split by the ONNX model, and over the fp32 checkpoint's."""
-    blocks = splits_of(config).test.first(config.dataset.test_blocks)
-    rounded = onnx_perplexity(Session(run.onnx), blocks.input_ids.numpy(), blocks.labels.numpy())
-    exact = perplexity(load_narrow(run.slim), blocks)
-    return {"onnx_perplexity": rounded, "fp32_perplexity": exact, "ratio": rounded / exact}
+def _rounding_cost(folder: Path, exact: PreTrainedModel, blocks: Blocks) -> dict[str, float]:
+    """Perplexity of blocks by the ONNX model, and over the fp32 checkpoint's."""
+    rounded = onnx_perplexity(Session(folder), blocks.input_ids.numpy(), blocks.labels.numpy())
+    unrounded = perplexity(exact, blocks)
+    return {
+        "onnx_perplexity": rounded,
+        "fp32_perplexity": unrounded,
+        "ratio": rounded / unrounded,
+    }
 
 
 def bench(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -239,12 +243,3 @@ STAGES: dict[str, Stage] = {
     "bench": bench,
     "report": report,
 }
-
-
-def run_all(config: Config, run: RunFolder, progress: Progress) -> None:
-    """Every stage in order; those whose figures are there already are not run again."""
-    for name, stage in STAGES.items():
-        if name in run.metrics():
-            progress.say(f"{name}: done before")
-            continue
-        stage(config, run, progress)
