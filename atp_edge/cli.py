@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from atp_edge.cli_bench import bench
-from atp_edge.config import Config, keys, read_config, with_values
+from atp_edge.config import Config, configured, keys, read_values
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,7 +75,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         path = given.pop("config_file")
         rest = {p.name: given.pop(p.name) for p in own}
         values = {k.name: given[k.parameter] for k in keys() if given[k.parameter] is not None}
-        command(with_values(read_config(path) if path else Config(), values), **rest)
+        command(configured((read_values(path) if path else {}) | values), **rest)
 
     parameters = [file, *own, *map(_flag, keys())]
     call.__name__, call.__doc__ = command.__name__, command.__doc__

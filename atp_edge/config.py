@@ -152,6 +152,9 @@ class Config:
     steps: int = field(default=200, metadata={"help": "optimizer steps"})
     seed: int = field(default=0, metadata={"help": "of everything drawn"})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
+    recipe: Literal["fast", "balanced", "best"] = field(
+        default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
+    )
     dataset: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     decision: DecisionConfig = DecisionConfig()
@@ -164,6 +167,14 @@ class Config:
     def control_steps(self) -> int:
         """Steps before the freeze; the rest is recovery."""
         return round(self.steps * self.decision.control_share)
+
+
+# What a recipe changes of the defaults; what it costs and buys is in docs/recovery.md.
+RECIPES: dict[str, dict[str, Any]] = {
+    "fast": {"recovery.distill": 0.0, "decision.interval": 4},
+    "balanced": {},
+    "best": {"decision.interval": 1},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +211,10 @@ _KEYS = {key.name: key for key in keys()}
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with dotted keys set. Raises ValueError for unknown keys and wrong values."""
+    """A copy with dotted keys set and nothing else: a recipe's settings come by `configured`.
+
+    Raises ValueError for unknown keys and wrong values.
+    """
     for name, value in values.items():
         if name not in _KEYS:
             nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)[0]
@@ -213,6 +227,15 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         else:
             config = replace(config, **{leaf: checked})
     return config
+
+
+def configured(values: Mapping[str, Any]) -> Config:
+    """A configuration from dotted keys alone: the defaults, the recipe's settings, these values.
+
+    Raises ValueError for unknown keys and wrong values.
+    """
+    named = with_values(Config(), {"recipe": values.get("recipe", Config.recipe)})
+    return with_values(named, RECIPES[named.recipe] | dict(values))
 
 
 def _check(key: Key, value: Any) -> Any:
@@ -233,6 +256,11 @@ def _check(key: Key, value: Any) -> Any:
 
 def read_config(path: Path) -> Config:
     """Read a TOML file. Raises ValueError for unknown keys and wrong values."""
+    return configured(read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The settings that a TOML file names, by dotted key. Raises ValueError when it is no TOML."""
     try:
         tables = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -246,7 +274,7 @@ def read_config(path: Path) -> Config:
             values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
         else:
             values[name] = value
-    return with_values(Config(), values)
+    return values
 
 
 def to_toml(config: Config, versions: Mapping[str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.config import Config, keys, read_config, to_toml, with_values
+from atp_edge.config import RECIPES, Config, configured, keys, read_config, to_toml, with_values
 
 
 def test_toml_there_and_back(tmp_path: Path) -> None:
@@ -49,3 +49,17 @@ def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
 
 def test_the_demo_configuration_is_valid() -> None:
     assert read_config(Path(__file__).parents[2] / "examples" / "demo.toml").steps > 0
+
+
+def test_a_recipe_lies_under_what_is_said_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    fast = configured({"recipe": "fast", "decision.interval": 3})
+    assert fast.decision.interval == 3
+    assert fast.recovery.distill == RECIPES["fast"]["recovery.distill"] != Config().recovery.distill
+    assert configured({}) == configured({"recipe": "balanced"}) == Config()
+    (tmp_path / "run.toml").write_text(to_toml(fast))
+    assert read_config(tmp_path / "run.toml") == fast
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_names_settings_that_exist(recipe: str) -> None:
+    assert configured({"recipe": recipe}).recipe == recipe

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,20 @@ from atp_edge.config import Config, with_values
 from atp_edge.data import Splits
 from atp_edge.evaluate import TaskScore, evaluate, perplexity
 from atp_edge.families import model_shape
-from atp_edge.inputs import accelerate, load_dense, space_of, splits_of, tokenizer_of
+from atp_edge.inputs import accelerate, load_dense, placed, space_of, splits_of, tokenizer_of
 from atp_edge.masked import add_lora
 from atp_edge.phase import run_phase
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
 from atp_edge.run_folder import RunFolder, open_run
 from atp_edge.tasks import Task
-from atp_edge.train_stage import learn_decision, load_tuned, recover, tune_dense
+from atp_edge.train_stage import (
+    VALIDATION_BLOCKS,
+    learn_decision,
+    load_tuned,
+    recover,
+    tune_dense,
+)
 from atp_edge.trainer import Tuner
 
 
@@ -59,24 +66,27 @@ def run_matrix(
             continue
         progress.say(cell.key)
         found[cell.key] = _run_cell(cell, base, items, work, progress)
-        write_results(results, found)
+        # Read again: another process may work on other cells of the same file.
+        write_results(results, read_results(results) | {cell.key: found[cell.key]})
     return [found[cell.key] for cell in wanted]
+
+
+@lru_cache(maxsize=1)  # cells of a domain and seed follow one another
+def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
+    return splits_of(config), tasks_of(config, items)
 
 
 def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progress) -> Result:
     config = cell.config(base)
-    splits = splits_of(config)
+    splits, tasks = _data(with_values(base, {"data": cell.domain, "seed": cell.seed}), items)
     accelerator = accelerate(config)
-    tasks = tasks_of(config, items)
     dense = _dense_baseline(config, base, splits, accelerator, work, progress)
     folder = work / cell.key.replace("/", "_").replace(" ", "-")
     run = open_run(with_values(config, {"out": str(folder)}))
     if not run.dense.exists():
         run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
-    began = time.perf_counter()
     train = _without_layers if cell.method == LAYERS else _with_plan
     slim, figures = train(config, run, splits, accelerator, progress)
-    seconds = time.perf_counter() - began
     progress.say("scoring the tasks")
     reference = dense.parts()["tune_dense"]["perplexity"]
     result = Result(
@@ -85,7 +95,6 @@ def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progre
         recovery=reference / figures["perplexity"],
         tasks=_task_recovery(dense, slim, tasks, config, accelerator),
         tokens=config.steps * config.train.batch_blocks * config.dataset.block_tokens,
-        seconds=seconds,
         **figures,
     )
     shutil.rmtree(folder)
@@ -101,13 +110,16 @@ def _with_plan(
     """The slim model of a decision over structures, and the figures of its training."""
     for part in (learn_decision, recover):
         if part.__name__ not in run.parts():
-            run.add_part(part.__name__, part(config, run, splits, accelerator, progress))
+            began = time.perf_counter()
+            figures = part(config, run, splits, accelerator, progress)
+            run.add_part(part.__name__, figures | {"seconds": time.perf_counter() - began})
     decided, recovered = run.parts()["learn_decision"], run.parts()["recover"]
     return merge(load_tuned(config, run)), {
         "perplexity_at_freeze": decided["perplexity"],
         "perplexity": recovered["perplexity"],
         "decoder_share": decided["decoder_share"],
         "whole_share": decided["whole_share"],
+        "seconds": decided["seconds"] + recovered["seconds"],
     }
 
 
@@ -115,7 +127,8 @@ def _without_layers(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> Trained:
     """The dense model without its layers of least influence, then tuned by LoRA."""
-    dense = load_dense(config)
+    began = time.perf_counter()
+    dense = placed(load_dense(config), config, accelerator)
     space = space_of(config, dense.config)
     sample = splits.train.first(config.decision.importance_blocks)
     with accelerator.autocast():
@@ -126,10 +139,18 @@ def _without_layers(
         cut = perplexity(slim, test)
     lora = config.lora
     tuned = add_lora(slim, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
-    learner = Tuner(tuned, splits.train, config, accelerator, phase="recovery")
+    validation = splits.decision.first(VALIDATION_BLOCKS)
+    learner = Tuner(
+        tuned, splits.train, config, accelerator, phase="recovery", validation=validation
+    )
     progress.phase("recovery", 0, config.steps, None)
     run_phase(
-        learner, folder=run.path, save_every=config.train.save_every, on_record=progress.record
+        learner,
+        folder=run.path,
+        save_every=config.train.save_every,
+        on_record=progress.record,
+        say=progress.say,
+        patience=config.train.patience,
     )
     with accelerator.autocast():
         after = perplexity(tuned, test)
@@ -138,6 +159,7 @@ def _without_layers(
         "perplexity": after,
         "decoder_share": kept.decoder,
         "whole_share": kept.whole,
+        "seconds": time.perf_counter() - began,
     }
 
 
