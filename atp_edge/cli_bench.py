@@ -86,11 +86,14 @@ def quality(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="results, and what to go on from")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="write a page of plots here")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="a page of plots, or a document when it ends in .md")
+    ] = None,
 ) -> None:
     """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
     from atp_bench.quality.cells import matrix
-    from atp_bench.quality.report import page, table
+    from atp_bench.quality.claims import claims, claims_table
+    from atp_bench.quality.report import document, page, table
     from atp_bench.quality.results import summarize
     from atp_bench.quality.runner import run_matrix
 
@@ -112,8 +115,10 @@ def quality(
         )
     summaries = summarize(results)
     console.print(table(summaries))
+    console.print(claims_table(claims(results)))
     if report is not None:
-        write_atomically(report, page(summaries))
+        markdown = report.suffix == ".md"
+        write_atomically(report, document(results) if markdown else page(summaries))
 
 
 @bench.command()

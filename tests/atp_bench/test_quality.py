@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from atp_bench.quality.cells import LAYERS, METHODS, Cell, matrix
-from atp_bench.quality.report import markdown, page, table
+from atp_bench.quality.claims import Claim, claims
+from atp_bench.quality.report import document, markdown, page, table
 from atp_bench.quality.results import Result, Summary, read_results, summarize
 from atp_bench.quality.runner import run_matrix
 from atp_export.checkpoint import save_narrow
@@ -132,4 +134,26 @@ def test_table_page_and_markdown_show_every_method() -> None:
         assert "atp" in view
         assert "taylor" in view
     assert "0.500 to 0.600" in shown
+    assert "| 102,400 | atp | 2 |" in document(results())
     assert "http" not in page(summaries).rsplit("</script>", 1)[-1]
+
+
+def claim(results: list[Result], ending: str) -> Claim:
+    return next(c for c in claims(results) if c.text.endswith(ending))
+
+
+def test_a_promise_is_held_by_its_lowest_cell_or_not_at_all() -> None:
+    found = results()
+    assert claim(found, "0.1 M tokens: recovery").measured == (0.6, 0.5)
+    assert claim(found, "0.1 M tokens: recovery").held is False
+    assert claim(found[:1], "0.1 M tokens: recovery").held is True
+    assert claim(found, "0.8 M tokens: recovery").held is None
+
+
+def test_a_rival_is_compared_on_its_own_data_and_seed_alone() -> None:
+    lead = claim(results(), "two-stage way")
+    assert lead.measured == pytest.approx((0.2,))
+    assert lead.held is True
+    twin = [replace(r, cell=replace(r.cell, method="frozen")) for r in results()[:2]]
+    assert claim(results() + twin, "twin, frozen").measured == (0.0, 0.0)
+    assert claim(results() + twin, "twin, frozen").held is False, "a twin must be beaten"

@@ -1,4 +1,4 @@
-"""What `atp-edge bench quality` shows: a table for the terminal, and one page of plots."""
+"""What `atp-edge bench quality` shows: a table for the terminal, a page of plots, a document."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from rich.table import Table
 
-from atp_bench.quality.results import Summary
+from atp_bench.quality.claims import claims, claims_markdown
+from atp_bench.quality.results import Result, Summary, summarize
 
 FIRST, REST = "#0f8b8d", "#8a94a6"
 
@@ -31,19 +32,60 @@ def table(summaries: Sequence[Summary]) -> Table:
     return shown
 
 
-def markdown(summaries: Sequence[Summary]) -> str:
-    """The same rows for a document; the whole-model share beside the decoder's."""
+def document(results: Sequence[Result]) -> str:
+    """A Markdown document: what is promised, every cell's mean over seeds, and recovery by tokens.
+
+    Its plot is Mermaid's, which GitHub draws.
+    """
+    summaries = summarize(results)
     head = (
-        "| domain | kept of decoder (of whole) | widths | steps | method | seeds | dense | slim "
-        "| recovery | tasks |\n|---|---|---|---:|---|---:|---:|---:|---:|---:|\n"
+        "# Recovery, measured\n\n"
+        "Written by `atp-edge bench quality --json FILE --report docs/quality.md`; the cells with "
+        "their seeds, tasks and intervals are in the JSON. Recovery: dense over slim perplexity on "
+        "the test split. Tasks: slim over dense, the mean over the domain's tasks. Both against "
+        "the dense model tuned by LoRA with the same tokens. What the methods are is in "
+        "[recovery.md](recovery.md).\n\n"
+    )
+    parts = [head, claims_markdown(claims(results)), "\n"]
+    for domain in dict.fromkeys(s.domain for s in summaries):
+        own = [s for s in summaries if s.domain == domain]
+        parts += [f"## {domain}\n\n", markdown(own), "\n", _mermaid(own)]
+    return "".join(parts)
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """The table's rows for a document; the whole model's share beside the decoder's."""
+    head = (
+        "| kept of decoder (of whole) | widths | tokens | method | seeds | dense | slim "
+        "| recovery | tasks |\n|---|---|---:|---|---:|---:|---:|---:|---:|\n"
     )
     rows = [
-        f"| {s.domain} | {s.share:.0%} ({s.whole_share:.1%}) | {s.widths} | {s.steps} | {s.method} "
+        f"| {s.share:.0%} ({s.whole_share:.1%}) | {s.widths} | {s.tokens:,} | {s.method} "
         f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} | {_spread(s)} "
         f"| {s.task_recovery:.3f} |\n"
         for s in summaries
     ]
     return head + "".join(rows)
+
+
+def _mermaid(summaries: Sequence[Summary]) -> str:
+    """Recovery of ATP by tokens at one budget, where it ran at more than one length."""
+    rows = _by_tokens(summaries, share=0.6)
+    if len(rows) < 2:
+        return ""
+    tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in rows)
+    values = ", ".join(f"{s.recovery:.3f}" for s in rows)
+    return (
+        '```mermaid\nxychart-beta\n  title "40 % cut: recovery by tokens of training"\n'
+        f"  x-axis [{tokens}]\n  y-axis 0.5 --> 1\n  line [{values}]\n```\n\n"
+    )
+
+
+def _by_tokens(summaries: Sequence[Summary], *, share: float) -> list[Summary]:
+    own = ("atp", "per-layer", share)
+    return sorted(
+        (s for s in summaries if (s.method, s.widths, s.share) == own), key=lambda s: s.tokens
+    )
 
 
 def _spread(s: Summary) -> str:
@@ -54,7 +96,7 @@ def _spread(s: Summary) -> str:
 
 def page(summaries: Sequence[Summary]) -> str:
     """One self-contained HTML page: recovery by method, and recovery against tokens."""
-    figures = [_methods(summaries), _steps(summaries)]
+    figures = [_methods(summaries), _tokens(summaries)]
     parts = [
         f.to_html(full_html=False, include_plotlyjs=i == 0)
         for i, f in enumerate(f for f in figures if f is not None)
@@ -94,25 +136,21 @@ def _methods(summaries: Sequence[Summary]) -> go.Figure:
     return figure
 
 
-def _steps(summaries: Sequence[Summary]) -> go.Figure | None:
-    """Recovery of ATP against training steps, where it ran at more than one length."""
+def _tokens(summaries: Sequence[Summary]) -> go.Figure | None:
+    """Recovery of ATP by tokens of training, where it ran at more than one length."""
     figure = go.Figure()
     for domain, share in dict.fromkeys((s.domain, s.share) for s in summaries):
-        rows = sorted(
-            (s for s in summaries
-             if (s.domain, s.share, s.method, s.widths) == (domain, share, "atp", "per-layer")),
-            key=lambda s: s.steps,
-        )  # fmt: skip
+        rows = _by_tokens([s for s in summaries if s.domain == domain], share=share)
         if len(rows) > 1:
             figure.add_scatter(
-                x=[s.steps for s in rows],
+                x=[s.tokens for s in rows],
                 y=[s.recovery for s in rows],
                 mode="lines+markers",
                 name=f"{domain}, {1 - share:.0%} cut",
             )
     if not figure.data:
         return None
-    figure.update_layout(title="Recovery against training steps")
-    figure.update_xaxes(type="log", title="steps")
+    figure.update_layout(title="Recovery by tokens of training")
+    figure.update_xaxes(type="log", title="tokens")
     figure.update_yaxes(range=[0, 1])
     return figure

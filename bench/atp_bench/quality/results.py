@@ -56,6 +56,7 @@ class Summary:
     share: float
     widths: str
     steps: int
+    tokens: int
     seeds: int
     perplexity: float
     dense_perplexity: float
@@ -79,6 +80,7 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             share=share,
             widths=widths,
             steps=steps,
+            tokens=rows[0].tokens,
             seeds=len(rows),
             perplexity=statistics.mean(r.perplexity for r in rows),
             dense_perplexity=statistics.mean(r.dense_perplexity for r in rows),
