@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from rich.table import Table
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from atp_edge.config import Config
 from atp_edge.families import model_shape
 from atp_edge.inputs import BYTES_PER_PARAMETER, model_source, space_of
+from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.structures import count_parameters
 from atp_edge.summary import megabytes, millions
 
@@ -22,13 +23,6 @@ def cost_table(config: Config) -> Table:
     slim = space.fixed + space.allowed
     each = BYTES_PER_PARAMETER[config.export.precision]
     tokens = config.steps * config.train.batch_blocks * config.dataset.block_tokens
-    generator = sum(site.size for site in space.sites) * 64
-    # Recovery holds the teacher, the narrow model, its gradients and both of Adam's moments.
-    trained = slim if config.recovery.retrain else 0
-    teacher = count.whole if config.recovery.distill else 0
-    recovery = (teacher + slim + count.around + 3 * trained) * _FP32
-    control = (count.whole + 4 * generator) * _FP32
-    logits = config.train.batch_blocks * config.dataset.block_tokens * source.vocab_size * _FP32
     shown = Table(title=f"{config.model}, {config.data}, {config.budget}", title_justify="left")
     shown.add_column("", no_wrap=True)
     shown.add_column("dense", justify="right", no_wrap=True)
@@ -44,6 +38,31 @@ def cost_table(config: Config) -> Table:
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
     shown.add_row("train tokens", f"{tokens:,}", f"{tokens:,}")
-    memory = max(control, recovery) + 3 * logits
-    shown.add_row("memory to train, about", "", megabytes(memory))
+    shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, source, slim)))
     return shown
+
+
+def _training_bytes(config: Config, source: PretrainedConfig, slim: int) -> int:
+    """The larger of joint loop and recovery: weights, the teacher, gradients, Adam's moments, what
+    the backward pass keeps, and the loss.
+
+    slim: parameters of the decoder that stay. An estimate from sizes alone: PyTorch's own 0.8 GB
+    and what its allocator holds come on top.
+    """
+    shape = model_shape(source)
+    count = count_parameters(shape)
+    generator = sum(site.size for site in space_of(config, source).sites) * 64
+    teacher = count.whole if config.recovery.distill else 0
+    trained = 3 if config.recovery.retrain else 0  # a gradient and two moments a parameter
+    joint = count.whole + trained * count.decoder + 4 * generator
+    recovery = count.around + slim + trained * slim
+    tokens = config.train.batch_blocks * config.dataset.block_tokens
+    # What a layer keeps for its backward pass, in values a token: the inputs of its norms and
+    # projections, gate, up and their product, and every head's scores, before and after softmax.
+    kept = sum(
+        12 * shape.hidden + 6 * layer.channels + 4 * layer.heads * config.dataset.block_tokens
+        for layer in shape.layers
+    )
+    activation = 4 if config.train.precision == "no" else 2
+    logits = 3 * min(tokens, CHUNK_TOKENS) * shape.vocabulary
+    return (max(joint, recovery) + teacher + logits) * _FP32 + tokens * kept * activation
