@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from atp_edge.baselines import BASELINES
-from atp_edge.config import Config, with_values
+from atp_edge.config import RECIPES, Config, with_values
 
 Preset = Literal["quick", "cpu", "gpu"]
 LAYERS = "two-stage: whole layers"
@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     LAYERS: TWO_STAGE,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
+    **{f"recipe: {name}": values for name, values in RECIPES.items() if values},
     "plain masking": {"decision.placement": "whole"},
     "group lasso": {"decision.regularizer": "lasso"},
     "no regularizer": {"decision.regularizer": "none"},
