@@ -27,7 +27,10 @@ def latency(
         list[str] | None, typer.Option(help="also measure this engine: onnxruntime-genai")
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="fp32 or int4, again for both; with --peers")
+        list[str] | None,
+        typer.Option(
+            help="with --peers: fp32, int4 or fp16; may be repeated; default fp32 and int4"
+        ),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -37,6 +40,11 @@ def latency(
     if peers:
         _against_peers(out, peers, precision or [], json_file)
         return
+    if precision:
+        raise ValueError(
+            f"--precision {precision[0]} goes with --peers; without it a run's own export is "
+            "measured"
+        )
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
     from atp_edge.progress import Terminal
@@ -57,7 +65,7 @@ def latency(
 def _against_peers(
     out: Path | None, peers: list[str], precisions: list[str], json_file: Path | None
 ) -> None:
-    from atp_bench.peers.table import render
+    from atp_bench.peers.table import render, render_asked
 
     from atp_edge.progress import Terminal
     from atp_edge.stages import bench_peers
@@ -66,6 +74,7 @@ def _against_peers(
         figures = bench_peers(out, peers, precisions, progress)
     for precision, found in figures["precisions"].items():
         console.print(render(precision, found))
+    console.print(render_asked(figures["precisions"]))
     console.print(figures["note"])
     if json_file is not None:
         write_json(json_file, figures)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atp_bench.latency import bench_onnx
-from atp_bench.peers.compare import Models, compare, demo_models
+from atp_bench.peers.compare import Models, check_asked, compare, demo_models
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge
@@ -41,6 +41,7 @@ PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 # What other engines are measured with: 128 + 128 tokens, and 40 % of the decoder removed.
 PEERS_TOKENS = 128
 PEERS_SHARE = 0.6
+PEERS_PRECISIONS = ("fp32", "int4")
 
 
 class NotProvenError(RuntimeError):
@@ -197,19 +198,18 @@ def bench_peers(
 ) -> dict[str, Any]:
     """Dense and slim models against other engines; the demo model and cuts of it without a run.
 
-    A run's figures also go to its metrics. precisions: by default the run's own, or fp32 and int4.
+    A run's figures also go to its metrics. precisions: by default fp32 and int4.
     """
+    precisions = precisions or PEERS_PRECISIONS
+    check_asked(peers, precisions)
     run = RunFolder(out) if out is not None else None
     config = run.config() if run else Config()
     threads = config.bench.threads or usable_cores()
     with tempfile.TemporaryDirectory() as temporary:
         if run:
-            note = f"dense and slim model of {out}"
-            models = Models(dense=run.dense, slims={"slim": run.slim}, note=note)
-            precisions = precisions or (config.export.precision,)
+            models = _models_of(run)
         else:
             models = demo_models(demo_model_folder(), Path(temporary), PEERS_SHARE, progress.say)
-            precisions = precisions or ("fp32", "int4")
         found = {
             precision: compare(
                 models,
@@ -227,6 +227,16 @@ def bench_peers(
     if run:
         run.add_metrics("peers", figures)
     return figures
+
+
+def _models_of(run: RunFolder) -> Models:
+    """A run's own dense and slim checkpoints. Raises ValueError for a stage that has not run."""
+    for folder, stage in ((run.dense, "train"), (run.slim, "shrink")):
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is not there; write it with `atp-edge {stage}`")
+    kept = shares(_shape(run.dense), _shape(run.slim)).decoder
+    note = f"dense and slim model of {run.path}; slim keeps {kept:.1%} of the decoder's parameters"
+    return Models(dense=run.dense, slims={"slim": run.slim}, note=note)
 
 
 def report(config: Config, run: RunFolder, progress: Progress) -> None:

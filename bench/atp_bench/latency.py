@@ -13,7 +13,7 @@ import numpy as np
 
 from atp_bench.environment import environment
 from atp_bench.memory import peak_memory_and_load
-from atp_bench.peers import OURS, Engine, open_engine
+from atp_bench.peers import OURS, Engine, Run, open_engine
 
 TURN_TOKENS = 8
 
@@ -136,22 +136,33 @@ def bench_onnx(
 def _round(engines: Mapping[str, Engine], prompt_tokens: int, new_tokens: int) -> dict[str, _Round]:
     """One generation of every engine: the prefills in turn, then tokens in turns of TURN_TOKENS,
     so that what else the machine does falls on all of them alike."""
-    runs = {name: e.start(prompt_tokens + new_tokens + 1) for name, e in engines.items()}
-    first: dict[str, float] = {}
+    started = prefills(engines, prompt_tokens, prompt_tokens + new_tokens + 1)
+    times: dict[str, list[float]] = {name: [] for name in started}
+    for done in range(0, new_tokens, TURN_TOKENS):
+        for name, (run, _) in started.items():
+            for _ in range(min(TURN_TOKENS, new_tokens - done)):
+                began = time.perf_counter()
+                run.next()
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {
+        name: _Round(first_token_ms=first_ms, token_ms=times[name])
+        for name, (_, first_ms) in started.items()
+    }
+
+
+def prefills(
+    engines: Mapping[str, Engine], prompt_tokens: int, capacity: int
+) -> dict[str, tuple[Run, float]]:
+    """Every engine's run after its first token, and what that took in ms; one after the other."""
+    runs = {name: engine.start(capacity) for name, engine in engines.items()}
+    started: dict[str, tuple[Run, float]] = {}
     for name, run in runs.items():
         vocabulary = engines[name].vocabulary
         prompt = np.random.default_rng(0).integers(5, vocabulary, prompt_tokens)
         began = time.perf_counter()
         run.first(prompt)
-        first[name] = (time.perf_counter() - began) * 1e3
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for done in range(0, new_tokens, TURN_TOKENS):
-        for name, run in runs.items():
-            for _ in range(min(TURN_TOKENS, new_tokens - done)):
-                began = time.perf_counter()
-                run.next()
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: _Round(first_token_ms=first[name], token_ms=times[name]) for name in runs}
+        started[name] = (run, (time.perf_counter() - began) * 1e3)
+    return started
 
 
 def _ratios(reference: Row, other: Row) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from atp_bench.peers import GENAI, open_engine
+from atp_bench.peers.asked import asked_lines
 from atp_bench.peers.compare import Models, bytes_per_token, compare
 from atp_bench.peers.cut import Policy, cut, cut_plan
 from atp_bench.peers.genai import build
@@ -15,7 +17,10 @@ from atp_bench.peers.table import render
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.runtime import Session, generate_tokens
+from typer.testing import CliRunner
 
+from atp_edge.cli import app
+from atp_edge.config import Config, to_toml, with_values
 from atp_edge.families import LayerShape, ModelShape, model_shape
 from atp_edge.plan import narrow_shape, shares
 from tests.conftest import tiny_model
@@ -108,9 +113,71 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
     reached = found["pairs"][f"{GENAI} dense : slim"]["token_ms_p50"]
     assert bound["bound"] > 1
     assert bound["share"] == pytest.approx(reached / bound["bound"])
-    assert set(found["first_token"]["ms"]) == {"dense", "slim"}
+    first = found["first_token"]
+    assert set(first["ms"]) == {"dense", "slim"}
+    assert first["rounds"] > 1
+    low, high = first["pairs"]["dense : slim"]["quartiles"]
+    assert low <= first["pairs"]["dense : slim"]["median"] <= high
     caption = str(render("fp32", found).caption)
     assert f"slim against {GENAI} dense: decode {reached:.2f}x" in caption
+    assert f"quartiles {low:.2f} to {high:.2f}" in caption
+
+
+FOUND: dict[str, Any] = {
+    "rows": dict.fromkeys(("genai dense", "dense", "slim")),
+    "pairs": {
+        "genai dense : dense": {"token_ms_p50": 1.02, "peak_memory_bytes": 1.1},
+        "genai dense : slim": {"token_ms_p50": 1.30, "peak_memory_bytes": 0.9},
+    },
+    "bounds": {"genai dense : slim": {"bound": 1.46, "share": 0.89}},
+    "first_token": {
+        "prompt_tokens": 512,
+        "pairs": {"dense : slim": {"median": 1.4, "quartiles": (1.3, 1.5)}},
+    },
+}
+
+
+def test_what_was_asked_is_met_or_missed() -> None:
+    said = {line.what: line for line in asked_lines("fp32", FOUND, "genai dense")}
+    assert {what: (line.asked, line.met) for what, line in said.items()} == {
+        "dense against genai dense, decode": (1.0, True),
+        "slim against genai dense, decode": (1.35, False),
+        "dense against genai dense, peak memory": (1.0, True),
+        "slim against genai dense, peak memory": (1.0, False),
+        "slim against dense, first token of 512": (1.4, True),
+    }
+    notes = {line.note for line in said.values() if line.note}
+    assert notes == {"89% of the 1.46x bound by bytes", "quartiles 1.30 to 1.50"}
+    quantized = {line.what for line in asked_lines("int4", FOUND, "genai dense")}
+    assert quantized == set(said) - {"slim against genai dense, decode"}
+
+
+def test_a_run_is_compared_in_both_precisions_by_one_command(tmp_path: Path) -> None:
+    """The command to its end, on a run of tiny models, with the rival's own builder; the file it
+    writes holds both precisions, and the run's metrics too."""
+    pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
+    run = tmp_path / "run"
+    run.mkdir()
+    config = with_values(Config(), {"bench.rounds": 1, "bench.threads": 1})
+    (run / "config.toml").write_text(to_toml(config))
+    model = tiny_model("llama", hidden_size=96, intermediate_size=512, max_position_embeddings=1024)
+    save_narrow(model, None, run / "dense")
+    tokenizer_for(run / "dense")
+    file = tmp_path / "peers.json"
+    command = ["bench", "--peers", GENAI, "--out", str(run), "--json", str(file)]
+    early = CliRunner().invoke(app, command)
+    assert "slim is not there; write it with `atp-edge shrink`" in str(early.exception)
+    cut(run / "dense", run / "slim", 0.6, "per-layer")
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    figures = json.loads(file.read_text())
+    assert list(figures["precisions"]) == ["fp32", "int4"]
+    assert json.loads((run / "metrics.json").read_text())["peers"] == figures
+    for precision, found in figures["precisions"].items():
+        assert set(found["rows"]) == {f"{GENAI} dense", "dense", "slim"}
+        for line in found["asked"]:
+            assert f"{precision}: {line['what']}" in done.output
+    assert "of the decoder's parameters" in done.output
 
 
 def tokenizer_for(folder: Path) -> None:

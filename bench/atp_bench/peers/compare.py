@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 from atp_export.graph import export_onnx
 
+from atp_bench.first_token import bench_first_token
 from atp_bench.latency import BenchReport, bench_onnx
 from atp_bench.peers import GENAI
+from atp_bench.peers.asked import asked_lines
 from atp_bench.peers.cut import cut
-from atp_bench.peers.genai import build
+from atp_bench.peers.genai import build, check_precision
 
 PEERS = (GENAI,)
 PEER_DENSE = f"{GENAI} dense"
 FIRST_TOKEN_PROMPT = 512
-_FIRST_TOKEN_ROUNDS = 3
+# A round of it is one prefill a model, where a round of decoding is a hundred tokens.
+_FIRST_TOKEN_ROUNDS = 4
 # Read a row at a time, not whole: they are no part of what a token moves.
 _BY_ROWS = ("Gather", "GatherBlockQuantized", "GroupQueryAttention", "RotaryEmbedding", "Reshape")
 
@@ -63,12 +66,11 @@ def compare(
     """Everything the comparison at one precision shows, as JSON.
 
     `pairs` are ratios "a : b" (above 1: b is faster, smaller), `bounds` what the bytes of weights
-    and cache that a token moves allow at most, `first_token` the ratios at a prompt of 512 tokens.
-    Raises ValueError for peers that are not known here or not installed.
+    and cache that a token moves allow at most, `first_token` a prompt of 512 tokens on our runtime.
+    `asked` the lines that were asked for. Raises ValueError for peers that are not known here or
+    not installed.
     """
-    unknown = [peer for peer in peers if peer not in PEERS]
-    if unknown:
-        raise ValueError(f"--peers {unknown[0]!r} is not known; expected {', '.join(PEERS)}")
+    check_asked(peers, [precision])
     with tempfile.TemporaryDirectory() as temporary:
         folders = {"dense": models.dense, **models.slims}
         exported = {}
@@ -94,29 +96,33 @@ def compare(
             pairs=pairs,
         )
         say(f"{precision}: measuring the first token of {FIRST_TOKEN_PROMPT}")
-        first = bench_onnx(
+        first = bench_first_token(
             exported,
+            [("dense", slim) for slim in models.slims],
             prompt_tokens=FIRST_TOKEN_PROMPT,
-            new_tokens=1,
-            rounds=_FIRST_TOKEN_ROUNDS,
+            rounds=_FIRST_TOKEN_ROUNDS * rounds,
             threads=threads,
-            pairs=[("dense", slim) for slim in models.slims],
         )
         tokens = prompt_tokens + new_tokens // 2
         moved = {name: bytes_per_token(folder, tokens) for name, folder in exported.items()}
-    return {
+    found = {
         **report.to_dict(),
         "moved_bytes_per_token": moved,
         "bounds": _bounds(report, moved, models, list(theirs)),
-        "first_token": {"prompt_tokens": FIRST_TOKEN_PROMPT, **_first_tokens(first)},
+        "first_token": asdict(first),
         "note": models.note,
     }
+    lines = [line for peer in theirs for line in asked_lines(precision, found, peer)]
+    return {**found, "asked": [asdict(line) for line in lines]}
 
 
-def _first_tokens(report: BenchReport) -> dict[str, Any]:
-    milliseconds = {name: row.first_token_ms for name, row in report.rows.items()}
-    ratios = {pair: r["first_token_ms"] for pair, r in report.pairs.items()}
-    return {"ms": milliseconds, "pairs": ratios}
+def check_asked(peers: Sequence[str], precisions: Sequence[str]) -> None:
+    """Raises ValueError for peers that are not known here, or what they cannot write."""
+    unknown = [peer for peer in peers if peer not in PEERS]
+    if unknown:
+        raise ValueError(f"--peers {unknown[0]!r} is not known; expected {', '.join(PEERS)}")
+    for precision in precisions:
+        check_precision(precision)
 
 
 def _bounds(

@@ -26,13 +26,18 @@ def _genai() -> Any:
     return onnxruntime_genai
 
 
-def build(checkpoint: Path, out: Path, precision: str) -> Path:
-    """The dense model's ONNX by onnxruntime-genai's builder, for the CPU, with its defaults."""
+def check_precision(precision: str) -> None:
+    """Raises ValueError for precisions that the builder does not write for CPUs."""
     if precision not in _PRECISIONS:
         raise ValueError(
             f"onnxruntime-genai's builder writes no {precision} for CPUs; expected one of "
             f"{', '.join(_PRECISIONS)}"
         )
+
+
+def build(checkpoint: Path, out: Path, precision: str) -> Path:
+    """The dense model's ONNX by onnxruntime-genai's builder, for the CPU, with its defaults."""
+    check_precision(precision)
     _genai()
     arguments = ["-m", "dense", "-i", str(checkpoint), "-o", str(out), "-p", precision, "-e", "cpu",
                  "-c", str(out / "cache")]  # fmt: skip

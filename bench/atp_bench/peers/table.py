@@ -44,8 +44,31 @@ def render(precision: str, found: Mapping[str, Any]) -> Table:
                 f"{ours} against {reference}: decode {ratios['token_ms_p50']:.2f}x "
                 f"({low:.2f} to {high:.2f}){of_bound}, peak memory "
                 f"{ratios['peak_memory_bytes']:.2f}x"
-                + (f", first token at 512 {at_512:.2f}x" if at_512 else ""),
+                + (f", first token at 512 {_with_quartiles(at_512)}" if at_512 else ""),
             ]
         )
     shown.caption_justify = "left"
+    return shown
+
+
+def _with_quartiles(ratio: Mapping[str, Any]) -> str:
+    low, high = ratio["quartiles"]
+    return f"{ratio['median']:.2f}x (quartiles {low:.2f} to {high:.2f})"
+
+
+def render_asked(precisions: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What was asked for beside what was measured, a line each, precision by precision."""
+    shown = Table(title="asked and measured", title_justify="left")
+    shown.add_column("", overflow="fold")
+    for name in ("asked", "measured", ""):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for found in precisions.values():
+        for line in found["asked"]:
+            note = f" ({line['note']})" if line["note"] else ""
+            shown.add_row(
+                f"{line['precision']}: {line['what']}{note}",
+                f"{line['asked']:.2f}x",
+                f"{line['measured']:.2f}x",
+                "met" if line["met"] else "missed",
+            )
     return shown

@@ -1,0 +1,74 @@
+"""What an exported model was asked to reach against another engine, beside what it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Ratios: the reference's time or bytes over ours. The slim ones are of a model that lost 40 % of
+# its decoder.
+DENSE_DECODE = 1.0
+SLIM_DECODE_FP32 = 1.35
+MEMORY = 1.0
+FIRST_TOKEN = 1.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One line; it is met at `asked` or above (memory: above)."""
+
+    precision: str
+    what: str
+    asked: float
+    measured: float
+    met: bool
+    note: str = ""
+
+
+def asked_lines(precision: str, found: Mapping[str, Any], peer: str) -> Iterator[Asked]:
+    """The lines of one precision's comparison (`compare`) with `peer`, a row of it.
+
+    Decoding: ours dense everywhere, slim in fp32, where bytes bound it. Memory: every model of
+    ours. First token: every slim model against our dense one.
+    """
+    ours = [name for name in found["rows"] if name != peer]
+    yield _decode(precision, found, f"{peer} : dense", DENSE_DECODE)
+    for name in ours:
+        if name != "dense" and precision == "fp32":
+            yield _decode(precision, found, f"{peer} : {name}", SLIM_DECODE_FP32)
+    for name in ours:
+        measured = found["pairs"][f"{peer} : {name}"]["peak_memory_bytes"]
+        yield Asked(
+            precision=precision,
+            what=f"{name} against {peer}, peak memory",
+            asked=MEMORY,
+            measured=measured,
+            met=measured > MEMORY,
+        )
+    prompt = found["first_token"]["prompt_tokens"]
+    for pair, ratio in found["first_token"]["pairs"].items():
+        reference, name = pair.split(" : ")
+        low, high = ratio["quartiles"]
+        yield Asked(
+            precision=precision,
+            what=f"{name} against {reference}, first token of {prompt}",
+            asked=FIRST_TOKEN,
+            measured=ratio["median"],
+            met=ratio["median"] >= FIRST_TOKEN,
+            note=f"quartiles {low:.2f} to {high:.2f}",
+        )
+
+
+def _decode(precision: str, found: Mapping[str, Any], pair: str, asked: float) -> Asked:
+    reference, name = pair.split(" : ")
+    measured = found["pairs"][pair]["token_ms_p50"]
+    bound = found["bounds"].get(pair)
+    return Asked(
+        precision=precision,
+        what=f"{name} against {reference}, decode",
+        asked=asked,
+        measured=measured,
+        met=measured >= asked,
+        note=f"{bound['share']:.0%} of the {bound['bound']:.2f}x bound by bytes" if bound else "",
+    )
