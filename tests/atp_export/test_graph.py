@@ -16,6 +16,7 @@ import torch
 from atp_export.checkpoint import save_narrow
 from atp_export.departure import first_departure
 from atp_export.graph import export, export_onnx
+from atp_export.narrow import narrow_model
 from atp_export.runtime import Session, perplexity
 from atp_export.verify import verify
 from onnx import TensorProto, helper
@@ -23,6 +24,7 @@ from onnx import TensorProto, helper
 from atp_edge.data import Blocks
 from atp_edge.evaluate import perplexity as torch_perplexity
 from atp_edge.families import model_shape
+from atp_edge.plan import plan_of
 from tests.atp_export.test_onnx import PROMPTS, Numbers, exported
 from tests.conftest import tiny_model
 
@@ -120,6 +122,29 @@ def test_the_first_layer_that_departs_is_named(
     report = verify(folder, changed, Numbers(), PROMPTS, new_tokens=4)
     assert not report.passed
     assert report.departs in report.failures
+
+
+def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
+    """Widths that differ by layer, 512 tokens: the first prefill's memory serves the others, so
+    that a first token waits for no page of the system's. Counted in pages, not in time."""
+    resource = pytest.importorskip("resource", reason="page faults are counted on Unix only")
+    dense = tiny_model("llama", intermediate_size=3072, num_hidden_layers=6, hidden_size=96,
+                       max_position_embeddings=1024)  # fmt: skip
+    shape = model_shape(dense.config)
+    widths = (3072, 1024, 2048, 512, 2560, 1536)
+    kept = [range(n) for width in widths for n in (shape.layers[0].kv_heads, width)]
+    slim = narrow_model(dense, plan_of(shape, [tuple(k) for k in kept]))
+    session = Session(exported(tmp_path, slim), threads=1)
+    ids = np.random.default_rng(0).integers(0, 97, (1, 512))
+    pages = []
+    for _ in range(3):
+        state = session.start(1, 520)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        state.step(ids, last_only=True)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    widest = 512 * max(widths) * 4 / resource.getpagesize()
+    assert pages[0] > widest
+    assert max(pages[1:]) < widest / 4
 
 
 _EXPORT = """
