@@ -9,10 +9,7 @@ import { createRequire } from "node:module";
 const ort = createRequire(path.join(process.cwd(), "package.json"))("onnxruntime-node");
 
 const [folder, newTokens, ...prompt] = process.argv.slice(2);
-const session = await ort.InferenceSession.create(path.join(folder, "model.onnx"), {
-  // Errors only: an optional input (logits_start) cannot be folded, which is its point.
-  logSeverityLevel: 3,
-});
+const session = await ort.InferenceSession.create(path.join(folder, "model.onnx"));
 
 // The cache starts empty and grows: every layer has its own number of KV heads, in its own shape.
 const cache = {};

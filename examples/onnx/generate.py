@@ -18,11 +18,7 @@ import onnxruntime as ort
 
 def generate(folder: Path, prompt: list[int], new_tokens: int) -> list[int]:
     """New tokens after a prompt of token ids."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     inputs = {i.name: i for i in session.get_inputs()}
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     cache: dict[str, Any] = {

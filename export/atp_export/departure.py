@@ -11,7 +11,8 @@ import onnx
 import torch
 from onnx import helper
 
-from atp_export.runtime import Floats, Session, load
+from atp_export.cache import Floats
+from atp_export.session import Session, load
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def _run(folder: Path, output: str, ids: Sequence[int], provider: str) -> Floats
     model = onnx.load(path, load_external_data=False)
     del model.graph.output[:]
     model.graph.output.append(helper.make_empty_tensor_value_info(output))
-    whole = load(path, session.provider, model=model.SerializeToString())
+    whole = load(path, model.SerializeToString(), session.provider)
     feed: dict[str, Any] = {
         "input_ids": np.array([ids], np.int64),
         "attention_mask": np.ones((1, len(ids)), np.int64),

@@ -16,6 +16,7 @@ import torch
 from atp_export.checkpoint import save_narrow
 from atp_export.departure import first_departure
 from atp_export.graph import export, export_onnx
+from atp_export.logits_from import with_input
 from atp_export.narrow import narrow_model
 from atp_export.runtime import Session, perplexity
 from atp_export.verify import verify
@@ -87,6 +88,35 @@ def test_logits_start_where_they_are_asked_to(tmp_path: Path, flavour: str) -> N
     last = session.start(1, 5).step(ids, last_only=True)
     assert last.shape == (1, 1, 97)
     np.testing.assert_allclose(last[0, 0], every[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_shipped_file_loads_without_a_warning(
+    tmp_path: Path, flavour: str, precision: str
+) -> None:
+    """In a fresh process of plain ONNX Runtime, whose log goes to stderr at level WARNING."""
+    folder = exported(tmp_path, tiny_model("llama"), flavour=flavour, precision=precision)
+    lines = "import sys, onnxruntime as o; s = o.InferenceSession(sys.argv[1], providers="
+    lines += "['CPUExecutionProvider']); print(len(s.get_overridable_initializers()))"
+    done = subprocess.run(
+        [sys.executable, "-c", lines, str(folder / "model.onnx")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0"]
+    assert "[W:" not in done.stderr
+
+
+def test_the_input_that_our_runtime_declares_is_onnx(tmp_path: Path) -> None:
+    path = exported(tmp_path, tiny_model("llama")) / "model.onnx"
+    expected = onnx.load(path, load_external_data=False)
+    expected.graph.input.append(
+        helper.make_tensor_value_info("logits_from", TensorProto.INT64, [1])
+    )
+    assert onnx.load_from_string(with_input(path.read_bytes())) == expected
+    assert with_input(b"another exporter's") == b"another exporter's"
 
 
 def test_perplexity_is_what_torch_says(tmp_path: Path) -> None:

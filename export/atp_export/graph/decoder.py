@@ -1,8 +1,8 @@
 """A decoder as an ONNX graph: one description, written with the operators of a flavour.
 
 Every layer takes its own widths from the model's shape; a layer without heads or without channels
-passes the residual on. `logits_start` is an optional input of every graph (default 0): logits are
-computed from that position on, -1 being the last one; a prefill needs no more.
+passes the residual on. Logits are computed from the position `logits_from` on, a constant 0 that
+our runtime makes an input (see atp_export.logits_from).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from atp_export.graph.fused import FUSED
 from atp_export.graph.linear import Storage, Weights, embedding_and_head, linear
 from atp_export.graph.operators import FLOAT, INT64, Operators, Rotary, Shared, cache_of
 from atp_export.graph.standard import PORTABLE, STANDARD
+from atp_export.logits_from import LOGITS_FROM
 
 Flavour = Literal["ort", "standard", "portable"]
 OPERATORS: dict[Flavour, Operators] = {
@@ -59,7 +60,7 @@ def build_decoder(
             added = _mlp(g, shape, weights, storage, hidden, i)
     norm = g.weight("model.norm.weight", weights("model.norm.weight"))
     hidden, _ = _norm(g, shape, ops, residual, added, norm, "final_norm")
-    start = g.optional_input("logits_start", torch.zeros(1, dtype=torch.int64), [1])
+    start = g.tensor(LOGITS_FROM, torch.zeros(1, dtype=torch.int64))
     wanted = g.node("Slice", [hidden, start, g.constant([_END]), g.constant([1])], name="wanted")
     # Logits are fp32 whatever the weights are: samplers and JavaScript expect it.
     g.node("Cast", [head(wanted)], name="cast_logits", outputs=["logits"], to=FLOAT)

@@ -1,0 +1,38 @@
+"""How a token is chosen from logits, and where a text stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is chosen; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def choose(logits: NDArray[np.float32], sampling: Sampling, draw: np.random.Generator) -> int:
+    """The next token from logits [V]: greedy, or by temperature, top-k and top-p (nucleus)."""
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")[: sampling.top_k or None]
+    weights = np.exp(scaled[order] - scaled[order[0]])
+    weights /= weights.sum()
+    nucleus = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
+    weights = weights[:nucleus] / weights[:nucleus].sum()
+    return int(draw.choice(order[:nucleus], p=weights))
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of its stop strings."""
+    places = [text.find(s) for s in stop if s in text]
+    return text[: min(places)] if places else text
