@@ -208,6 +208,30 @@ def tasks(
 
 
 @bench.command()
+def rounding(
+    out: Annotated[Path, typer.Option("--out", help="the run's folder")],
+    precision: Annotated[
+        list[str] | None, typer.Option(help="int4 or int8; may be repeated; default int4")
+    ] = None,
+    quantizer: Annotated[
+        list[str] | None,
+        typer.Option(help="nearest, k-quant or gptq; may be repeated; default: all"),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What int8 and int4 cost a run's slim model on its test split, quantizer by quantizer."""
+    from atp_edge.progress import Terminal
+    from atp_edge.stages import bench_rounding
+    from atp_edge.summary import rounding_table
+
+    with Terminal(console) as progress:
+        figures = bench_rounding(out, precision or [], quantizer or [], progress)
+    console.print(rounding_table(figures))
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+@bench.command()
 def kernels(
     shapes: Annotated[
         Literal["small", "7b"] | None, typer.Option(help="of layers; by default 7b on a GPU")

@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from atp_bench.latency import bench_onnx
 from atp_bench.peers.compare import Models, check_asked, compare, demo_models
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
+from atp_export.graph.export import BITS
 from atp_export.narrow import merge
+from atp_export.quantize import Quantizer
 from atp_export.runtime import Session, usable_cores, usable_providers
 from atp_export.runtime import perplexity as onnx_perplexity
 from atp_export.verify import verify as verify_onnx
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from atp_edge.config import Config
@@ -37,6 +40,7 @@ from atp_edge.train_stage import load_tuned, train
 VERIFY_PROMPTS = 20
 VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
+CALIBRATION_BLOCKS = 32
 PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 # What other engines are measured with: 128 + 128 tokens, and 40 % of the decoder removed.
 PEERS_TOKENS = 128
@@ -94,6 +98,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     """
     settings, keep = config.export, config.export.keep_adapter
     figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
+    calibration = calibration_of(config, settings.quantizer)
     for name, source, target in (
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
@@ -105,6 +110,8 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             target,
             flavour=settings.flavour,
             precision=settings.precision,
+            quantizer=settings.quantizer,
+            calibration=calibration,
             adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
             provenance=_provenance(config, run),
         )
@@ -114,6 +121,13 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             "seconds": time.perf_counter() - began,
         }
     run.add_metrics("export", figures)
+
+
+def calibration_of(config: Config, quantizer: str) -> Tensor | None:
+    """Token ids [N, T] of the train split for the quantizer that reads them."""
+    if quantizer != "gptq":
+        return None
+    return splits_of(config).train.first(CALIBRATION_BLOCKS).input_ids
 
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
@@ -226,6 +240,54 @@ def bench_peers(
     figures = {"precisions": found, "note": models.note}
     if run:
         run.add_metrics("peers", figures)
+    return figures
+
+
+def bench_rounding(
+    out: Path, precisions: Sequence[str], quantizers: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """What rounding the run's slim model costs on its test split, by precision and quantizer.
+
+    Each is exported, measured and thrown away; the figures go to the run's metrics as well. By
+    default int4, by every quantizer.
+    """
+    for name, asked, known in (("precision", precisions, tuple(BITS)),
+                               ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
+        if not set(asked) <= set(known):
+            raise ValueError(f"--{name} {', '.join(asked)}: expected {', '.join(known)}")
+    run = RunFolder(out)
+    config = run.config()
+    if not (run.slim / "config.json").is_file():
+        raise ValueError(f"{run.slim} is not there; write it with `atp-edge shrink`")
+    blocks = splits_of(config).test.first(config.dataset.test_blocks)
+    found = []
+    exact = perplexity(load_narrow(run.slim), blocks)
+    pairs: Any = itertools.product(precisions or ["int4"], quantizers or get_args(Quantizer))
+    for precision, quantizer in pairs:
+        progress.say(f"{precision}, {quantizer}: writing, then {len(blocks.input_ids)} test blocks")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "onnx"
+            written = export_onnx(
+                run.slim,
+                folder,
+                flavour=config.export.flavour,
+                precision=precision,
+                quantizer=quantizer,
+                calibration=calibration_of(config, quantizer),
+            )
+            ids, labels = blocks.input_ids.numpy(), blocks.labels.numpy()
+            rounded = onnx_perplexity(Session(folder), ids, labels)
+        found.append(
+            {
+                "precision": precision,
+                "quantizer": quantizer,
+                "onnx_bytes": written.onnx_bytes,
+                "onnx_perplexity": rounded,
+                "ratio": rounded / exact,
+            }
+        )
+    figures = {"fp32_perplexity": exact, "blocks": len(blocks.input_ids), "rows": found}
+    run.add_metrics("rounding", figures)
     return figures
 
 

@@ -86,3 +86,24 @@ def markdown(metrics: dict[str, Any]) -> str:
     head = "| | dense tuned | slim | slim : dense |\n|---|---:|---:|---:|\n"
     lines = (f"| {r.name} | {r.dense} | {r.slim} | {r.change} |\n" for r in rows_of(metrics))
     return head + "".join(lines)
+
+
+def rounding_table(figures: dict[str, Any]) -> Table:
+    """`atp-edge bench rounding` for a terminal of 80 columns: a row an export, fp32 first."""
+    shown = Table(
+        title=f"perplexity of {figures['blocks']} test blocks, the slim model as exported",
+        title_justify="left",
+    )
+    for name, justify in (("", "left"), ("quantizer", "left"), ("ONNX file", "right"),
+                          ("perplexity", "right"), ("over fp32", "right")):  # fmt: skip
+        shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    shown.add_row("fp32 (PyTorch)", "", "", _perplexity(figures["fp32_perplexity"]), "")
+    for row in figures["rows"]:
+        shown.add_row(
+            row["precision"],
+            row["quantizer"],
+            megabytes(row["onnx_bytes"]),
+            _perplexity(row["onnx_perplexity"]),
+            f"{row['ratio']:.4f}x",
+        )
+    return shown

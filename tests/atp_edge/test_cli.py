@@ -116,6 +116,27 @@ def test_stages_run_again_alone_and_the_model_talks(finished: Path) -> None:
     )
 
 
+def test_rounding_is_measured_by_quantizer_and_reported(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rounding.json"
+    shown = atp_edge("bench", "rounding", "--out", str(finished), "--json", str(file))
+    figures = json.loads(file.read_text())
+    assert [row["quantizer"] for row in figures["rows"]] == ["nearest", "k-quant", "gptq"]
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["rounding"] == figures
+    assert figures["fp32_perplexity"] == pytest.approx(metrics["shrink"]["perplexity"])
+    assert figures["blocks"] == 4
+    for row in figures["rows"]:
+        assert row["ratio"] == pytest.approx(row["onnx_perplexity"] / figures["fp32_perplexity"])
+        # Random weights: rounding changes the perplexity a little, in either direction.
+        assert 0.8 < row["ratio"] < 1.25
+        assert row["ratio"] != 1
+        assert f"{row['ratio']:.4f}x" in shown
+    atp_edge("report", "--out", str(finished))
+    page = (finished / "report.html").read_text()
+    assert "What rounding the weights costs" in page
+    assert "int4, gptq" in page
+
+
 def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     finished: Path, model_and_data: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -144,6 +165,11 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["shrink", "--out", "nowhere"], "nowhere holds no run"),
         (["generate", "x", "--out", "nowhere"], "nowhere holds no model.onnx"),
+        (
+            ["bench", "rounding", "--out", "x", "--quantizer", "awq"],
+            "expected nearest, k-quant, gptq",
+        ),
+        (["bench", "--precision", "int4"], "--precision int4 goes with --peers"),
         (["verify"], "either --out RUN or --manifest FOLDER"),
     ],
 )

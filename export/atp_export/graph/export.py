@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.files import folder_atomically
 from atp_export.adapter import write_adapter
+from atp_export.calibrate import input_grams
 from atp_export.checkpoint import build_on_meta
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
@@ -24,7 +26,7 @@ from atp_export.graph.linear import Storage
 from atp_export.graph.operators import Rotary
 from atp_export.graph.standard import PORTABLE_OPSET
 from atp_export.provenance import write_manifest
-from atp_export.quantize import Bits
+from atp_export.quantize import Bits, Quantizer
 from atp_export.weights import CheckpointWeights
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -49,25 +51,37 @@ def export_onnx(
     *,
     flavour: Flavour = "ort",
     precision: Precision = "fp32",
+    quantizer: Quantizer = "nearest",
+    calibration: Tensor | None = None,
     max_length: int = 8192,
     adapters: Mapping[str, Path] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
 
+    quantizer: how int4 and int8 weights are rounded (see atp_export.quantize). calibration: token
+    ids [N, T] that gptq reads; it then holds the whole model in memory, in fp32.
     max_length: rows of the rotary tables, the longest context (never above the model's own).
     adapters: peft folders by name, written as NAME.onnx_adapter; with any mapping, an empty one
     too, the model takes LoRA factors at run time (see atp_export.adapter).
-    Raises ValueError for checkpoints that are no supported decoder or are not whole.
+    Raises ValueError for checkpoints that are no supported decoder or are not whole, and for a
+    quantizer that does not go with the rest.
     """
     began = time.perf_counter()
+    _check_quantizer(precision, quantizer, calibration)
     config = AutoConfig.from_pretrained(checkpoint)
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
     positions = min(max_length, config.max_position_embeddings)
     metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    if precision in BITS:
+        metadata = {"quantizer": quantizer} | metadata
     storage = Storage(
-        bits=BITS.get(precision), contrib=OPERATORS[flavour].contrib, adapters=adapters is not None
+        bits=BITS.get(precision),
+        contrib=OPERATORS[flavour].contrib,
+        quantizer=quantizer,
+        grams={} if calibration is None else input_grams(checkpoint, calibration),
+        adapters=adapters is not None,
     )
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
@@ -92,6 +106,23 @@ def export_onnx(
         onnx_bytes=size,
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_quantizer(
+    precision: Precision, quantizer: Quantizer, calibration: Tensor | None
+) -> None:
+    if quantizer not in get_args(Quantizer):
+        raise ValueError(f"quantizer {quantizer!r}: expected {', '.join(get_args(Quantizer))}")
+    if quantizer != "nearest" and precision not in BITS:
+        raise ValueError(
+            f"quantizer {quantizer} rounds int8 and int4 weights, not {precision}: export in one "
+            "of these precisions, or leave the quantizer at nearest"
+        )
+    if (quantizer == "gptq") != (calibration is not None):
+        raise ValueError(
+            f"quantizer {quantizer} with{'out' if calibration is None else ''} calibration: gptq "
+            "needs blocks of tokens to calibrate on, and no other quantizer reads any"
+        )
 
 
 def _opset(flavour: Flavour, precision: Precision) -> int:

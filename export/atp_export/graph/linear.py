@@ -10,8 +10,8 @@ How a matrix is stored follows from precision and flavour:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from atp_edge.families import ModelShape
 from atp_export.graph.builder import GraphBuilder
-from atp_export.quantize import BLOCK, Bits, Blocks, quantize
+from atp_export.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
 
 # int8 activations inside MatMulNBits: without them CPUs take a slow path (one token, 2048 x 4096,
 # 2 x86 cores: 0.36 ms instead of 0.09 at 4 bits, 30 instead of 0.12 at 8).
@@ -39,6 +39,9 @@ class Storage:
 
     bits: Bits | None
     contrib: bool
+    quantizer: Quantizer = "nearest"
+    grams: Mapping[str, Tensor] = field(default_factory=dict)
+    """Calibration for gptq, by the path of a packed matrix's first projection."""
     adapters: bool = False
     """Every projection takes LoRA factors as optional inputs, empty by default."""
 
@@ -55,7 +58,8 @@ def linear(
     """Projections of one input as one matrix [in, sum of out], with their biases if any."""
     parts = [weights(f"{at}.{p}.weight") for p in projections]
     label = linear_name(at, projections)
-    y = matmul(g, storage, x, torch.cat(parts).T, label)
+    gram = storage.grams.get(f"{at}.{projections[0]}")
+    y = matmul(g, storage, x, torch.cat(parts).T, label, gram)
     if not shape.biased.isdisjoint(projections):
         biases = [
             weights(f"{at}.{p}.bias") if p in shape.biased else torch.zeros(len(part))
@@ -84,25 +88,36 @@ def _add_adapter(g: GraphBuilder, x: str, y: str, label: str, rows: int, columns
     return adapted
 
 
-def matmul(g: GraphBuilder, storage: Storage, x: str, matrix: Tensor, name: str) -> str:
-    """x [.., K] times a constant matrix [K, N]."""
+def matmul(
+    g: GraphBuilder,
+    storage: Storage,
+    x: str,
+    matrix: Tensor,
+    name: str,
+    gram: Tensor | None = None,
+) -> str:
+    """x [.., K] times a constant matrix [K, N]; gram [K, K] of x on calibration text, for gptq."""
     if storage.bits is None:
         y: str = g.node("MatMul", [x, g.weight(f"{name}.weight", matrix)], name=name)
         return y
-    blocks = quantize(matrix, storage.bits)
+    blocks = quantize(matrix, storage.bits, storage.quantizer, gram)
     if storage.contrib:
         return _matmul_nbits(g, x, blocks, _store_blocks(g, blocks, name), name)
     return _dequantized_matmul(g, x, blocks, name)
 
 
-def _store_blocks(g: GraphBuilder, blocks: Blocks, name: str) -> tuple[str, str]:
-    packed = g.tensor(f"{name}.blocks", torch.from_numpy(blocks.packed))
-    return packed, g.weight(f"{name}.scales", torch.from_numpy(blocks.scales))
+def _store_blocks(g: GraphBuilder, blocks: Blocks, name: str) -> list[str]:
+    """Names of the packed levels, the scales and, where there are any, the zero points."""
+    stored = [
+        g.tensor(f"{name}.blocks", torch.from_numpy(blocks.packed)),
+        g.weight(f"{name}.scales", torch.from_numpy(blocks.scales)),
+    ]
+    if blocks.zeros is not None:
+        stored.append(g.tensor(f"{name}.zeros", torch.from_numpy(blocks.zeros)))
+    return stored
 
 
-def _matmul_nbits(
-    g: GraphBuilder, x: str, blocks: Blocks, stored: tuple[str, str], name: str
-) -> str:
+def _matmul_nbits(g: GraphBuilder, x: str, blocks: Blocks, stored: list[str], name: str) -> str:
     y: str = g.node(
         "MatMulNBits",
         [x, *stored],
@@ -122,10 +137,11 @@ def _dequantized_matmul(g: GraphBuilder, x: str, blocks: Blocks, name: str) -> s
     padded, columns = scales.shape[0] * BLOCK, scales.shape[1]
     kind = TensorProto.INT4 if blocks.bits == 4 else TensorProto.INT8
     stored = g.raw(f"{name}.values", kind, [padded, columns], values)
-    scale = g.weight(f"{name}.scales", torch.from_numpy(scales))
-    matrix = g.node(
-        "DequantizeLinear", [stored, scale], name=f"{name}.weight", axis=0, block_size=BLOCK
-    )
+    read = [stored, g.weight(f"{name}.scales", torch.from_numpy(scales))]
+    zeros = blocks.transposed_zeros()
+    if zeros is not None:
+        read.append(g.raw(f"{name}.zeros", kind, scales.shape, zeros))
+    matrix = g.node("DequantizeLinear", read, name=f"{name}.weight", axis=0, block_size=BLOCK)
     if padded != blocks.rows:
         matrix = g.node("Slice", [matrix, g.constant([0]), g.constant([blocks.rows])])
     y: str = g.node("MatMul", [x, matrix], name=name)
@@ -141,7 +157,7 @@ def embedding_and_head(
     """
     name = "model.embed_tokens.weight"
     if storage.bits is not None and storage.contrib and shape.tied and not shape.hidden % BLOCK:
-        blocks = quantize(weights(name).T, storage.bits)
+        blocks = quantize(weights(name).T, storage.bits, storage.quantizer)
         stored = _store_blocks(g, blocks, "lm_head")
         embedded = _gather_blocks(g, ids, blocks, stored)
         return embedded, lambda x: _matmul_nbits(g, x, blocks, stored, "lm_head")
@@ -154,12 +170,12 @@ def embedding_and_head(
     return embedded, lambda x: matmul(g, storage, x, weights(head).T, "lm_head")
 
 
-def _gather_blocks(g: GraphBuilder, ids: str, blocks: Blocks, stored: tuple[str, str]) -> str:
+def _gather_blocks(g: GraphBuilder, ids: str, blocks: Blocks, stored: list[str]) -> str:
     rows, count, size = blocks.packed.shape
     table = g.node("Reshape", [stored[0], g.constant([rows, count * size])], name="embed.blocks")
     embedded: str = g.node(
         "GatherBlockQuantized",
-        [table, ids, stored[1]],
+        [table, ids, *stored[1:]],
         name="embed",
         domain="com.microsoft",
         bits=blocks.bits,

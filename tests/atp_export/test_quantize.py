@@ -1,0 +1,160 @@
+"""Quantizers: what they store is what both operator sets read, and what data buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from atp_export.calibrate import input_grams
+from atp_export.checkpoint import save_narrow
+from atp_export.graph import export_onnx
+from atp_export.provenance import verify_manifest
+from atp_export.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
+from atp_export.runtime import Session
+from atp_export.verify import verify
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tests.atp_export.test_onnx import PROMPTS, Numbers
+from tests.conftest import tiny_model
+
+QUANTIZERS: list[Quantizer] = ["nearest", "k-quant", "gptq"]
+
+
+def values(blocks: Blocks) -> NDArray[np.float64]:
+    """The matrix [K, N] that blocks mean."""
+    levels = blocks.packed.reshape(len(blocks.packed), -1)
+    zeros = blocks.zeros
+    if blocks.bits == 4:
+        levels = np.stack([levels & 15, levels >> 4], -1).reshape(len(levels), -1)
+        if zeros is not None:
+            zeros = np.stack([zeros & 15, zeros >> 4], -1).reshape(len(levels), -1)
+    count = blocks.scales.shape[1]
+    middle = np.full((len(levels), count), 2 ** (blocks.bits - 1))
+    offsets = middle if zeros is None else zeros[:, :count].astype(np.int64)
+    centred = levels.reshape(len(levels), count, BLOCK).astype(np.int64) - offsets[:, :, None]
+    whole = centred * blocks.scales[:, :, None].astype(np.float64)
+    return whole.reshape(len(levels), -1).T[: blocks.rows]
+
+
+def correlated(rows: int, tokens: int = 512) -> Tensor:
+    """Inputs [T, K] that vary together and unlike in size, as hidden states do."""
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(rows, rows, generator=draw) * torch.randn(rows, generator=draw).exp()
+    return torch.randn(tokens, rows, generator=draw) @ mix / rows**0.5
+
+
+def matrix_of(rows: int, columns: int = 24) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)) / 20
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [96, 77, 31])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_no_weight_moves_further_than_its_levels_lie_apart(
+    quantizer: Quantizer, rows: int, bits: Bits
+) -> None:
+    matrix = matrix_of(rows)
+    blocks = quantize(matrix, bits, quantizer, torch.eye(rows))
+    error = np.abs(values(blocks) - matrix.numpy())
+    apart = np.repeat(np.abs(blocks.scales.T), BLOCK, 0)[:rows]
+    # One step at the end that a symmetric block does not reach, and half a step elsewhere.
+    assert (error <= 1.01 * apart).all()
+    assert np.median(error / apart) < 0.5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_of_inputs_that_do_not_correlate_is_rounding_to_the_nearest(bits: Bits) -> None:
+    matrix = matrix_of(77)
+    plain = values(quantize(matrix, bits))
+    np.testing.assert_allclose(
+        values(quantize(matrix, bits, "gptq", torch.eye(77))), plain, atol=1e-6
+    )
+    assert np.abs(plain - matrix.numpy()).max() > 1e-5
+
+
+def test_gptq_errs_less_on_the_inputs_it_was_given() -> None:
+    matrix, x = matrix_of(160), correlated(160)
+
+    def error(quantizer: Quantizer) -> float:
+        rounded = torch.from_numpy(values(quantize(matrix, 4, quantizer, x.T @ x))).float()
+        return float((x @ (rounded - matrix)).norm() / (x @ matrix).norm())
+
+    assert error("k-quant") < error("nearest")
+    assert error("gptq") < 0.8 * error("nearest")
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="inputs that are not finite"):
+        quantize(matrix_of(32), 4, "gptq", torch.full((32, 32), torch.nan))
+
+
+def test_grams_are_of_what_each_matrix_reads(tmp_path: Path) -> None:
+    model: Any = tiny_model("llama")
+    save_narrow(model, None, tmp_path / "slim")
+    ids = torch.randint(0, 97, (3, 10), generator=torch.Generator().manual_seed(0))
+    grams = input_grams(tmp_path / "slim", ids)
+    assert len(grams) == 4 * len(model.model.layers)
+    first = model.model.layers[0]
+    x = first.input_layernorm(model.model.embed_tokens(ids)).flatten(0, 1)
+    found = grams["model.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(found, (x.T @ x).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("flavour", ["ort", "standard", "portable"])
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("quantizer", ["k-quant", "gptq"])
+def test_every_flavour_reads_every_quantizer(
+    tmp_path: Path, quantizer: str, precision: str, flavour: str, tied: bool
+) -> None:
+    """An odd number of blocks (3 and 5), a width that no block divides, tied tables."""
+    model = tiny_model("llama", tied=tied, hidden_size=96, intermediate_size=141)
+    save_narrow(model, None, tmp_path / "slim")
+    options: dict[str, Any] = {"flavour": flavour, "precision": precision, "quantizer": quantizer}
+    if quantizer == "gptq":
+        options["calibration"] = torch.arange(60).reshape(4, 15)
+    export_onnx(tmp_path / "slim", tmp_path / "onnx", **options)
+    report = verify(tmp_path / "onnx", model, Numbers(), PROMPTS, new_tokens=4, precision=precision)
+    assert report.passed, report.failures
+    assert verify_manifest(tmp_path / "onnx")["quantizer"] == quantizer
+
+
+def test_calibration_pays_on_text_like_its_own(tmp_path: Path) -> None:
+    model = tiny_model("llama", hidden_size=96, intermediate_size=256)
+    save_narrow(model, None, tmp_path / "slim")
+    ids = torch.randint(0, 97, (24, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids[-4:]).logits.numpy()
+    errors = {}
+    for quantizer in ("nearest", "gptq"):
+        given: Any = {"calibration": ids[:20]} if quantizer == "gptq" else {}
+        folder = tmp_path / quantizer
+        export_onnx(tmp_path / "slim", folder, precision="int4", quantizer=quantizer, **given)
+        logits = Session(folder).start(4, 32).step(ids[-4:].numpy())
+        errors[quantizer] = float(np.sqrt(np.mean((logits - expected) ** 2)))
+    assert errors["gptq"] < 0.95 * errors["nearest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantizer": "gptq", "precision": "int4"}, "gptq without calibration"),
+        ({"precision": "int4", "calibration": torch.ones(1, 4)}, "nearest with calibration"),
+        ({"quantizer": "k-quant"}, "rounds int8 and int4 weights, not fp32"),
+        ({"quantizer": "awq", "precision": "int4"}, "quantizer 'awq': expected nearest, k-quant"),
+        (
+            {"quantizer": "gptq", "precision": "int4", "calibration": torch.ones(0, 4)},
+            "no block to calibrate on",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    save_narrow(tiny_model("llama"), None, tmp_path / "slim")
+    with pytest.raises(ValueError, match=message):
+        export_onnx(tmp_path / "slim", tmp_path / "onnx", **options)
