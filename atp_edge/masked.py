@@ -12,10 +12,11 @@ Two placements of the mask (ATP, arXiv 2412.14426, section 3.3):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
-from atp_kernels import masked_lora_linear
+from atp_kernels import LoraLayer, masked_lora_linear, on_triton
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from atp_edge.families import (
     model_shape,
     module_path,
 )
+from atp_edge.fused import QKV, FusedQkv, fused_mlp, qkv_unlike, separately
 from atp_edge.plan import Plan
 from atp_edge.skipping import FixedSite, Placement
 
@@ -38,29 +40,44 @@ from atp_edge.skipping import FixedSite, Placement
 class MaskedLoraLinear(PeftLoraLinear):
     """peft's LoRA linear layer under a decision (if any).
 
-    A fixed decision narrows what the layer gives or takes (`site`); otherwise masks stand on it.
+    A site computes the layer with others of its block; without one, masks stand on it.
     """
 
     out_mask: Tensor | None = None
     in_mask: Tensor | None = None
     placement: Placement = "whole"
-    site: FixedSite | None = None
+    site: FixedSite | FusedQkv | None = None
     name: str = ""
+
+    @property
+    def lora_alone(self) -> bool:
+        """Whether the layer is W x + s B A x as it stands: on, not merged, and plain LoRA."""
+        plain = "default" in self.lora_A and "default" not in self.lora_variant
+        return plain and not self.disable_adapters and not self.merged
+
+    def parts(self) -> LoraLayer:
+        """The frozen weight and bias, and the LoRA's factors."""
+        base = self.get_base_layer()
+        return LoraLayer(
+            weight=base.weight,
+            lora_a=self.lora_A["default"].weight,
+            lora_b=self.lora_B["default"].weight,
+            bias=base.bias,
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., in_features] -> [..., out_features], or the live ones of either."""
-        plain_lora = "default" in self.lora_A and "default" not in self.lora_variant
-        if self.disable_adapters or self.merged or not plain_lora:
+        if not self.lora_alone:
             return super().forward(x, *args, **kwargs)
         if self.site is not None:
             return self.site.compute(self.name, x)
-        base = self.get_base_layer()
+        parts = self.parts()
         return masked_lora_linear(
             x,
-            base.weight,
-            self.lora_A["default"].weight,
-            self.lora_B["default"].weight,
-            bias=base.bias,
+            parts.weight,
+            parts.lora_a,
+            parts.lora_b,
+            bias=parts.bias,
             out_mask=self.out_mask,
             in_mask=self.in_mask,
             scaling=self.scaling["default"],
@@ -112,34 +129,65 @@ def set_decision(
 
     A mask that requires gradients brings them back to the decision. A bool mask is fixed: what it
     removes is not computed, unless `skip` is off (then o_proj and down_proj see their whole input).
+    Where the backend is Triton, blocks go through its fused operators (`atp_edge/fused.py`) and
+    nothing is read back to the host; on torch a fixed decision makes shapes narrow (`FixedSite`).
     """
-    shape = model_shape(model.get_base_model().config)
-    for i, layer in enumerate(shape.layers):
+    base = model.get_base_model()
+    for i, layer in enumerate(model_shape(base.config).layers):
         attention, mlp = (None, None) if masks is None else (masks[2 * i], masks[2 * i + 1])
         for mask, names in ((attention, ATTENTION_PROJECTIONS), (mlp, MLP_PROJECTIONS)):
             modules = {name: lora_layer(model, i, name) for name in names}
-            site = _fixed_site(mask, placement, modules) if skip else None
+            # Read off the weights, for a step's inputs are not known yet.
+            on_gpu = on_triton(modules[names[0]].get_base_layer().weight)
+            fixed = mask is not None and mask.dtype == torch.bool
+            # On the whole output, masking what o_proj and down_proj read is enough; but what is
+            # masked in their writers too is skipped there.
+            both = placement == "base" or (fixed and skip and on_gpu)
+            sites: dict[Projection, FixedSite | FusedQkv] = {}
+            if skip and mask is not None and not on_gpu:
+                sites = _fixed_sites(mask, placement, modules)
+            elif skip and mask is not None:
+                sites = _fused_sites(mask if both else None, placement, modules, layer)
             for name, module in modules.items():
-                module.site, module.name, module.placement = site, name, placement
-                rows = None if site is not None else _rows(attention, mlp, layer, name)
-                # On the whole output, masking what o_proj and down_proj read is enough.
-                module.in_mask = rows if name in READS.values() else None
-                module.out_mask = (
-                    rows if name not in READS.values() and placement == "base" else None
-                )
+                module.site, module.name, module.placement = sites.get(name), name, placement
+                rows = None if module.site is not None else _rows(attention, mlp, layer, name)
+                reads = name in READS.values()
+                module.in_mask = rows if reads else None
+                module.out_mask = rows if both and not reads else None
+            if on_gpu and "down_proj" in modules:
+                block = base.get_submodule(module_path(i, "down_proj").rpartition(".")[0])
+                block.forward = MethodType(fused_mlp, block)
 
 
-def _fixed_site(
-    mask: Tensor | None, placement: Placement, modules: dict[Projection, MaskedLoraLinear]
-) -> FixedSite | None:
-    """The site as it is when its decision has not changed, or a new one; None: masks must do."""
+def _fixed_sites(
+    mask: Tensor, placement: Placement, modules: dict[Projection, MaskedLoraLinear]
+) -> dict[Projection, FixedSite | FusedQkv]:
+    """The site as it is when its decision has not changed, or a new one; none: masks must do."""
     # Attention without a single head has no shape that transformers' code could view it in.
-    if mask is None or mask.dtype != torch.bool or ("o_proj" in modules and not mask.any()):
-        return None
-    before = next(iter(modules.values())).site
-    if before is not None and before.same_as(mask, placement):
-        return before
-    return FixedSite(mask, placement, {str(name): module for name, module in modules.items()})
+    if mask.dtype != torch.bool or ("o_proj" in modules and not mask.any()):
+        return {}
+    site = next(iter(modules.values())).site
+    if not isinstance(site, FixedSite) or not site.same_as(mask, placement):
+        site = FixedSite(mask, placement, {str(name): module for name, module in modules.items()})
+    return dict.fromkeys(modules, site)
+
+
+def _fused_sites(
+    mask: Tensor | None,
+    placement: Placement,
+    modules: dict[Projection, MaskedLoraLinear],
+    shape: LayerShape,
+) -> dict[Projection, FixedSite | FusedQkv]:
+    """q, k and v as one, with the mask that stands on their outputs; o_proj and the MLP's
+    projections keep masks of their own, which `fused_mlp` reads."""
+    if "q_proj" not in modules:
+        return {}
+    reason = qkv_unlike(modules)
+    if reason is not None:
+        separately("q, k, v", reason)
+        return {}
+    site = FusedQkv(mask, placement, modules, shape, before=modules["q_proj"].site)
+    return dict.fromkeys(QKV, site)
 
 
 def _rows(

@@ -18,13 +18,14 @@ gradient can reach its LoRA:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from atp_kernels import LoraLayer, dense_weight, prefix_lora_linears
 from torch import Tensor
 
 from atp_edge.families import READS
+from atp_edge.sharing import Derived, ReadOnce
 
 if TYPE_CHECKING:
     from atp_edge.masked import MaskedLoraLinear
@@ -58,9 +59,8 @@ class FixedSite:
         self._watched = self._watch()
         self._versions: list[tuple[int, int]] = []
         self._live: dict[int, Live] = {}
-        self._gathered: dict[str, tuple[Any, Tensor]] = {}
-        # (x, what its other readers have yet to take)
-        self._shared: tuple[Tensor, dict[str, Tensor]] | None = None
+        self._gathered = Derived()
+        self._once = ReadOnce()
 
     def same_as(self, mask: Tensor, placement: Placement) -> bool:
         """Whether this is the decision already, so that what was gathered stands."""
@@ -72,23 +72,18 @@ class FixedSite:
         """One projection's output. The writers read one x: the first one asked computes them all,
         and the others take theirs."""
         if name in READS.values():
-            return self._together([name], x)[0]
-        if self._shared is None or self._shared[0] is not x or name not in self._shared[1]:
-            names = [other for other in self.projections if other not in READS.values()]
-            self._shared = x, dict(zip(names, self._together(names, x), strict=True))
-        found = self._shared[1].pop(name)
-        if not self._shared[1]:
-            self._shared = None
-        return found
+            return self._together([name], x)[name]
+        names = [other for other in self.projections if other not in READS.values()]
+        return self._once.take(name, x, lambda x: self._together(names, x))
 
-    def _together(self, names: list[str], x: Tensor) -> list[Tensor]:
+    def _together(self, names: list[str], x: Tensor) -> dict[str, Tensor]:
         scaling = self.projections[names[0]].scaling["default"]
-        return prefix_lora_linears(x, [self._layer(name) for name in names], scaling=scaling)
+        outputs = prefix_lora_linears(x, [self._layer(name) for name in names], scaling=scaling)
+        return dict(zip(names, outputs, strict=True))
 
     def _layer(self, name: str) -> LoraLayer:
-        module = self.projections[name]
-        base = module.get_base_layer()
-        a, b, bias = module.lora_A["default"].weight, module.lora_B["default"].weight, base.bias
+        parts = self.projections[name].parts()
+        a, b, bias = parts.lora_a, parts.lora_b, parts.bias
         reads = name in READS.values()
         found = self.live((a.shape[1] if reads else len(b)) // len(self.mask))
         live = found.kept if found.live is None else found.live
@@ -97,7 +92,7 @@ class FixedSite:
         elif live is not None and found.kept is not None:
             b = b.index_select(0, live)
             bias = bias if bias is None else bias.index_select(0, found.kept)
-        weight = self.weight(name, base.weight, found.kept, dim=int(reads))
+        weight = self.weight(name, parts.weight, found.kept, dim=int(reads))
         return LoraLayer(weight=weight, lora_a=a, lora_b=b, bias=bias)
 
     def live(self, structure_width: int) -> Live:
@@ -113,27 +108,10 @@ class FixedSite:
         return self._live[structure_width]
 
     def weight(self, name: str, weight: Tensor, kept: Tensor | None, dim: int) -> Tensor:
-        """The kept rows (dim 0) or columns (dim 1) of a frozen weight, in the type to compute in.
-
-        Kept for as long as the decision stands and the weight is not written to. A weight that is
-        trained is gathered anew, for its gradient's sake.
-        """
+        """The kept rows (dim 0) or columns (dim 1) of a weight, in the type to compute in."""
         if kept is None:
             return dense_weight(weight)
-        device = weight.device.type
-        kind = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        )
-        if weight.requires_grad:
-            return weight.index_select(dim, kept)
-        key = (weight.data_ptr(), weight._version, kind)
-        found = self._gathered.get(name)
-        if found is None or found[0] != key:
-            # What is made in inference mode could not be trained through later.
-            with torch.inference_mode(False):
-                gathered = dense_weight(weight).index_select(dim, kept).to(kind)
-            found = self._gathered[name] = key, gathered
-        return found[1]
+        return self._gathered.of(name, [weight], lambda weights: weights[0].index_select(dim, kept))
 
     def _watch(self) -> list[tuple[Tensor, int]]:
         """(factor, its dimension of structures): a removed structure is dead when its share of

@@ -113,10 +113,11 @@ def gradients(made: TrainingBench) -> dict[str, Tensor]:
 
 
 def largest_error(made: TrainingBench, variant: Variant) -> float:
-    """The largest relative difference of a factor's gradient from the masked, unskipped one."""
+    """The largest relative difference of a factor's gradient from that of multiplied masks."""
     put(made, variant)
     ours = gradients(made)
-    set_decision(made.model, variant.masks, variant.placement, skip=False)
+    masks = None if variant.masks is None else [mask.float() for mask in variant.masks]
+    set_decision(made.model, masks, variant.placement, skip=False)
     errors = [
         float((ours[name] - want).norm() / want.norm().clamp_min(1e-20))
         for name, want in gradients(made).items()

@@ -33,6 +33,8 @@ from torch import Tensor
 # not measured yet.
 BLOCKS = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}
 NUM_WARPS, NUM_STAGES = 8, 3
+# Of the rank, at a time: three stacked LoRAs of rank 64 would not fit into shared memory at once.
+LARGEST_BLOCK_R = 64
 
 
 @triton.jit
@@ -41,7 +43,7 @@ def masked_gemm_kernel(  # type: ignore[no-untyped-def]
     out_order_ptr, out_count_ptr, in_order_ptr, in_count_ptr,
     other_ptr, y_ptr, partial_ptr,
     M, N, K, stride_wn, stride_wk, stride_bn, stride_br,
-    R: tl.constexpr,
+    R: tl.constexpr, BLOCK_R: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_OUT_MASK: tl.constexpr, HAS_IN_MASK: tl.constexpr,
     OUT_LIST: tl.constexpr, IN_LIST: tl.constexpr, GATHER_W: tl.constexpr,
     WHOLE: tl.constexpr, REDUCE: tl.constexpr,
@@ -84,15 +86,18 @@ def masked_gemm_kernel(  # type: ignore[no-untyped-def]
     if HAS_BIAS:
         bias = tl.load(bias_ptr + columns, mask=places < N, other=0.0)
         frozen += bias.to(tl.float32)[None, :]
-    rank = tl.arange(0, R)
-    s = tl.load(
-        s_ptr + rows.to(tl.int64)[:, None] * R + rank[None, :], mask=rows[:, None] < M, other=0.0
-    )
-    b = tl.load(
-        b_ptr + columns.to(tl.int64)[:, None] * stride_bn + rank[None, :] * stride_br,
-        mask=places[:, None] < N, other=0.0,
-    )  # fmt: skip
-    low_rank = tl.dot(s, tl.trans(b), input_precision="ieee")
+    low_rank = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for first in tl.static_range(0, R, BLOCK_R):
+        rank = first + tl.arange(0, BLOCK_R)
+        s = tl.load(
+            s_ptr + rows.to(tl.int64)[:, None] * R + rank[None, :],
+            mask=rows[:, None] < M, other=0.0,
+        )  # fmt: skip
+        b = tl.load(
+            b_ptr + columns.to(tl.int64)[:, None] * stride_bn + rank[None, :] * stride_br,
+            mask=places[:, None] < N, other=0.0,
+        )  # fmt: skip
+        low_rank = tl.dot(s, tl.trans(b), low_rank, input_precision="ieee")
     y = frozen
     if WHOLE:
         y += low_rank
@@ -132,7 +137,8 @@ def masked_gemm(
     """
     m, k, n = len(x), x.shape[1], len(weight)
     kind = x.dtype
-    rank = max(16, triton.next_power_of_2(s.shape[1]))
+    block_r = min(LARGEST_BLOCK_R, max(16, triton.next_power_of_2(s.shape[1])))
+    rank = triton.cdiv(s.shape[1], block_r) * block_r
     s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])) for t in (s, b))
     s = s.to(kind).contiguous()
     b, weight = b.to(kind), weight.to(kind)
@@ -161,7 +167,7 @@ def masked_gemm(
             given(out_mask, listed[0]), given(in_mask, listed[1]), *orders[0], *orders[1],
             given(other), y, partial if other is not None else absent,
             m, n, k, weight.stride(0), weight.stride(1), b.stride(0), b.stride(1),
-            R=rank, HAS_BIAS=bias is not None,
+            R=rank, BLOCK_R=block_r, HAS_BIAS=bias is not None,
             HAS_OUT_MASK=out_mask is not None and not listed[0],
             HAS_IN_MASK=in_mask is not None and not listed[1],
             OUT_LIST=listed[0], IN_LIST=listed[1], GATHER_W=gather_w,

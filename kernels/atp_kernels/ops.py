@@ -194,7 +194,7 @@ def masked_qkv(
     x: Tensor,
     weight: Tensor,
     loras: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     group_heads: int,
     head_dim: int,
@@ -206,19 +206,21 @@ def masked_qkv(
     [..., groups * head_dim].
 
     weight: q, k and v stacked by rows (once, it is frozen). loras: (A, B) of q, k, v. mask [groups]
-    over the KV groups, spread over their heads.
+    over the KV groups, spread over their heads; None: nothing is masked.
     """
-    q_mask = mask.repeat_interleave(group_heads * head_dim)
-    kv_mask = mask.repeat_interleave(head_dim)
+    spread = None
+    if mask is not None:
+        kv_mask = mask.repeat_interleave(head_dim)
+        spread = torch.cat([mask.repeat_interleave(group_heads * head_dim), kv_mask, kv_mask])
     y = masked_lora_linear(
         x,
         weight,
         torch.cat([a for a, _ in loras]),
         torch.block_diag(*(b for _, b in loras)),
         bias=bias,
-        out_mask=torch.cat([q_mask, kv_mask, kv_mask]),
+        out_mask=spread,
         scaling=scaling,
         placement=placement,
     )
-    q, k, v = y.split([len(q_mask), len(kv_mask), len(kv_mask)], -1)
+    q, k, v = y.split([len(b) for _, b in loras], -1)
     return q, k, v

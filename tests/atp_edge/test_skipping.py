@@ -17,6 +17,7 @@ from atp_edge.data import Blocks
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, lora_layer, set_decision
 from atp_edge.regularizer import proximal_step
+from atp_edge.skipping import FixedSite
 from tests.conftest import FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -47,8 +48,9 @@ def masks(*kept: tuple[int, ...]) -> list[Tensor]:
 DECISION = masks((0, 2), (1,), (0, 1, 2))
 
 
-def gradients(model: PeftModel) -> dict[str, Tensor]:
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+def gradients(model: PeftModel, others: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The loss and its gradients for all that is trained, and for `others`."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad} | (others or {})
     loss = language_loss(model, BATCH)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     zeros = (torch.zeros_like(p) for p in parameters.values())
@@ -138,8 +140,8 @@ def test_gathered_weights_stand_with_the_decision_and_fall_with_the_weight() -> 
     def gathered() -> Tensor:
         set_decision(model, [m.clone() for m in DECISION], "whole")
         gradients(model)
-        assert module.site is not None
-        return module.site._gathered["gate_proj"][1]
+        assert isinstance(module.site, FixedSite)
+        return module.site._gathered._made["gate_proj"][1]
 
     first = gathered()
     assert gathered() is first

@@ -24,6 +24,7 @@ TENSOR_CORES = ("tcgen05.mma", "wgmma.mma_async", "mma.sync", "")
 TARGETS = (80, 86, 89, 90, 100, 120)
 GEMM = {
     "R": 16,
+    "BLOCK_R": 16,
     "HAS_BIAS": False,
     "HAS_OUT_MASK": False,
     "HAS_IN_MASK": False,
