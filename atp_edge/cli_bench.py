@@ -247,10 +247,11 @@ def kernels(
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="write the roofline page here")] = None,
 ) -> None:
-    """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand."""
+    """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand;
+    SwiGLU and its mask against Liger's."""
     import torch
     from atp_bench.kernels import KEPT, bench_kernels
-    from atp_bench.training_report import kernels_table, roofline
+    from atp_bench.training_report import kernels_table, roofline, swiglu_table
 
     gpu = torch.cuda.is_available()
     figures = bench_kernels(
@@ -266,6 +267,8 @@ def kernels(
     )
     for measured in figures["cases"]:
         console.print(kernels_table(measured))
+    for measured in figures["swiglu"]:
+        console.print(swiglu_table(measured))
     console.print(f"backend {figures['backend']}; GPU figures: {figures['gpu_figures']}")
     if json_file is not None:
         write_json(json_file, figures)

@@ -1,4 +1,4 @@
-"""One masked LoRA layer, forward and backward, against its rivals in the same run.
+"""One masked LoRA layer (and the masked SwiGLU) against its rivals in the same run.
 
 Setup is apart from timing: a rival is a function of the case that gives a callable x -> y. All take
 turns round by round. A rival's speed is kept only where its output and its gradients are right.
@@ -6,10 +6,10 @@ turns round by round. A rival's speed is kept only where its output and its grad
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atp_bench.environment import environment
+from atp_bench.swiglu import SwigluCase, bench_swiglu
+from atp_bench.turns import Times, clocked, in_turns, rows
 
 # in_features, out_features
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
     "small": ((576, 576), (576, 1536), (1536, 576)),
     "7b": ((4096, 4096), (4096, 11008), (4096, 14336), (11008, 4096)),
 }
+# of the same models' MLPs
+CHANNELS: dict[str, tuple[int, ...]] = {"small": (1536,), "7b": (11008, 14336)}
 KEPT = (1.0, 0.75, 0.6, 0.5, 0.25)
 SCALING = 2.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -194,31 +198,10 @@ def _run(layer: Layer, made: Inputs) -> tuple[Tensor, Tensor]:
     return y, made.dy if y.shape == made.dy.shape else made.dy[:, made.mask]
 
 
-def timed(layer: Layer, made: Inputs) -> tuple[float, float, int]:
-    """(forward and backward in seconds, bytes: a GPU's peak; on a CPU what autograd keeps)."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    on_gpu = made.x.is_cuda
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y, dy = _run(layer, made)
-    if on_gpu:
-        torch.cuda.synchronize()
-    middle = time.perf_counter()
-    y.backward(dy)
-    if on_gpu:
-        torch.cuda.synchronize()
-    ended = time.perf_counter()
+def timed(layer: Layer, made: Inputs) -> Times:
+    """One forward and backward."""
     made.x.grad = made.layer.lora_a.grad = made.layer.lora_b.grad = None
-    memory = torch.cuda.max_memory_allocated() if on_gpu else sum(kept.values())
-    return middle - began, ended - middle, memory
+    return clocked(lambda: _run(layer, made))
 
 
 def bench_case(case: Case, *, rounds: int, device: str, compiled: bool) -> dict[str, Any]:
@@ -226,26 +209,12 @@ def bench_case(case: Case, *, rounds: int, device: str, compiled: bool) -> dict[
     made = make_inputs(case, device)
     layers = rivals(made, compiled=compiled)
     errors = {name: error_of(layer, made) for name, layer in layers.items()}
-    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in layers}
-    for i in range(rounds + 1):
-        for name, layer in layers.items() if i % 2 else reversed(layers.items()):
-            one = timed(layer, made)
-            if i:
-                found[name].append(one)
-    totals = {n: statistics.median(f + b for f, b, _ in times) for n, times in found.items()}
-    base = totals[next(iter(totals))]
-    rows = {}
-    for name, times in found.items():
-        right = errors[name] <= TOLERANCE[case.dtype]
-        rows[name] = {
-            "forward_ms": statistics.median(f for f, _, _ in times) * 1e3,
-            "backward_ms": statistics.median(b for _, b, _ in times) * 1e3,
-            "memory_bytes": max(memory for _, _, memory in times),
-            "error": errors[name],
-            "speedup": base / totals[name] if right else None,
-            "flops_per_s": case.flops / totals[name] if right else None,
-        }
-    return {"case": asdict(case), "intensity": case.flops / case.bytes_moved, "rows": rows}
+    found = in_turns({n: partial(timed, layer, made) for n, layer in layers.items()}, rounds)
+    return {
+        "case": asdict(case),
+        "intensity": case.flops / case.bytes_moved,
+        "rows": rows(found, errors, tolerance=TOLERANCE[case.dtype], flops=case.flops),
+    }
 
 
 def roofs(dtype: Literal["fp32", "bf16", "fp16"], device: str) -> dict[str, float]:
@@ -295,8 +264,17 @@ def bench_kernels(
         case = Case(in_features=k, out_features=n, rank=rank, tokens=count, kept=share, dtype=dtype)
         progress(f"{k} -> {n}, rank {rank}, {count} tokens, {share:.0%} kept")
         cases.append(bench_case(case, rounds=rounds, device=device, compiled=compiled))
+    swiglu = []
+    for channels, count in product(CHANNELS[shapes], tokens):
+        one = SwigluCase(channels=channels, tokens=count, dtype=dtype)
+        progress(f"SwiGLU of {channels} channels, {count} tokens")
+        swiglu.append(
+            bench_swiglu(one, DTYPES[dtype], tolerance=TOLERANCE[dtype], rounds=rounds,
+                         device=device, compiled=compiled)
+        )  # fmt: skip
     return {
         "cases": cases,
+        "swiglu": swiglu,
         "roofs": roofs(dtype, device),
         "backend": backend_name(),
         "gpu_figures": "measured" if device == "cuda" else "not measured yet",

@@ -32,6 +32,24 @@ def kernels_table(measured: dict[str, Any]) -> Table:
         f"{case['tokens']} tokens, {case['kept']:.0%} kept, {case['dtype']}",
         title_justify="left",
     )
+    return _with_rows(shown, measured)
+
+
+def swiglu_table(measured: dict[str, Any]) -> Table:
+    """A row a rival of one SwiGLU; one that could not run is there, with the reason."""
+    case = measured["case"]
+    shown = Table(
+        title=f"SwiGLU and mask, {case['channels']} channels, {case['tokens']} tokens, "
+        f"{case['dtype']}",
+        title_justify="left",
+    )
+    _with_rows(shown, measured)
+    for name, reason in measured["absent"].items():
+        shown.add_row(f"{name}: {reason}", "-", "-", "-", "-")
+    return shown
+
+
+def _with_rows(shown: Table, measured: dict[str, Any]) -> Table:
     shown.add_column("layer", overflow="fold")
     for name in ("fwd, ms", "bwd, ms", "MB", "speedup"):
         shown.add_column(name, justify="right", no_wrap=True)

@@ -1,7 +1,13 @@
 """Masked LoRA in torch and Triton."""
 
 from atp_kernels.backend import backend_name, on_triton
-from atp_kernels.ops import dense_weight, masked_lora_linear, masked_qkv, masked_swiglu_mlp
+from atp_kernels.ops import (
+    dense_weight,
+    masked_lora_linear,
+    masked_qkv,
+    masked_swiglu,
+    masked_swiglu_mlp,
+)
 from atp_kernels.prefix import prefix_lora_linears
 from atp_kernels.reference import LoraLayer
 
@@ -11,6 +17,7 @@ __all__ = [
     "dense_weight",
     "masked_lora_linear",
     "masked_qkv",
+    "masked_swiglu",
     "masked_swiglu_mlp",
     "on_triton",
     "prefix_lora_linears",

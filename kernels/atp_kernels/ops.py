@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atp_kernels import reference
+from atp_kernels import library, reference
 from atp_kernels.backend import on_triton
-from atp_kernels.library import masked_gemm, masked_swiglu, masked_swiglu_backward
+from atp_kernels.library import masked_gemm
 from atp_kernels.reference import LoraLayer, Placement
 
 
@@ -142,13 +142,19 @@ class _MaskedSwiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(e, u, mask)
-        return masked_swiglu(e, u, mask)
+        return library.masked_swiglu(e, u, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         e, u, mask = ctx.saved_tensors
-        de, du, d_mask = masked_swiglu_backward(gradients[0], e, u, mask)
+        de, du, d_mask = library.masked_swiglu_backward(gradients[0], e, u, mask)
         return de, du, d_mask.to(mask.dtype) if ctx.needs_input_grad[2] else None
+
+
+def masked_swiglu(e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
+    """mask * silu(e) * u: e, u [..., N], mask [N], whose gradient is reduced in the backward."""
+    flat: Tensor = _MaskedSwiglu.apply(e.flatten(0, -2), u.flatten(0, -2), mask)
+    return flat.view(e.shape)
 
 
 def masked_swiglu_mlp(
@@ -186,8 +192,7 @@ def masked_swiglu_mlp(
 
     e, u = layer(x, gate, outer, None), layer(x, up, outer, None)
     on_h = torch.ones_like(mask) if placement == "base" else mask
-    flat: Tensor = _MaskedSwiglu.apply(e.flatten(0, -2), u.flatten(0, -2), on_h)
-    return layer(flat.view(e.shape), down, None, outer)
+    return layer(masked_swiglu(e, u, on_h), down, None, outer)
 
 
 def masked_qkv(
