@@ -6,18 +6,27 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from atp_kernels import (
     LoraLayer,
     backend_name,
+    library,
     masked_lora,
     masked_lora_linear,
     masked_qkv,
     masked_swiglu_mlp,
+    ops,
     reference,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.atp_kernels import interpreted_bf16
+
+interpreted_bf16.patch()
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -63,13 +72,20 @@ def test_the_interpreter_is_what_runs() -> None:
     kept=st.sampled_from(["all", "none", "one", "some"]),
     placement=st.sampled_from(["base", "whole"]),
     biased=st.booleans(),
-    half=st.booleans(),
+    dtype=st.sampled_from(TYPES),
     seed=st.integers(0, 1000),
 )
 def test_forward_equals_float64(
-    m: int, n: int, k: int, r: int, kept: str, placement: str, biased: bool, half: bool, seed: int
+    m: int,
+    n: int,
+    k: int,
+    r: int,
+    kept: str,
+    placement: str,
+    biased: bool,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
-    dtype = torch.float16 if half else torch.float32
     inputs = case(m, n, k, r, seed, dtype)
     options = {
         "bias": torch.randn(n).to(dtype) if biased else None,
@@ -111,14 +127,13 @@ def leaves_of(
     placement=st.sampled_from(["base", "whole"]),
     fixed=st.booleans(),
     sides=st.sampled_from(["in", "out", "both"]),
-    half=st.booleans(),
+    dtype=st.sampled_from(TYPES),
     seed=st.integers(0, 1000),
 )
 def test_gradients_equal_float64(
     m: int, n: int, k: int, r: int, kept: str, placement: str, fixed: bool, sides: str,
-    half: bool, seed: int,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
-    dtype = torch.float16 if half else torch.float32
     inputs = case(m, n, k, r, seed, dtype)
     out_mask, in_mask = mask_of(n, kept, seed), mask_of(k, kept, seed + 1)
     options = {
@@ -179,41 +194,100 @@ def test_every_element_is_written(kept: str) -> None:
     torch.testing.assert_close(y, want, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("placement", ["base", "whole"])
-@pytest.mark.parametrize("fixed", [True, False])
-def test_mlp_and_qkv_with_their_gradients(placement: str, fixed: bool) -> None:
-    results = []
-    for function, dtype in ((both_sites, torch.float32), (both_sites, torch.float64)):
-        results.append(function(placement, fixed, dtype))
-    for ours, want in zip(*results, strict=True):
-        torch.testing.assert_close(ours.double(), want, atol=2e-4, rtol=2e-4)
+@settings(max_examples=30, deadline=None)
+@given(
+    placement=st.sampled_from(["base", "whole"]),
+    fixed=st.booleans(),
+    kept=st.sampled_from(["all", "none", "one", "some"]),
+    dtype=st.sampled_from(TYPES),
+    tokens=st.integers(1, 40),
+    hidden=st.integers(1, 40),
+    channels=st.integers(1, 140),
+    rank=st.sampled_from([4, 8, 64]),
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_mlp_and_qkv_with_their_gradients(
+    placement: str, fixed: bool, kept: str, dtype: torch.dtype, tokens: int, hidden: int,
+    channels: int, rank: int, biased: bool, seed: int,
+) -> None:  # fmt: skip
+    sizes = tokens, hidden, channels, rank
+    masks = mask_of(channels, kept, seed), mask_of(3, kept, seed)
+
+    def results(kind: torch.dtype) -> list[torch.Tensor]:
+        return both_sites(sizes, masks, placement, fixed, biased, seed, dtype, kind)
+
+    ours, want = results(dtype), results(torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ops, library):
+            patch.setattr(module, "on_triton", lambda x: False)
+        plain = results(dtype)
+    for found, torchs, exact in zip(ours, plain, want, strict=True):
+        scale = torch.finfo(dtype).eps * (1 + exact.abs().max()) * 4
+        allowed = 2 * (torchs.double() - exact).abs().max() + scale
+        assert (found.double() - exact).abs().max() <= allowed
 
 
-def both_sites(placement: Any, fixed: bool, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Outputs and gradients of an MLP and of q, k, v; float64 takes the torch path."""
-    draw = torch.Generator().manual_seed(0)
+def both_sites(
+    sizes: tuple[int, ...], masks: tuple[torch.Tensor, torch.Tensor], placement: Any,
+    fixed: bool, biased: bool, seed: int, dtype: torch.dtype, kind: torch.dtype,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Outputs and gradients of an MLP and of q, k, v, of values of `dtype` computed in `kind`;
+    float64 takes the torch path."""
+    tokens, hidden, size, rank = sizes
+    draw = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int) -> torch.Tensor:
         value = torch.randn(*shape, generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
-        return value.to(dtype).requires_grad_()
+        return value.to(dtype).to(kind).requires_grad_()
 
-    x = leaf(2, 9, 24)
-    gate, up, down = (
-        LoraLayer(weight=leaf(n, k), lora_a=leaf(4, k), lora_b=leaf(n, 4))
-        for n, k in ((40, 24), (40, 24), (24, 40))
-    )
-    channels, groups = mask_of(40, "some", 3), torch.tensor([True, False, True])
-    if not fixed:
-        channels, groups = (m.to(dtype).mul(0.5).requires_grad_() for m in (channels, groups))
+    x = leaf(1, tokens, hidden)
+    gate, up, down = parts = [
+        LoraLayer(weight=leaf(n, k), lora_a=leaf(rank, k), lora_b=leaf(n, rank),
+                  bias=leaf(n) if biased else None)
+        for n, k in ((size, hidden), (size, hidden), (hidden, size))
+    ]  # fmt: skip
+    channels, groups = masks if fixed else (m.to(kind).mul(0.5).requires_grad_() for m in masks)
     y = masked_swiglu_mlp(x, gate, up, down, channels, scaling=0.5, placement=placement)
-    weight, loras = leaf(48, 24), tuple((leaf(4, 24), leaf(n, 4)) for n in (24, 12, 12))
-    q, k, v = masked_qkv(x, weight, loras, groups, group_heads=2, head_dim=4,  # type: ignore[arg-type]
-                         scaling=0.5, placement=placement)  # fmt: skip
+    weight, loras = leaf(48, hidden), [(leaf(rank, hidden), leaf(n, rank)) for n in (24, 12, 12)]
+    bias = leaf(48) if biased else None
+    q, k, v = masked_qkv(x, weight, tuple(loras), groups, group_heads=2, head_dim=4,  # type: ignore[arg-type]
+                         bias=bias, scaling=0.5, placement=placement)  # fmt: skip
     leaves = [x, weight, *(t for pair in loras for t in pair)]
-    leaves += [t for layer in (gate, up, down) for t in (layer.lora_a, layer.lora_b)]
+    leaves += [t for part in parts for t in (part.lora_a, part.lora_b)]
     leaves += [] if fixed else [channels, groups]
-    loss = y.square().sum() + (q * 1.5).square().sum() + k.sum() * v.square().sum()
-    return [y, q, k, v, *torch.autograd.grad(loss, leaves)]
+    leaves += [] if bias is None else [bias, *(p.bias for p in parts if p.bias is not None)]
+    outputs = (y, q, k, v)
+    weights = [torch.randn(t.shape, generator=draw).to(dtype).double() for t in outputs]
+    loss = torch.stack(
+        [(t.double() * w).sum() for t, w in zip(outputs, weights, strict=True)]
+    ).sum()
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(loss, leaves)]
+
+
+@triton.jit
+def arithmetic_kernel(  # type: ignore[no-untyped-def]
+    a_ptr, b_ptr, product_ptr, dot_ptr, rounded_ptr, N: tl.constexpr
+):
+    """a * b, a b^T in fp32, and that rounded to bf16, of bf16 [N, N]."""
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    a, b = tl.load(a_ptr + at), tl.load(b_ptr + at)
+    tl.store(product_ptr + at, a * b)
+    dot = tl.dot(a, tl.trans(b))
+    tl.store(dot_ptr + at, dot)
+    tl.store(rounded_ptr + at, dot.to(tl.bfloat16))
+
+
+def test_bf16_is_here_what_it_is_in_torch() -> None:
+    """Without interpreted_bf16.py every one of these differs."""
+    a, b = case(32, 32, 32, 1, 3, torch.bfloat16)["x"], case(32, 32, 32, 1, 4, torch.bfloat16)["x"]
+    a[0, 0], b[0, 0] = torch.inf, 2.0
+    product, rounded = torch.empty_like(a), torch.empty_like(a)
+    dot = torch.empty(32, 32)
+    arithmetic_kernel[(1,)](a, b, product, dot, rounded, N=32)
+    assert torch.equal(product, a * b)
+    torch.testing.assert_close(dot, a.float() @ b.float().T)
+    assert torch.equal(rounded, dot.bfloat16())
 
 
 def test_non_contiguous_inputs_and_leading_dimensions() -> None:
