@@ -32,19 +32,41 @@ from torch import Tensor
 # Compiled for every target within the budgets of tests/atp_kernels/budgets.json; speed on a GPU is
 # not measured yet.
 BLOCKS = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}
+# fp32 runs without tensor cores (exact, no tf32): larger tiles were seen to spill 2 KB a thread.
+BLOCKS_FP32 = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}
 NUM_WARPS, NUM_STAGES = 8, 3
 # Of the rank, at a time: three stacked LoRAs of rank 64 would not fit into shared memory at once.
 LARGEST_BLOCK_R = 64
 
 
 @triton.jit
+def _add_low_rank(  # type: ignore[no-untyped-def]
+    y, s_ptr, b_ptr, rows, columns, within, M, stride_bn, stride_br,
+    R: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """y + S B^T in y's own accumulator: a second one would not fit into registers."""
+    for first in tl.range(0, R, BLOCK_R, num_stages=1):
+        rank = first + tl.arange(0, BLOCK_R)
+        s = tl.load(
+            s_ptr + rows.to(tl.int64)[:, None] * R + rank[None, :],
+            mask=rows[:, None] < M, other=0.0,
+        )  # fmt: skip
+        b = tl.load(
+            b_ptr + columns.to(tl.int64)[:, None] * stride_bn + rank[None, :] * stride_br,
+            mask=within[:, None], other=0.0,
+        )  # fmt: skip
+        y = tl.dot(s, tl.trans(b), y, input_precision="ieee")
+    return y
+
+
+@triton.jit
 def masked_gemm_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, s_ptr, b_ptr, bias_ptr, out_mask_ptr, in_mask_ptr,
+    x_ptr, w_ptr, s_ptr, b_ptr, bias_ptr, out_mask_ptr,
     out_order_ptr, out_count_ptr, in_order_ptr, in_count_ptr,
     other_ptr, y_ptr, partial_ptr,
     M, N, K, stride_wn, stride_wk, stride_bn, stride_br,
     R: tl.constexpr, BLOCK_R: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_OUT_MASK: tl.constexpr, HAS_IN_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_OUT_MASK: tl.constexpr,
     OUT_LIST: tl.constexpr, IN_LIST: tl.constexpr, GATHER_W: tl.constexpr,
     WHOLE: tl.constexpr, REDUCE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -79,28 +101,15 @@ def masked_gemm_kernel(  # type: ignore[no-untyped-def]
             w_rows + k.to(tl.int64)[None, :] * stride_wk,
             mask=kept[:, None] & live[None, :], other=0.0,
         )  # fmt: skip
-        if HAS_IN_MASK:
-            in_mask = tl.load(in_mask_ptr + place, mask=live, other=0.0)
-            x = x * in_mask[None, :].to(x.dtype)
         frozen = tl.dot(x, tl.trans(w), frozen, input_precision="ieee")
     if HAS_BIAS:
         bias = tl.load(bias_ptr + columns, mask=places < N, other=0.0)
         frozen += bias.to(tl.float32)[None, :]
-    low_rank = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for first in tl.static_range(0, R, BLOCK_R):
-        rank = first + tl.arange(0, BLOCK_R)
-        s = tl.load(
-            s_ptr + rows.to(tl.int64)[:, None] * R + rank[None, :],
-            mask=rows[:, None] < M, other=0.0,
-        )  # fmt: skip
-        b = tl.load(
-            b_ptr + columns.to(tl.int64)[:, None] * stride_bn + rank[None, :] * stride_br,
-            mask=places[:, None] < N, other=0.0,
-        )  # fmt: skip
-        low_rank = tl.dot(s, tl.trans(b), low_rank, input_precision="ieee")
     y = frozen
     if WHOLE:
-        y += low_rank
+        y = _add_low_rank(
+            y, s_ptr, b_ptr, rows, columns, places < N, M, stride_bn, stride_br, R, BLOCK_R
+        )
     inside = (rows[:, None] < M) & (places[None, :] < N)
     offsets = rows.to(tl.int64)[:, None] * N + columns[None, :]
     if REDUCE:
@@ -115,7 +124,9 @@ def masked_gemm_kernel(  # type: ignore[no-untyped-def]
     if OUT_LIST:
         y = tl.where(kept[None, :], y, 0.0)
     if not WHOLE:
-        y += low_rank
+        y = _add_low_rank(
+            y, s_ptr, b_ptr, rows, columns, places < N, M, stride_bn, stride_br, R, BLOCK_R
+        )
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -144,7 +155,8 @@ def masked_gemm(
     b, weight = b.to(kind), weight.to(kind)
     y = x.new_empty(m, n)
     absent = x.new_empty(1)
-    tiles = triton.cdiv(m, BLOCKS["BLOCK_M"])
+    blocks = BLOCKS_FP32 if kind == torch.float32 else BLOCKS
+    tiles = triton.cdiv(m, blocks["BLOCK_M"])
     partial = x.new_empty((tiles, n) if other is not None else (0, 0), dtype=torch.float32)
     listed = [mask is not None and mask.dtype == torch.bool for mask in (out_mask, in_mask)]
     orders = [
@@ -157,22 +169,25 @@ def masked_gemm(
         assert in_mask is not None
         x = x.index_select(1, orders[1][0]) * in_mask.index_select(0, orders[1][0]).to(kind)
         weight = weight if gather_w else weight.index_select(1, orders[1][0])
+    elif in_mask is not None:
+        # Not in the loop: what passes through registers there cannot stay in flight, and on sm_90
+        # the compiler then waits for every single wgmma.
+        x = x * in_mask.to(kind)
 
     def given(value: Tensor | None, is_list: bool = False) -> Tensor:
         return absent if value is None or is_list else value.to(kind).contiguous()
 
     if m and n:
-        masked_gemm_kernel[(tiles, triton.cdiv(n, BLOCKS["BLOCK_N"]))](
+        masked_gemm_kernel[(tiles, triton.cdiv(n, blocks["BLOCK_N"]))](
             x.contiguous(), weight, s, b, given(bias),
-            given(out_mask, listed[0]), given(in_mask, listed[1]), *orders[0], *orders[1],
+            given(out_mask, listed[0]), *orders[0], *orders[1],
             given(other), y, partial if other is not None else absent,
             m, n, k, weight.stride(0), weight.stride(1), b.stride(0), b.stride(1),
             R=rank, BLOCK_R=block_r, HAS_BIAS=bias is not None,
             HAS_OUT_MASK=out_mask is not None and not listed[0],
-            HAS_IN_MASK=in_mask is not None and not listed[1],
             OUT_LIST=listed[0], IN_LIST=listed[1], GATHER_W=gather_w,
             WHOLE=whole, REDUCE=other is not None,
-            num_warps=NUM_WARPS, num_stages=NUM_STAGES, **BLOCKS,
+            num_warps=NUM_WARPS, num_stages=NUM_STAGES, **blocks,
         )  # fmt: skip
     return y, partial.sum(0)
 

@@ -27,7 +27,6 @@ GEMM = {
     "BLOCK_R": 16,
     "HAS_BIAS": False,
     "HAS_OUT_MASK": False,
-    "HAS_IN_MASK": False,
     "OUT_LIST": False,
     "IN_LIST": False,
     "GATHER_W": False,
@@ -35,6 +34,8 @@ GEMM = {
     "REDUCE": False,
     **masked_lora.BLOCKS,
 }
+# Ranks up to 16 are padded to 16, so that rank 8 is the default above.
+LONG_RANK = {"R": 64, "BLOCK_R": masked_lora.LARGEST_BLOCK_R}
 FORWARD, BACKWARD = {"stride_wk": 1, "stride_br": 1}, {"stride_wn": 1, "stride_bn": 1}
 SWIGLU = {"BLOCK_M": swiglu.BLOCK_M, "BLOCK_N": swiglu.BLOCK_N}
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
@@ -51,6 +52,23 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gemm, down backward, mask gradient": (
         masked_lora.masked_gemm_kernel, "bf16",
         GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True},
+    ),
+    "gemm, q k v forward, bias, float mask, three ranks of 64": (
+        masked_lora.masked_gemm_kernel, "bf16",
+        GEMM | FORWARD | {"HAS_BIAS": True, "HAS_OUT_MASK": True} | LONG_RANK | {"R": 192},
+    ),
+    "gemm, q k v backward, fixed, three ranks of 64": (
+        masked_lora.masked_gemm_kernel, "bf16",
+        GEMM | BACKWARD | {"IN_LIST": True, "GATHER_W": True} | LONG_RANK | {"R": 192},
+    ),
+    "gemm, o forward, rank 64": (
+        masked_lora.masked_gemm_kernel, "bf16",
+        GEMM | FORWARD | {"WHOLE": True} | LONG_RANK,
+    ),
+    "gemm, down backward, mask gradient, fp32": (
+        masked_lora.masked_gemm_kernel, "fp32",
+        GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True} | LONG_RANK
+        | masked_lora.BLOCKS_FP32,
     ),
     "swiglu forward": (swiglu.swiglu_forward_kernel, "bf16", SWIGLU),
     "swiglu backward": (swiglu.swiglu_backward_kernel, "bf16", SWIGLU),
@@ -89,7 +107,8 @@ def figures(name: str, capability: int) -> dict[str, Any]:
     usage = resource_usage(made.asm["cubin"])
     return {
         "registers": usage["REG"],
-        "spilled_bytes": usage["LOCAL"],
+        # What does not fit into registers lies in the stack frame; LOCAL is 0 either way.
+        "spilled_bytes": usage["STACK"],
         "shared_bytes": made.metadata.shared,
         "tensor_core": next(name for name in TENSOR_CORES if name in ptx or not name),
         "loads_in_flight": len(re.findall(r"cp\.async\.c[ag]", ptx)),

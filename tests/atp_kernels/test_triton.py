@@ -52,6 +52,8 @@ def test_compiles_ahead_of_time_within_its_budget(tmp_path: Path, capability: in
         assert figures["shared_bytes"] <= min(budget["shared_bytes"], 99 * 1024), name
         assert figures["registers"] <= budget["registers"], name
         if name.startswith("gemm"):
-            assert figures["tensor_core"] == budget["tensor_core"] != "", name
+            # fp32 is computed as fp32, not rounded to tf32 for the tensor cores.
+            assert (budget["tensor_core"] == "") == ("fp32" in name), name
+            assert figures["tensor_core"] == budget["tensor_core"], name
             assert figures["loads_in_flight"] >= budget["loads_in_flight"] > 0, name
             assert not figures["serialized"], name
