@@ -19,8 +19,17 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 demo: $(VENV)/installed
 	$(BIN)/atp-edge run --config examples/demo.toml
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest
+# For the JavaScript example, where npm is at hand; the package's own scripts would fetch CUDA.
+NODE := build/node
+$(NODE)/installed:
+	mkdir -p $(NODE)
+	if command -v npm > /dev/null; then \
+	    npm install --silent --ignore-scripts --prefix $(NODE) onnxruntime-node@1.30.0 \
+	    || echo "onnxruntime-node is not to be had here: its tests will skip"; fi
+	touch $@
+
+test: $(VENV)/installed $(NODE)/installed
+	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

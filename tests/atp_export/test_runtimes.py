@@ -50,13 +50,13 @@ def test_openvino(cell: tuple[str, str, str]) -> None:
 
 @pytest.mark.parametrize("cell", CELLS, ids="/".join)
 def test_onnxruntime_node(cell: tuple[str, str, str]) -> None:
-    folder = os.environ.get("ATP_NODE_FOLDER")
-    if shutil.which("node") is None or folder is None:
+    folder = Path(os.environ.get("ATP_NODE_FOLDER", "build/node"))
+    if shutil.which("node") is None or not (folder / "node_modules" / "onnxruntime-node").is_dir():
         pytest.skip(
-            "needs node and ATP_NODE_FOLDER, a folder where "
-            "`npm install --ignore-scripts onnxruntime-node` was run (290 MB)"
+            "needs node, and onnxruntime-node under build/node or ATP_NODE_FOLDER: `make test` "
+            "installs it there where npm is at hand"
         )
-    assert runtimes.attempt(runtimes.node_in(Path(folder)), *cell) == "yes"
+    assert runtimes.attempt(runtimes.node_in(folder), *cell) == "yes"
     assert _recorded("onnxruntime-node", cell) == "yes"
 
 
