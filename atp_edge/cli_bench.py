@@ -91,6 +91,9 @@ def quality(
         list[str] | None, typer.Option(help="cells whose name holds this text; may be repeated")
     ] = None,
     items: Annotated[int, typer.Option(help="of every task")] = 50,
+    show: Annotated[
+        bool, typer.Option("--show", help="run nothing: what the results file has of these cells")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="where the runs lie")] = Path("runs/quality"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="results, and what to go on from")
@@ -103,7 +106,7 @@ def quality(
     from atp_bench.quality.cells import matrix
     from atp_bench.quality.claims import claims, claims_table
     from atp_bench.quality.report import document, page, table
-    from atp_bench.quality.results import summarize
+    from atp_bench.quality.results import read_results, summarize
     from atp_bench.quality.runner import run_matrix
 
     from atp_edge.progress import Terminal
@@ -114,14 +117,13 @@ def quality(
         raise ValueError(
             f"no cell matches --only {only}; there are {', '.join(c.key for c in cells)}"
         )
-    with Terminal(console) as progress:
-        results = run_matrix(
-            chosen,
-            work=out,
-            results=json_file or out / "results.json",
-            progress=progress,
-            items=items,
-        )
+    file = json_file or out / "results.json"
+    if show:
+        found = read_results(file)
+        results = [found[cell.key] for cell in chosen if cell.key in found]
+    else:
+        with Terminal(console) as progress:
+            results = run_matrix(chosen, work=out, results=file, progress=progress, items=items)
     summaries = summarize(results)
     console.print(table(summaries))
     console.print(claims_table(claims(results)))

@@ -89,6 +89,7 @@ def test_every_preset_names_known_methods_and_the_quick_one_is_small() -> None:
     for preset in ("quick", "cpu", "gpu"):
         for made in matrix(preset):  # type: ignore[arg-type]
             made.config(Config())
+        assert len(set(matrix(preset))) == len(matrix(preset))  # type: ignore[arg-type]
     assert len(matrix("quick")) == 2
     assert {c.method for c in matrix("cpu")} >= set(METHODS)
 

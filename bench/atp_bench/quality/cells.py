@@ -82,7 +82,12 @@ class Cell:
 
 
 def matrix(preset: Preset) -> list[Cell]:
-    """The cells of a preset: `quick` in minutes for CI, `cpu` in hours, `gpu` the full matrix."""
+    """The cells of a preset, each once, what shows most first: `quick` in minutes for CI, `cpu` in
+    hours, `gpu` the full matrix."""
+    return list(dict.fromkeys(_cells_of(preset)))
+
+
+def _cells_of(preset: Preset) -> list[Cell]:
 
     def cells(
         methods: Iterable[str],
