@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rich.table import Table
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
+from atp_edge.budget import Space
 from atp_edge.config import Config
-from atp_edge.families import model_shape
+from atp_edge.families import ModelShape, model_shape
+from atp_edge.generator import WIDTH
 from atp_edge.inputs import BYTES_PER_PARAMETER, model_source, space_of
 from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.structures import count_parameters
@@ -18,8 +20,8 @@ _FP32 = 4
 def cost_table(config: Config) -> Table:
     """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
     source = AutoConfig.from_pretrained(model_source(config.model))
-    space = space_of(config, source)
-    count = count_parameters(model_shape(source))
+    shape, space = model_shape(source), space_of(config, source)
+    count = count_parameters(shape)
     slim = space.fixed + space.allowed
     each = BYTES_PER_PARAMETER[config.export.precision]
     tokens = config.steps * config.train.batch_blocks * config.dataset.block_tokens
@@ -38,20 +40,18 @@ def cost_table(config: Config) -> Table:
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
     shown.add_row("train tokens", f"{tokens:,}", f"{tokens:,}")
-    shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, source, slim)))
+    shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, shape, space)))
     return shown
 
 
-def _training_bytes(config: Config, source: PretrainedConfig, slim: int) -> int:
+def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     """The larger of joint loop and recovery: weights, the teacher, gradients, Adam's moments, what
     the backward pass keeps, and the loss.
 
-    slim: parameters of the decoder that stay. An estimate from sizes alone: PyTorch's own 0.8 GB
-    and what its allocator holds come on top.
+    An estimate from sizes alone: PyTorch's own 0.8 GB and what its allocator holds come on top.
     """
-    shape = model_shape(source)
-    count = count_parameters(shape)
-    generator = sum(site.size for site in space_of(config, source).sites) * 64
+    count, slim = count_parameters(shape), space.fixed + space.allowed
+    generator = sum(site.size for site in space.sites) * WIDTH
     teacher = count.whole if config.recovery.distill else 0
     trained = 3 if config.recovery.retrain else 0  # a gradient and two moments a parameter
     joint = count.whole + trained * count.decoder + 4 * generator

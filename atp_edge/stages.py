@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from atp_edge.config import Config
-from atp_edge.data import Blocks
+from atp_edge.data import Blocks, Splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
@@ -98,7 +98,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     """
     settings, keep = config.export, config.export.keep_adapter
     figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
-    calibration = calibration_of(config, settings.quantizer)
+    calibration = calibration_of(splits_of(config)) if settings.quantizer == "gptq" else None
     for name, source, target in (
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
@@ -123,11 +123,9 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     run.add_metrics("export", figures)
 
 
-def calibration_of(config: Config, quantizer: str) -> Tensor | None:
-    """Token ids [N, T] of the train split for the quantizer that reads them."""
-    if quantizer != "gptq":
-        return None
-    return splits_of(config).train.first(CALIBRATION_BLOCKS).input_ids
+def calibration_of(splits: Splits) -> Tensor:
+    """Token ids [N, T] of the train split, for the quantizer that reads them."""
+    return splits.train.first(CALIBRATION_BLOCKS).input_ids
 
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
@@ -184,13 +182,17 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
 
 def _rounding_cost(folder: Path, exact: PreTrainedModel, blocks: Blocks) -> dict[str, float]:
     """Perplexity of blocks by the ONNX model, and over the fp32 checkpoint's."""
-    rounded = onnx_perplexity(Session(folder), blocks.input_ids.numpy(), blocks.labels.numpy())
+    rounded = _exported_perplexity(folder, blocks)
     unrounded = perplexity(exact, blocks)
     return {
         "onnx_perplexity": rounded,
         "fp32_perplexity": unrounded,
         "ratio": rounded / unrounded,
     }
+
+
+def _exported_perplexity(folder: Path, blocks: Blocks) -> float:
+    return onnx_perplexity(Session(folder), blocks.input_ids.numpy(), blocks.labels.numpy())
 
 
 def bench(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -259,7 +261,8 @@ def bench_rounding(
     config = run.config()
     if not (run.slim / "config.json").is_file():
         raise ValueError(f"{run.slim} is not there; write it with `atp-edge shrink`")
-    blocks = splits_of(config).test.first(config.dataset.test_blocks)
+    splits = splits_of(config)
+    blocks, calibration = splits.test.first(config.dataset.test_blocks), calibration_of(splits)
     found = []
     exact = perplexity(load_narrow(run.slim), blocks)
     pairs: Any = itertools.product(precisions or ["int4"], quantizers or get_args(Quantizer))
@@ -273,10 +276,9 @@ def bench_rounding(
                 flavour=config.export.flavour,
                 precision=precision,
                 quantizer=quantizer,
-                calibration=calibration_of(config, quantizer),
+                calibration=calibration if quantizer == "gptq" else None,
             )
-            ids, labels = blocks.input_ids.numpy(), blocks.labels.numpy()
-            rounded = onnx_perplexity(Session(folder), ids, labels)
+            rounded = _exported_perplexity(folder, blocks)
         found.append(
             {
                 "precision": precision,

@@ -96,7 +96,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     )
 
 
-def _add_lora(config: Config, model: PreTrainedModel) -> PeftModel:
+def with_lora(config: Config, model: PreTrainedModel) -> PeftModel:
+    """The run's plain LoRA on every projection."""
     return add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed)
 
 
@@ -128,7 +129,10 @@ def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
     return ranks
 
 
-def _perplexity(config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator) -> float:
+def perplexity_on_test(
+    config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator
+) -> float:
+    """Perplexity of the run's test blocks, in the precision it trains in."""
     with accelerator.autocast():
         return perplexity(model, test.first(config.dataset.test_blocks))
 
@@ -139,15 +143,15 @@ def tune_dense(
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
     model = placed(load_dense(config), config, accelerator)
-    untuned = _perplexity(config, model, splits.test, accelerator)
-    tuned = _add_lora(config, model)
+    untuned = perplexity_on_test(config, model, splits.test, accelerator)
+    tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
     validation = splits.decision.first(VALIDATION_BLOCKS)
     learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
-    state = _run(learner, config, run, progress)
+    state = drive(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, tokenizer_of(config), run.dense)
-    perplexity = _perplexity(config, merged, splits.test, accelerator)
+    perplexity = perplexity_on_test(config, merged, splits.test, accelerator)
     return {"untuned_perplexity": untuned, "perplexity": perplexity} | _story(state)
 
 
@@ -158,7 +162,7 @@ def learn_decision(
     dense = placed(load_dense(config), config, accelerator).requires_grad_(False)
     space = space_of(config, dense.config)
     start = _start(config, dense, space, splits.train, accelerator, progress)
-    model = _add_lora(config, dense)
+    model = with_lora(config, dense)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator = DecisionGenerator(space.sites, start.logits)
@@ -183,7 +187,7 @@ def learn_decision(
         with accelerator.autocast():
             repair(learner.masks)
     progress.phase("joint", 0, config.control_steps, space.target_share)
-    state = _run(learner, config, run, progress)
+    state = drive(learner, config, run, progress)
 
     progress.say("freezing the decision")
     masks = learner.final_masks()
@@ -200,7 +204,7 @@ def learn_decision(
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
     write_plan(plan, run.plan)
-    perplexity = _perplexity(config, narrow, splits.test, accelerator)
+    perplexity = perplexity_on_test(config, narrow, splits.test, accelerator)
     kept = shares(
         model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
     )
@@ -261,9 +265,11 @@ def recover(
         validation=splits.decision.first(VALIDATION_BLOCKS),
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
-    state = _run(learner, config, run, progress)
+    state = drive(learner, config, run, progress)
     save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
-    return {"perplexity": _perplexity(config, narrow, splits.test, accelerator)} | _story(state)
+    return {"perplexity": perplexity_on_test(config, narrow, splits.test, accelerator)} | _story(
+        state
+    )
 
 
 def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:
@@ -273,7 +279,8 @@ def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTra
     return placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
 
 
-def _run(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:
+def drive(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:
+    """A learner through its phase, with the run's checkpoints and patience."""
     return run_phase(
         learner,
         folder=run.path,
@@ -341,7 +348,7 @@ def _save_adapter(config: Config, run: RunFolder, plan: Plan) -> None:
     """
     dense = load_dense(config)
     shape = model_shape(dense.config)
-    wide = _add_lora(config, dense)
+    wide = with_lora(config, dense)
     state = get_peft_model_state_dict(load_tuned(config, run))
     set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
     with folder_atomically(run.adapter) as beside:

@@ -113,23 +113,22 @@ def claims_table(made: Iterable[Claim]) -> Table:
     for name in ("asked", "lowest", "highest", "cells", "held"):
         shown.add_column(name, justify="right", no_wrap=True)
     for claim in made:
-        asked = f"{'>' if claim.above else '≥'} {claim.asked:.2f}"
-        shown.add_row(claim.text, asked, *_measured(claim))
+        shown.add_row(*_row(claim))
     return shown
 
 
 def claims_markdown(made: Iterable[Claim]) -> str:
     head = "| promise | asked | lowest | highest | cells | held |\n|---|---:|---:|---:|---:|---|\n"
-    return head + "".join(
-        f"| {c.text} | {'>' if c.above else '≥'} {c.asked:.2f} | {' | '.join(_measured(c))} |\n"
-        for c in made
-    )
+    return head + "".join(f"| {' | '.join(_row(claim))} |\n" for claim in made)
 
 
-def _measured(claim: Claim) -> tuple[str, str, str, str]:
+def _row(claim: Claim) -> tuple[str, ...]:
+    asked = f"{'>' if claim.above else '≥'} {claim.asked:.2f}"
     if not claim.measured:
-        return "", "", "0", "not measured"
+        return claim.text, asked, "", "", "0", "not measured"
     return (
+        claim.text,
+        asked,
         f"{min(claim.measured):.3f}",
         f"{max(claim.measured):.3f}",
         str(len(claim.measured)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from atp_bench.environment import environment
 from atp_bench.quality.cells import Cell
-from atp_edge.files import read_json, write_atomically
+from atp_edge.files import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,8 @@ def read_results(path: Path) -> dict[str, Result]:
 
 
 def write_results(path: Path, found: Mapping[str, Result]) -> None:
-    content = {"environment": environment(), "results": [asdict(r) for r in found.values()]}
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    rows = [asdict(r) for r in found.values()]
+    write_json(path, {"environment": environment(), "results": rows})
 
 
 @dataclass(frozen=True, kw_only=True)

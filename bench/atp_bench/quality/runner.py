@@ -25,21 +25,22 @@ from atp_bench.tasks import recovery_where_able, tasks_of
 from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
 from atp_edge.data import Splits
-from atp_edge.evaluate import TaskScore, evaluate, perplexity
+from atp_edge.evaluate import TaskScore, evaluate
 from atp_edge.families import model_shape
 from atp_edge.inputs import accelerate, load_dense, placed, space_of, splits_of, tokenizer_of
-from atp_edge.masked import add_lora
-from atp_edge.phase import run_phase
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
 from atp_edge.run_folder import RunFolder, open_run
 from atp_edge.tasks import Task
 from atp_edge.train_stage import (
     VALIDATION_BLOCKS,
+    drive,
     learn_decision,
     load_tuned,
+    perplexity_on_test,
     recover,
     tune_dense,
+    with_lora,
 )
 from atp_edge.trainer import Tuner
 
@@ -134,26 +135,15 @@ def _without_layers(
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, space)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    test = splits.test.first(config.dataset.test_blocks)
-    with accelerator.autocast():
-        cut = perplexity(slim, test)
-    lora = config.lora
-    tuned = add_lora(slim, rank=lora.rank, alpha=lora.alpha, seed=config.seed)
+    cut = perplexity_on_test(config, slim, splits.test, accelerator)
+    tuned = with_lora(config, slim)
     validation = splits.decision.first(VALIDATION_BLOCKS)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=validation
     )
     progress.phase("recovery", 0, config.steps, None)
-    run_phase(
-        learner,
-        folder=run.path,
-        save_every=config.train.save_every,
-        on_record=progress.record,
-        say=progress.say,
-        patience=config.train.patience,
-    )
-    with accelerator.autocast():
-        after = perplexity(tuned, test)
+    drive(learner, config, run, progress)
+    after = perplexity_on_test(config, tuned, splits.test, accelerator)
     return merge(tuned), {
         "perplexity_at_freeze": cut,
         "perplexity": after,
