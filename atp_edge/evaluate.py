@@ -29,21 +29,44 @@ NEW_TOKENS = 20
 _GENERATED_ROWS = 25
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextLoss:
+    """Negative log-likelihood of a text, block by block: nats, and labelled tokens of each."""
+
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean over all tokens."""
+        return math.exp(sum(self.nats) / sum(self.tokens))
+
+    @property
+    def by_block(self) -> list[float]:
+        """Nats a token of every block."""
+        return [nats / tokens for nats, tokens in zip(self.nats, self.tokens, strict=True)]
+
+
 @torch.no_grad()
-def perplexity(model: nn.Module, blocks: Blocks) -> float:
-    """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T]."""
+def text_loss(model: nn.Module, blocks: Blocks) -> TextLoss:
+    """What a model loses on blocks [N, T]; those without a labelled token are left out."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total, tokens = 0.0, 0
+    nats, counts = [], []
     for i in range(len(blocks.input_ids)):
         block = blocks.rows([i]).to(device)
         labelled = int((block.labels[:, 1:] != -100).sum())
         if labelled:
-            total += float(language_loss(model, block)) * labelled
-            tokens += labelled
+            nats.append(float(language_loss(model, block)) * labelled)
+            counts.append(labelled)
     model.train(was_training)
-    return math.exp(total / tokens)
+    return TextLoss(nats=tuple(nats), tokens=tuple(counts))
+
+
+def perplexity(model: nn.Module, blocks: Blocks) -> float:
+    """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T]."""
+    return text_loss(model, blocks).perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,19 +235,20 @@ def _rouge(references: Sequence[str], answers: Sequence[str]) -> dict[str, Float
 # Intervals and recovery
 
 
-def _resampled(count: int, seed: int = 0) -> NDArray[np.int64]:
+def resampled(count: int, seed: int = 0) -> NDArray[np.int64]:
     """Items drawn with replacement [RESAMPLES, count]."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
 
 
-def _middle(values: Floats) -> tuple[float, float]:
+def middle(values: Floats) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def bootstrap(values: Floats) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron), 1,000 resamples of the items."""
-    return _middle(values[_resampled(len(values))].mean(axis=1))
+    return middle(values[resampled(len(values))].mean(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,9 +329,9 @@ def _recovery_interval(
     ratios = []
     for i, name in enumerate(dense):
         above, below = np.array(slim[name].per_item), np.array(dense[name].per_item)
-        drawn = _resampled(len(below), seed=i)
+        drawn = resampled(len(below), seed=i)
         means = below[drawn].mean(axis=1)
         # A resample without one right answer of the dense model says nothing: left out.
         ratios.append(above[drawn].mean(axis=1) / np.where(means > 0, means, np.nan))
     whole = np.mean(ratios, axis=0)
-    return _middle(whole[np.isfinite(whole)])
+    return middle(whole[np.isfinite(whole)])

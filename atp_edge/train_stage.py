@@ -26,7 +26,7 @@ from atp_edge.baselines import BASELINES
 from atp_edge.budget import Space, project
 from atp_edge.config import Config
 from atp_edge.data import Blocks, Splits
-from atp_edge.evaluate import perplexity
+from atp_edge.evaluate import TextLoss, text_loss
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
@@ -129,12 +129,17 @@ def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
     return ranks
 
 
-def perplexity_on_test(
+def loss_on_test(
     config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator
-) -> float:
-    """Perplexity of the run's test blocks, in the precision it trains in."""
+) -> TextLoss:
+    """What a model loses on the run's test blocks, in the precision it trains in."""
     with accelerator.autocast():
-        return perplexity(model, test.first(config.dataset.test_blocks))
+        return text_loss(model, test.first(config.dataset.test_blocks))
+
+
+def figures_of(loss: TextLoss) -> dict[str, Any]:
+    """Perplexity, and nats a token of every block: what two models differ by is paired there."""
+    return {"perplexity": loss.perplexity, "block_losses": loss.by_block}
 
 
 def tune_dense(
@@ -143,7 +148,7 @@ def tune_dense(
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
     model = placed(load_dense(config), config, accelerator)
-    untuned = perplexity_on_test(config, model, splits.test, accelerator)
+    untuned = loss_on_test(config, model, splits.test, accelerator)
     tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
     validation = splits.decision.first(VALIDATION_BLOCKS)
@@ -151,8 +156,8 @@ def tune_dense(
     state = drive(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, tokenizer_of(config), run.dense)
-    perplexity = perplexity_on_test(config, merged, splits.test, accelerator)
-    return {"untuned_perplexity": untuned, "perplexity": perplexity} | _story(state)
+    loss = loss_on_test(config, merged, splits.test, accelerator)
+    return {"untuned_perplexity": untuned.perplexity} | figures_of(loss) | _story(state)
 
 
 def learn_decision(
@@ -204,12 +209,12 @@ def learn_decision(
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
     write_plan(plan, run.plan)
-    perplexity = perplexity_on_test(config, narrow, splits.test, accelerator)
+    loss = loss_on_test(config, narrow, splits.test, accelerator)
     kept = shares(
         model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
     )
     return {
-        "perplexity": perplexity,
+        "perplexity": loss.perplexity,
         "masked_narrow_max_error": error,
         "decoder_share": kept.decoder,
         "whole_share": kept.whole,
@@ -267,9 +272,7 @@ def recover(
     progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, config, run, progress)
     save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
-    return {"perplexity": perplexity_on_test(config, narrow, splits.test, accelerator)} | _story(
-        state
-    )
+    return figures_of(loss_on_test(config, narrow, splits.test, accelerator)) | _story(state)
 
 
 def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:

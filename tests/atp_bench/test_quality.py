@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,15 +147,42 @@ def claim(results: list[Result], ending: str) -> Claim:
 def test_a_promise_is_held_by_its_lowest_cell_or_not_at_all() -> None:
     found = results()
     assert claim(found, "0.1 M tokens: recovery").measured == (0.6, 0.5)
-    assert claim(found, "0.1 M tokens: recovery").held is False
-    assert claim(found[:1], "0.1 M tokens: recovery").held is True
-    assert claim(found, "0.8 M tokens: recovery").held is None
+    assert claim(found, "0.1 M tokens: recovery").verdict == "no"
+    assert claim(found[:1], "0.1 M tokens: recovery").verdict == "yes"
+    assert claim(found, "0.8 M tokens: recovery").verdict == "not measured"
 
 
 def test_a_rival_is_compared_on_its_own_data_and_seed_alone() -> None:
     lead = claim(results(), "two-stage way")
     assert lead.measured == pytest.approx((0.2,))
-    assert lead.held is True
+    assert lead.verdict == "yes"
     twin = [replace(r, cell=replace(r.cell, method="frozen")) for r in results()[:2]]
     assert claim(results() + twin, "twin, frozen").measured == (0.0, 0.0)
-    assert claim(results() + twin, "twin, frozen").held is False, "a twin must be beaten"
+    assert claim(results() + twin, "twin, frozen").verdict == "no", "a twin must be beaten"
+
+
+@pytest.mark.parametrize(
+    ("rival_losses", "verdict"),
+    [
+        ((3.02, 3.13, 3.22, 3.35), "yes"),  # worse in every block
+        ((2.9, 3.2, 3.1, 3.24), "tie"),  # worse here, better there
+        ((2.98, 3.07, 3.18, 3.25), "no"),
+    ],
+)
+def test_twins_are_compared_block_by_block(rival_losses: tuple[float, ...], verdict: str) -> None:
+    def with_losses(result: Result, losses: tuple[float, ...]) -> Result:
+        mean = sum(losses) / 4
+        return replace(
+            result,
+            perplexity=math.exp(mean),
+            recovery=math.exp(2.5 - mean),
+            block_losses=losses,
+            dense_block_losses=(2.5, 2.4, 2.6, 2.5),
+        )
+
+    ours = with_losses(results()[0], (3.0, 3.1, 3.2, 3.3))
+    twin = with_losses(replace(ours, cell=replace(ours.cell, method="frozen")), rival_losses)
+    lead = claim([ours, twin], "twin, frozen")
+    (interval,) = lead.intervals
+    assert interval[0] <= lead.measured[0] <= interval[1]
+    assert lead.verdict == verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ class Result:
     """What a cell gave, on the test split.
 
     recovery: dense over slim perplexity. tasks: slim over dense of every task, their mean as the
-    paper takes it with its 95 % interval over items, and the mean above chance. seconds: of the
+    paper takes it with its 95 % interval over items, and the mean above chance. block_losses: nats
+    a token of every test block, by which two results are compared in pairs. seconds: of the
     training, from its last kill on.
     """
 
@@ -32,6 +33,8 @@ class Result:
     whole_share: float
     tokens: int
     seconds: float
+    block_losses: Sequence[float] = ()
+    dense_block_losses: Sequence[float] = ()
 
 
 def read_results(path: Path) -> dict[str, Result]:

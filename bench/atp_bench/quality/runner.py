@@ -35,9 +35,10 @@ from atp_edge.tasks import Task
 from atp_edge.train_stage import (
     VALIDATION_BLOCKS,
     drive,
+    figures_of,
     learn_decision,
     load_tuned,
-    perplexity_on_test,
+    loss_on_test,
     recover,
     tune_dense,
     with_lora,
@@ -89,11 +90,12 @@ def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progre
     train = _without_layers if cell.method == LAYERS else _with_plan
     slim, figures = train(config, run, splits, accelerator, progress)
     progress.say("scoring the tasks")
-    reference = dense.parts()["tune_dense"]["perplexity"]
+    reference = dense.parts()["tune_dense"]
     result = Result(
         cell=cell,
-        dense_perplexity=reference,
-        recovery=reference / figures["perplexity"],
+        dense_perplexity=reference["perplexity"],
+        dense_block_losses=reference["block_losses"],
+        recovery=reference["perplexity"] / figures["perplexity"],
         tasks=_task_recovery(dense, slim, tasks, config, accelerator),
         tokens=config.steps * config.train.batch_blocks * config.dataset.block_tokens,
         **figures,
@@ -102,7 +104,7 @@ def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progre
     return result
 
 
-Trained = tuple[PreTrainedModel, dict[str, float]]
+Trained = tuple[PreTrainedModel, dict[str, Any]]
 
 
 def _with_plan(
@@ -118,6 +120,7 @@ def _with_plan(
     return merge(load_tuned(config, run)), {
         "perplexity_at_freeze": decided["perplexity"],
         "perplexity": recovered["perplexity"],
+        "block_losses": recovered["block_losses"],
         "decoder_share": decided["decoder_share"],
         "whole_share": decided["whole_share"],
         "seconds": decided["seconds"] + recovered["seconds"],
@@ -135,7 +138,7 @@ def _without_layers(
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, space)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    cut = perplexity_on_test(config, slim, splits.test, accelerator)
+    cut = loss_on_test(config, slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
     validation = splits.decision.first(VALIDATION_BLOCKS)
     learner = Tuner(
@@ -143,14 +146,13 @@ def _without_layers(
     )
     progress.phase("recovery", 0, config.steps, None)
     drive(learner, config, run, progress)
-    after = perplexity_on_test(config, tuned, splits.test, accelerator)
+    after = loss_on_test(config, tuned, splits.test, accelerator)
     return merge(tuned), {
-        "perplexity_at_freeze": cut,
-        "perplexity": after,
+        "perplexity_at_freeze": cut.perplexity,
         "decoder_share": kept.decoder,
         "whole_share": kept.whole,
         "seconds": time.perf_counter() - began,
-    }
+    } | figures_of(after)
 
 
 def _task_recovery(
