@@ -210,6 +210,26 @@ def tasks(
 
 
 @bench.command()
+def losses(
+    out: Annotated[Path, typer.Option("--out", help="the run's folder")],
+    site_blocks: Annotated[int, typer.Option(min=1, help="test blocks for every site")] = 4,
+    json_file: JsonFile = None,
+) -> None:
+    """Where a run's slim model loses: on which tokens, and at which sites."""
+    from atp_bench.loss_map import kinds_table, map_losses, sites_table
+
+    from atp_edge.progress import Terminal
+    from atp_edge.run_folder import RunFolder
+
+    with Terminal(console) as progress:
+        found = map_losses(RunFolder(out), progress, site_blocks=site_blocks)
+    console.print(kinds_table(found))
+    console.print(sites_table(found))
+    if json_file is not None:
+        write_json(json_file, asdict(found))
+
+
+@bench.command()
 def rounding(
     out: Annotated[Path, typer.Option("--out", help="the run's folder")],
     precision: Annotated[

@@ -37,9 +37,13 @@ class TextLoss:
     tokens: tuple[int, ...]
 
     @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return sum(self.nats) / sum(self.tokens)
+
+    @property
     def perplexity(self) -> float:
-        """exp of the mean over all tokens."""
-        return math.exp(sum(self.nats) / sum(self.tokens))
+        return math.exp(self.mean)
 
     @property
     def by_block(self) -> list[float]:

@@ -39,6 +39,15 @@ def language_loss(model: nn.Module, batch: Blocks) -> Tensor:
     return mean_cross_entropy(hidden, _causal(model).get_output_embeddings(), targets)
 
 
+@torch.no_grad()
+def token_losses(model: nn.Module, batch: Blocks) -> Tensor:
+    """Negative log-likelihood of every labelled token of a batch ([B, T]): [L], fp32."""
+    (hidden,), targets = _labelled_hidden(model, batch)
+    head = _causal(model).get_output_embeddings()
+    pairs = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    return torch.cat([F.cross_entropy(head(h).float(), t, reduction="none") for h, t in pairs])
+
+
 def distilled_loss(
     model: nn.Module, teacher: nn.Module, batch: Blocks, weight: float, hidden_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:

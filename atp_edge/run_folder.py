@@ -10,6 +10,7 @@ from typing import Any
 from atp_edge.config import Config, read_config, to_toml
 from atp_edge.files import read_json, update_json, write_atomically
 
+WRITTEN_BY = {"dense": "train", "slim": "shrink", "onnx": "export"}
 VERSIONS_OF = ("atp-edge", "torch", "transformers", "peft", "accelerate", "datasets", "onnx")
 
 
@@ -28,6 +29,16 @@ class RunFolder:
     adapter = property(lambda self: self.path / "adapter")
     onnx = property(lambda self: self.path / "onnx")
     onnx_dense = property(lambda self: self.path / "onnx-dense")
+
+    def require(self, *forms: str) -> None:
+        """Raise ValueError unless these forms of the model (`dense`, `slim`, `onnx`) are there."""
+        for form in forms:
+            folder = self.path / form
+            if not (folder / "config.json").is_file():
+                stage = WRITTEN_BY[form]
+                raise ValueError(
+                    f"{folder} is not there; write it with `atp-edge {stage} --out {self.path}`"
+                )
 
     def metrics(self) -> dict[str, Any]:
         return read_json(self.metrics_json)

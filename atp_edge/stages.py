@@ -259,8 +259,7 @@ def bench_rounding(
             raise ValueError(f"--{name} {', '.join(asked)}: expected {', '.join(known)}")
     run = RunFolder(out)
     config = run.config()
-    if not (run.slim / "config.json").is_file():
-        raise ValueError(f"{run.slim} is not there; write it with `atp-edge shrink`")
+    run.require("slim")
     splits = splits_of(config)
     blocks, calibration = splits.test.first(config.dataset.test_blocks), calibration_of(splits)
     found = []
@@ -295,9 +294,7 @@ def bench_rounding(
 
 def _models_of(run: RunFolder) -> Models:
     """A run's own dense and slim checkpoints. Raises ValueError for a stage that has not run."""
-    for folder, stage in ((run.dense, "train"), (run.slim, "shrink")):
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is not there; write it with `atp-edge {stage}`")
+    run.require("dense", "slim")
     kept = shares(_shape(run.dense), _shape(run.slim)).decoder
     note = f"dense and slim model of {run.path}; slim keeps {kept:.1%} of the decoder's parameters"
     return Models(dense=run.dense, slims={"slim": run.slim}, note=note)

@@ -94,10 +94,8 @@ def score_run(
 
 
 def _forms(run: RunFolder) -> dict[str, Callable[[], LanguageModel]]:
-    """How to load every form."""
-    for folder, stage in ((run.dense, "train"), (run.slim, "shrink"), (run.onnx, "export")):
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not there; write it with `atp-edge {stage}`")
+    """How to load every form. Raises ValueError for one that no stage has written."""
+    run.require("dense", "slim", "onnx")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "dense": lambda: TorchModel(load_narrow(run.dense).to(device)),

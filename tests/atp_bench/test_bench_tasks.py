@@ -83,7 +83,9 @@ def test_the_three_forms_are_scored_side_by_side(run: RunFolder, tmp_path: Path)
 
 def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> None:
     hidden = run.onnx.rename(run.path / "hidden")
-    with pytest.raises(ValueError, match=r"onnx is not there; write it with `atp-edge export`"):
+    with pytest.raises(
+        ValueError, match=r"onnx is not there; write it with `atp-edge export --out"
+    ):
         bench_tasks(run)
     hidden.rename(run.onnx)
     with pytest.raises(ValueError, match="name one with --lm-eval"):

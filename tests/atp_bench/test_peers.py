@@ -166,7 +166,7 @@ def test_a_run_is_compared_in_both_precisions_by_one_command(tmp_path: Path) -> 
     file = tmp_path / "peers.json"
     command = ["bench", "--peers", GENAI, "--out", str(run), "--json", str(file)]
     early = CliRunner().invoke(app, command)
-    assert "slim is not there; write it with `atp-edge shrink`" in str(early.exception)
+    assert "slim is not there; write it with `atp-edge shrink --out" in str(early.exception)
     cut(run / "dense", run / "slim", 0.6, "per-layer")
     done = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
