@@ -7,6 +7,7 @@ killed run goes on where it was.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -64,9 +65,7 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     progress.say("reading the domain text")
     splits = splits_of(config)
     for part in (tune_dense, learn_decision, recover):
-        if part.__name__ not in run.parts():
-            figures = part(config, run, splits, accelerator, progress)
-            run.add_part(part.__name__, figures)
+        run_part(part, config, run, splits, accelerator, progress)
     plan = read_plan(run.plan)
     if config.recovery.adapter == "lora":
         _save_adapter(config, run, plan)
@@ -94,6 +93,26 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
             "returns": [text for name in parts for text in parts[name]["returns"]],
         },
     )
+
+
+Part = Callable[[Config, RunFolder, Splits, Accelerator, Progress], dict[str, Any]]
+
+
+def run_part(
+    part: Part,
+    config: Config,
+    run: RunFolder,
+    splits: Splits,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The figures of a part of training and the seconds it took; run unless the folder has them."""
+    if part.__name__ not in run.parts():
+        began = time.perf_counter()
+        figures = part(config, run, splits, accelerator, progress)
+        run.add_part(part.__name__, figures | {"seconds": time.perf_counter() - began})
+    found: dict[str, Any] = run.parts()[part.__name__]
+    return found
 
 
 def with_lora(config: Config, model: PreTrainedModel) -> PeftModel:

@@ -40,6 +40,7 @@ from atp_edge.train_stage import (
     load_tuned,
     loss_on_test,
     recover,
+    run_part,
     tune_dense,
     with_lora,
 )
@@ -111,12 +112,10 @@ def _with_plan(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> Trained:
     """The slim model of a decision over structures, and the figures of its training."""
-    for part in (learn_decision, recover):
-        if part.__name__ not in run.parts():
-            began = time.perf_counter()
-            figures = part(config, run, splits, accelerator, progress)
-            run.add_part(part.__name__, figures | {"seconds": time.perf_counter() - began})
-    decided, recovered = run.parts()["learn_decision"], run.parts()["recover"]
+    decided, recovered = (
+        run_part(part, config, run, splits, accelerator, progress)
+        for part in (learn_decision, recover)
+    )
     return merge(load_tuned(config, run)), {
         "perplexity_at_freeze": decided["perplexity"],
         "perplexity": recovered["perplexity"],
@@ -197,8 +196,7 @@ def _dense_baseline(
         out=str(work / name),
     )
     run = open_run(shared)
-    if "tune_dense" not in run.parts():
-        run.add_part("tune_dense", tune_dense(shared, run, splits, accelerator, progress))
-        for left in run.checkpoint.glob("*.pt"):
-            left.unlink()
+    run_part(tune_dense, shared, run, splits, accelerator, progress)
+    for left in run.checkpoint.glob("*.pt"):
+        left.unlink()
     return run
