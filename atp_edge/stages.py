@@ -168,8 +168,7 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
         )
         for provider in usable_providers()
     }
-    first = next(iter(proofs.values()))
-    figures = {"slim": asdict(first), "providers": {k: asdict(v) for k, v in proofs.items()}}
+    figures: dict[str, Any] = {"providers": {k: asdict(v) for k, v in proofs.items()}}
     if config.export.precision != "fp32":
         progress.say("measuring what the rounded weights cost on the test split")
         figures["quality"] = _rounding_cost(run.onnx, model, test.first(config.dataset.test_blocks))
