@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from atp_edge.cli_bench import bench
 from atp_edge.config import Config, configured, keys, read_values
+from atp_edge.errors import NotProvenError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -219,15 +221,12 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: errors are one clear line, and an exit code that scripts can read."""
-    from transformers.utils import logging as transformers_logging
-
-    from atp_edge.stages import NotProvenError
-
+    # Read when transformers is imported, which a command does when it needs it: it takes seconds.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     errors = Console(stderr=True, highlight=False)
     try:
         app()

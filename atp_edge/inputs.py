@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,19 @@ BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4
 
 
 def model_source(name: str) -> str:
-    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package."""
-    return str(demo_model_folder()) if name == "demo" else name
+    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package.
+
+    Raises ValueError for a path where no checkpoint lies.
+    """
+    if name == "demo":
+        return str(demo_model_folder())
+    hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    if not hub_id and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
+            "checkpoint, a hub id (OWNER/NAME), or demo"
+        )
+    return name
 
 
 def load_dense(config: Config) -> PreTrainedModel:

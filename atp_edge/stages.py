@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from atp_edge.config import Config
 from atp_edge.data import Blocks, Splits
 from atp_edge.domains import demo_model_folder
+from atp_edge.errors import NotProvenError
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ModelShape, model_shape
 from atp_edge.inputs import model_source, splits_of
@@ -46,10 +47,6 @@ PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 PEERS_TOKENS = 128
 PEERS_SHARE = 0.6
 PEERS_PRECISIONS = ("fp32", "int4")
-
-
-class NotProvenError(RuntimeError):
-    """The exported model does not equal the PyTorch model."""
 
 
 def shrink(config: Config, run: RunFolder, progress: Progress) -> None:

@@ -163,6 +163,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         (["run", "--budget", "params=0.001"], "the smallest budget for this model is params="),
         (["run", "--budget", "tiny"], "budget 'tiny': expected params=SHARE"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
+        (["train", "--model", "/no/folder"], "model '/no/folder': no config.json there; expected"),
         (["shrink", "--out", "nowhere"], "nowhere holds no run"),
         (["generate", "x", "--out", "nowhere"], "nowhere holds no model.onnx"),
         (
@@ -195,3 +196,12 @@ def test_a_dry_run_shows_the_costs_and_writes_nothing(
 def test_doctor_and_help_fit_80_columns() -> None:
     for arguments in (["doctor"], ["run", "--help"], ["--help"]):
         assert max(map(len, atp_edge(*arguments).splitlines())) <= 80
+
+
+def test_help_is_shown_without_importing_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from atp_edge.cli import app; "
+        "result = CliRunner().invoke(app, ['run', '--help']); "
+        "sys.exit(result.exit_code or 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
