@@ -28,7 +28,7 @@ from atp_edge.families import (
 )
 from atp_edge.losses import language_loss
 from atp_edge.plan import Plan, plan_of
-from atp_edge.structures import Site
+from atp_edge.structures import Site, by_structure
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
 
@@ -37,7 +37,7 @@ def decision(model: PreTrainedModel, blocks: Blocks, space: Space, baseline: Bas
     """The plan a baseline's scores give within a space; blocks: calibration text [N, T]."""
     masks = project(baseline(model, blocks, space), space).masks
     kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
-    return plan_of(model_shape(model.config), kept)
+    return plan_of(model_shape(model.config), kept, space.sites[0].space)
 
 
 def magnitude(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
@@ -66,6 +66,7 @@ def wanda_sp(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tenso
     Wanda's score (arXiv 2306.11695, eq. 1) summed over a structure, as FLAP's paper compares with
     (Wanda-sp, arXiv 2312.11983); ranks within a site, so that every site loses the same share.
     """
+    _whole_groups(space, "wanda-sp")
     moments = _input_moments(model, blocks, space)
     scores = [
         _a_structure(site, _weight(model, site).abs().sum(0) * square.sqrt())
@@ -80,6 +81,7 @@ def flap(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
     FLAP's WIFV score and adaptive structure search (arXiv 2312.11983, eqs. 5 to 7), without its
     bias compensation, which adds biases that runtimes do not load.
     """
+    _whole_groups(space, "flap")
     scores = []
     for site, (mean, square) in zip(space.sites, _input_moments(model, blocks, space), strict=True):
         fluctuation = (square - mean**2) * (_weight(model, site) ** 2).sum(0)
@@ -95,6 +97,7 @@ def torch_pruning(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[
     Attention is scored by `group_taylor`: Torch-Pruning 1.6.1 finds no end to the group of v_proj
     under grouped-query attention as transformers 5.23 traces it.
     """
+    _whole_groups(space, "torch-pruning")
     try:
         import torch_pruning as tp
     except ImportError:
@@ -236,7 +239,17 @@ def _a_weight(model: PreTrainedModel, site: Site, of: Callable[[Tensor], Tensor]
 
 def _a_structure(site: Site, values: Tensor) -> Tensor:
     """Rows or columns [size * n] summed over the structures that own them: [size]."""
-    return values.float().cpu().view(site.size, -1).sum(1)
+    return by_structure(values.float().cpu(), 0, site.size, site.space).sum(1)
+
+
+def _whole_groups(space: Space, baseline: str) -> None:
+    """Raise ValueError for a structure space that a baseline does not score."""
+    if space.sites[0].space != "groups":
+        raise ValueError(
+            f"decision.start = {baseline!r} scores KV groups by what o_proj reads, and knows no "
+            f"RoPE pairs of q and k: with decision.space = {space.sites[0].space!r} take "
+            "importance, all-kept, magnitude or group-taylor"
+        )
 
 
 @torch.no_grad()
