@@ -50,6 +50,7 @@ def space_of(config: Config, dense_config: Any) -> Space:
         widths=config.widths,
         width_multiple=config.decision.width_multiple,
         bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
+        structures=config.decision.space,
     )
 
 

@@ -98,8 +98,8 @@ def cache_of(g: GraphBuilder, shape: LayerShape, index: int, cache: int) -> Laye
 def rotary_of(g: GraphBuilder, layer: Layer, shared: Shared, *, copies: int = 1) -> tuple[str, str]:
     """cos and sin of the pairs that a layer's heads hold, `copies` times side by side if not all.
 
-    A Gather of columns, which runtimes fold when they load: one table is in the file, and in memory
-    one more for every layer that has lost pairs, positions * head_dim * 4 bytes in fp32.
+    A Gather of columns. Of whole tables, ONNX Runtime folds it when it loads: one table is in the
+    file, and in memory one more for every layer that lost pairs, positions * head_dim * 4 bytes.
     """
     pairs = layer.shape.rope_pairs
     if pairs is None:
