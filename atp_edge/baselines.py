@@ -28,9 +28,19 @@ from atp_edge.families import (
 )
 from atp_edge.losses import language_loss
 from atp_edge.plan import Plan, plan_of
-from atp_edge.structures import Site, by_structure
+from atp_edge.structures import Site, StructureSpace, by_structure
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
+
+
+def check_start(start: str, structures: StructureSpace) -> None:
+    """Raise ValueError for a score that does not know the structures of a space."""
+    if structures == "head-dims" and start in ("wanda-sp", "flap"):
+        raise ValueError(
+            f"decision.start = {start!r} scores by what o_proj reads and knows nothing of RoPE "
+            "pairs in q and k: with decision.space = 'head-dims' take importance, all-kept, "
+            "magnitude, group-taylor or torch-pruning"
+        )
 
 
 def decision(model: PreTrainedModel, blocks: Blocks, space: Space, baseline: Baseline) -> Plan:
@@ -66,7 +76,7 @@ def wanda_sp(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tenso
     Wanda's score (arXiv 2306.11695, eq. 1) summed over a structure, as FLAP's paper compares with
     (Wanda-sp, arXiv 2312.11983); ranks within a site, so that every site loses the same share.
     """
-    _whole_groups(space, "wanda-sp")
+    check_start("wanda-sp", space.sites[0].space)
     moments = _input_moments(model, blocks, space)
     scores = [
         _a_structure(site, _weight(model, site).abs().sum(0) * square.sqrt())
@@ -81,7 +91,7 @@ def flap(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
     FLAP's WIFV score and adaptive structure search (arXiv 2312.11983, eqs. 5 to 7), without its
     bias compensation, which adds biases that runtimes do not load.
     """
-    _whole_groups(space, "flap")
+    check_start("flap", space.sites[0].space)
     scores = []
     for site, (mean, square) in zip(space.sites, _input_moments(model, blocks, space), strict=True):
         fluctuation = (square - mean**2) * (_weight(model, site) ** 2).sum(0)
@@ -97,7 +107,6 @@ def torch_pruning(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[
     Attention is scored by `group_taylor`: Torch-Pruning 1.6.1 finds no end to the group of v_proj
     under grouped-query attention as transformers 5.23 traces it.
     """
-    _whole_groups(space, "torch-pruning")
     try:
         import torch_pruning as tp
     except ImportError:
@@ -240,16 +249,6 @@ def _a_weight(model: PreTrainedModel, site: Site, of: Callable[[Tensor], Tensor]
 def _a_structure(site: Site, values: Tensor) -> Tensor:
     """Rows or columns [size * n] summed over the structures that own them: [size]."""
     return by_structure(values.float().cpu(), 0, site.size, site.space).sum(1)
-
-
-def _whole_groups(space: Space, baseline: str) -> None:
-    """Raise ValueError for a structure space that a baseline does not score."""
-    if space.sites[0].space != "groups":
-        raise ValueError(
-            f"decision.start = {baseline!r} scores KV groups by what o_proj reads, and knows no "
-            f"RoPE pairs of q and k: with decision.space = {space.sites[0].space!r} take "
-            "importance, all-kept, magnitude or group-taylor"
-        )
 
 
 @torch.no_grad()
