@@ -20,9 +20,9 @@ from atp_edge.families import READS, module_path
 from atp_edge.structures import Site, by_structure
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
-# and v too, which no other structure shares; measured in docs/log.md. A pair's score has its part
-# from q: its factor is not measured yet.
-ATTENTION_FACTOR = {"groups": 5.0, "head-dims": 1.0}
+# and v too, which no other structure shares; measured in docs/log.md. For RoPE pairs measured on a
+# tiny byte model alone (there too).
+ATTENTION_FACTOR = 5.0
 
 
 def taylor_importance(
@@ -117,12 +117,11 @@ def _input_gradient(module: Any, gradient: Tensor) -> Tensor:
 def starting_logits(importance: list[Tensor], space: Space) -> list[Tensor]:
     """Log importance per parameter, shifted so that zero is the border of the first decision."""
     density = [
-        torch.log((score * _factor(site)).clamp_min(1e-20) / site.unit_parameters)
+        torch.log(
+            (score * (ATTENTION_FACTOR if site.kind == "attention" else 1.0)).clamp_min(1e-20)
+            / site.unit_parameters
+        )
         for score, site in zip(importance, space.sites, strict=True)
     ]
     thresholds = project(density, space).thresholds
     return [x - threshold for x, threshold in zip(density, thresholds, strict=True)]
-
-
-def _factor(site: Site) -> float:
-    return ATTENTION_FACTOR[site.space] if site.kind == "attention" else 1.0

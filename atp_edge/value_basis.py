@@ -99,8 +99,9 @@ def _rebase(v: Any, o: Any, seen: _Moments) -> None:
     gram = torch.einsum("hgnd,hgne->gde", columns, columns)
     there, back = _basis(values, gram, _places(seen).cpu())
     # Any scale of a dimension may go to either side: rows and columns of equal norms.
-    norms = (gram @ back).mul(back).sum(1).clamp_min(0).sqrt() / (there @ rows).norm(dim=2)
-    scale = norms.clamp(1e-6, 1e6).sqrt()
+    read = (gram @ back).mul(back).sum(1).clamp_min(0).sqrt()
+    written = (there @ rows).norm(dim=2).clamp_min(1e-30)
+    scale = (read / written).clamp(1e-6, 1e6).sqrt()
     there, back = there * scale[:, :, None], back / scale[:, None, :]
     v.weight.copy_((there @ rows).flatten(0, 1))
     if v.bias is not None:

@@ -49,11 +49,10 @@ def test_the_same_text_gives_the_same_bits() -> None:
 
 def test_values_without_any_spread_or_use_leave_finite_weights() -> None:
     model = tiny_model("llama")
-    expected = logits(model)
-    attention = model.model.layers[1].self_attn
+    unused, silent, both = (layer.self_attn for layer in model.model.layers)
     with torch.no_grad():
-        attention.o_proj.weight.zero_()
-        model.model.layers[2].self_attn.v_proj.weight.zero_()
+        for weight in (unused.o_proj, both.o_proj, silent.v_proj, both.v_proj):
+            weight.weight.zero_()
         expected = logits(model)
         rebase_values(model, BLOCKS)
     torch.testing.assert_close(logits(model), expected, atol=5e-5, rtol=0)
