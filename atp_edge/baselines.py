@@ -28,16 +28,26 @@ from atp_edge.families import (
 )
 from atp_edge.losses import language_loss
 from atp_edge.plan import Plan, plan_of
-from atp_edge.structures import Site
+from atp_edge.structures import Site, StructureSpace, by_structure
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
+
+
+def check_start(start: str, structures: StructureSpace) -> None:
+    """Raise ValueError for a score that does not know the structures of a space."""
+    if structures == "head-dims" and start in ("wanda-sp", "flap"):
+        raise ValueError(
+            f"decision.start = {start!r} scores by what o_proj reads and knows nothing of RoPE "
+            "pairs in q and k: with decision.space = 'head-dims' take importance, all-kept, "
+            "magnitude, group-taylor or torch-pruning"
+        )
 
 
 def decision(model: PreTrainedModel, blocks: Blocks, space: Space, baseline: Baseline) -> Plan:
     """The plan a baseline's scores give within a space; blocks: calibration text [N, T]."""
     masks = project(baseline(model, blocks, space), space).masks
     kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
-    return plan_of(model_shape(model.config), kept)
+    return plan_of(model_shape(model.config), kept, space.sites[0].space)
 
 
 def magnitude(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
@@ -66,6 +76,7 @@ def wanda_sp(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tenso
     Wanda's score (arXiv 2306.11695, eq. 1) summed over a structure, as FLAP's paper compares with
     (Wanda-sp, arXiv 2312.11983); ranks within a site, so that every site loses the same share.
     """
+    check_start("wanda-sp", space.sites[0].space)
     moments = _input_moments(model, blocks, space)
     scores = [
         _a_structure(site, _weight(model, site).abs().sum(0) * square.sqrt())
@@ -80,6 +91,7 @@ def flap(model: PreTrainedModel, blocks: Blocks, space: Space) -> list[Tensor]:
     FLAP's WIFV score and adaptive structure search (arXiv 2312.11983, eqs. 5 to 7), without its
     bias compensation, which adds biases that runtimes do not load.
     """
+    check_start("flap", space.sites[0].space)
     scores = []
     for site, (mean, square) in zip(space.sites, _input_moments(model, blocks, space), strict=True):
         fluctuation = (square - mean**2) * (_weight(model, site) ** 2).sum(0)
@@ -236,7 +248,7 @@ def _a_weight(model: PreTrainedModel, site: Site, of: Callable[[Tensor], Tensor]
 
 def _a_structure(site: Site, values: Tensor) -> Tensor:
     """Rows or columns [size * n] summed over the structures that own them: [size]."""
-    return values.float().cpu().view(site.size, -1).sum(1)
+    return by_structure(values.float().cpu(), 0, site.size, site.space).sum(1)
 
 
 @torch.no_grad()

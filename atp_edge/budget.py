@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 from atp_edge.families import ModelShape
-from atp_edge.structures import Site, count_parameters, fixed_layer_parameters, sites_of
+from atp_edge.structures import (
+    Site,
+    StructureSpace,
+    count_parameters,
+    fixed_layer_parameters,
+    sites_of,
+)
 
 BudgetKind = Literal["params", "model-params", "bytes"]
 WidthsPolicy = Literal["uniform", "per-layer"]
+# Of kept RoPE pairs: head_dim in multiples of 16, as ONNX Runtime's GroupQueryAttention wants it.
+PAIRS_STEP = 8
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -69,8 +77,8 @@ class Space:
     fixed: int
     """Decoder parameters that no decision removes."""
     uniform: bool
-    uniform_groups: tuple[int, ...]
-    """Numbers of KV groups a uniform decoder of this family can have."""
+    uniform_attention: tuple[int, ...]
+    """Widths of attention that a uniform decoder of this family can have."""
 
     @property
     def dense(self) -> int:
@@ -99,8 +107,10 @@ def space_at(space: Space, done: float) -> Space:
     return replace(space, allowed=round(space.allowed + (everything - space.allowed) * left))
 
 
-def _loadable_groups(shape: ModelShape) -> tuple[int, ...]:
-    """transformers' Llama configuration wants hidden_size divisible by the number of heads."""
+def _uniform_attention(shape: ModelShape, site: Site, step: int) -> tuple[int, ...]:
+    if site.space == "head-dims":
+        return (*range(step, site.size, step), site.size)
+    # transformers' Llama configuration wants hidden_size divisible by the number of heads.
     layer = shape.layers[0]
     return tuple(
         groups
@@ -116,12 +126,14 @@ def make_space(
     widths: WidthsPolicy,
     width_multiple: int,
     bytes_per_parameter: float = 4.0,
+    structures: StructureSpace = "groups",
 ) -> Space:
     """The feasible decisions. Raises ValueError, naming the nearest budget that can be met."""
-    sites = sites_of(shape)
+    sites = sites_of(shape, structures)
     if width_multiple < 1:
         raise ValueError(f"width multiple {width_multiple}: expected 1 or more")
-    steps = tuple(1 if s.kind == "attention" else min(width_multiple, s.size) for s in sites)
+    multiples = {"attention": 1 if structures == "groups" else PAIRS_STEP, "mlp": width_multiple}
+    steps = tuple(min(multiples[s.kind], s.size) for s in sites)
     fixed = fixed_layer_parameters(shape)
     allowed = allowed_parameters(budget, shape, bytes_per_parameter) - fixed
     smallest = sum(s.unit_parameters * step for s, step in zip(sites, steps, strict=True))
@@ -133,7 +145,7 @@ def make_space(
         allowed=min(allowed, sum(s.size * s.unit_parameters for s in sites)),
         fixed=fixed,
         uniform=widths == "uniform",
-        uniform_groups=_loadable_groups(shape),
+        uniform_attention=_uniform_attention(shape, sites[0], steps[0]),
     )
 
 
@@ -147,8 +159,8 @@ def _too_small(shape: ModelShape, budget: Budget, decoder: int, bytes_per_parame
     }[budget.kind]
     given = f"{budget.value / 1e6:g}MB" if budget.kind == "bytes" else f"{budget.value:g}"
     return (
-        f"budget {budget.kind}={given} cannot be met: one KV group and one width multiple of "
-        f"channels must stay in every layer; the smallest budget for this model is {nearest}"
+        f"budget {budget.kind}={given} cannot be met: one width step of attention and "
+        f"one of channels must stay in every layer; the smallest budget for this model is {nearest}"
     )
 
 
@@ -218,7 +230,7 @@ def _per_layer(values: list[Tensor], space: Space) -> tuple[list[int], Tensor]:
 
 
 def _uniform(values: list[Tensor], space: Space) -> tuple[list[int], Tensor]:
-    """The pair (KV groups, channels) whose kept logits, weighed by cost, are worth most.
+    """The pair of widths (attention, MLP) whose kept logits, weighed by cost, are worth most.
 
     A threshold a site: between its worst kept and its best removed structure.
     """
@@ -228,7 +240,7 @@ def _uniform(values: list[Tensor], space: Space) -> tuple[list[int], Tensor]:
     worth_of_groups = torch.cumsum(torch.stack(values[0::2]).sum(0), 0) * group.unit_parameters
     worth_of_channels = torch.cumsum(torch.stack(values[1::2]).sum(0), 0) * channel.unit_parameters
     best: tuple[float, int, int] | None = None
-    for groups in space.uniform_groups:
+    for groups in space.uniform_attention:
         left = space.allowed // layers - groups * group.unit_parameters
         channels = min(left // channel.unit_parameters, channel.size)
         if channels < channel.size:

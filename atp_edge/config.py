@@ -44,6 +44,10 @@ class DecisionConfig:
         "flap",
         "torch-pruning",
     ] = field(default="importance", metadata={"help": "where the generator starts"})
+    space: Literal["groups", "head-dims"] = field(
+        default="groups",
+        metadata={"help": "attention loses whole KV groups, or RoPE pairs of all its heads"},
+    )
     learn: bool = field(default=True, metadata={"help": "off: frozen at its start"})
     follow: float = field(
         default=0.0,

@@ -29,6 +29,8 @@ class LayerShape:
     head_dim: int
     channels: int
     sliding_window: int | None = None
+    rope_pairs: tuple[int, ...] | None = None
+    """The dense head's RoPE pairs that `head_dim` holds, ascending; None: every one."""
 
     @property
     def group_heads(self) -> int:
@@ -77,11 +79,13 @@ def _layer_shape(config: Any, layer: int) -> LayerShape:
     heads = config.num_attention_heads
     kinds = getattr(config, "layer_types", None)
     slides = kinds[layer] == "sliding_attention" if kinds else True
+    pairs = getattr(config, "rope_pairs", None)
     return LayerShape(
         heads=heads,
         kv_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         channels=config.intermediate_size,
+        rope_pairs=None if pairs is None else tuple(pairs),
         sliding_window=getattr(config, "sliding_window", None) if slides else None,
     )
 

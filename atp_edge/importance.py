@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 from atp_edge.budget import Space, project
 from atp_edge.data import Blocks
 from atp_edge.families import READS, module_path
+from atp_edge.structures import Site, by_structure
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
-# and v too, which no other structure shares; measured in docs/log.md.
+# and v too, which no other structure shares; measured in docs/log.md. For RoPE pairs measured on a
+# tiny byte model alone (there too).
 ATTENTION_FACTOR = 5.0
 
 
@@ -44,16 +46,19 @@ def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
     z is what o_proj or down_proj reads, before any mask; its gradient is that of the whole weight,
     so that removed structures are scored like kept ones. The first-order change of the loss when
     an output appears or goes, without cancellation over tokens (the activation form of
-    LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5).
+    LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5). A RoPE pair of `head-dims` also
+    scores |q * dL/dq|, of both its dimensions together: what its scores of attention are worth.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     scores = [torch.zeros(site.size, device=base.device) for site in space.sites]
-    hooks = [
-        base.get_submodule(module_path(site.layer, READS[site.kind])).register_forward_hook(
-            partial(_watch, score)
-        )
-        for site, score in zip(space.sites, scores, strict=True)
-    ]
+    hooks = []
+    for site, score in zip(space.sites, scores, strict=True):
+        watches = {str(READS[site.kind]): _watch_inputs}
+        if site.kind == "attention" and site.space == "head-dims":
+            watches["q_proj"] = _watch_queries
+        for name, watch in watches.items():
+            module = base.get_submodule(module_path(site.layer, name))
+            hooks.append(module.register_forward_hook(partial(watch, site, score)))
     try:
         yield scores
     finally:
@@ -61,15 +66,42 @@ def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def _watch(score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _watch_inputs(
+    site: Site, score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
     z = inputs[0].detach()
 
     def add(gradient: Tensor) -> None:
         with torch.no_grad():
             taylor = (z.float() * _input_gradient(module, gradient).float()).abs()
-            score.add_(taylor.flatten(0, -2).sum(0).view(len(score), -1).sum(1))
+            rows = taylor.flatten(0, -2).sum(0)
+            score.add_(by_structure(rows, 0, site.size, site.space).sum(1))
 
     output.register_hook(add)
+
+
+def _watch_queries(
+    site: Site, score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    with torch.no_grad():
+        q = _unmasked_output(module, inputs[0], output)
+
+    def add(gradient: Tensor) -> None:
+        with torch.no_grad():
+            # [tokens * heads, 2, pairs]: RoPE's turn leaves the sum over a pair as it is.
+            pairs = (q.float() * gradient.float()).reshape(-1, 2, site.size)
+            score.add_(pairs.sum(1).abs().sum(0))
+
+    output.register_hook(add)
+
+
+def _unmasked_output(module: Any, x: Tensor, output: Tensor) -> Tensor:
+    """(W + s B A) x, which a mask has not touched; `output` where there is no LoRA."""
+    if not isinstance(module, LoraLayer):
+        return output
+    a, b = module.lora_A["default"], module.lora_B["default"]
+    whole: Tensor = module.get_base_layer()(x) + module.scaling["default"] * b(a(x))
+    return whole
 
 
 def _input_gradient(module: Any, gradient: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from atp_edge.baselines import check_start
 from atp_edge.budget import Space, make_space, parse_budget
 from atp_edge.config import Config
 from atp_edge.cpu import attention_implementation, keep_freed_memory
@@ -55,13 +56,16 @@ def placed(model: PreTrainedModel, config: Config, accelerator: Accelerator) -> 
 
 
 def space_of(config: Config, dense_config: Any) -> Space:
-    """The feasible decisions of a run; ValueError when its budget cannot be met."""
+    """The feasible decisions of a run; ValueError when its budget cannot be met, or its structures
+    not be scored."""
+    check_start(config.decision.start, config.decision.space)
     return make_space(
         model_shape(dense_config),
         parse_budget(config.budget),
         widths=config.widths,
         width_multiple=config.decision.width_multiple,
         bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
+        structures=config.decision.space,
     )
 
 

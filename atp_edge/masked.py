@@ -35,6 +35,7 @@ from atp_edge.families import (
 from atp_edge.fused import QKV, FusedQkv, fused_mlp, qkv_unlike, separately
 from atp_edge.plan import Plan
 from atp_edge.skipping import FixedSite, Placement
+from atp_edge.structures import StructureSpace, to_rows
 
 
 class MaskedLoraLinear(PeftLoraLinear):
@@ -48,6 +49,8 @@ class MaskedLoraLinear(PeftLoraLinear):
     placement: Placement = "whole"
     site: FixedSite | FusedQkv | None = None
     name: str = ""
+    space: StructureSpace = "groups"
+    """What the structures of a decision on this model are."""
 
     @property
     def lora_alone(self) -> bool:
@@ -93,13 +96,14 @@ def add_lora(
     seed: int,
     ranks: Mapping[str, int] | None = None,
     dora: bool = False,
+    space: StructureSpace = "groups",
 ) -> PeftModel:
     """Wrap every projection of the decoder with peft's LoRA; B starts at zero, A from the seed.
 
     ranks: of projections by their path (`module_path`), where they differ from `rank`; the scale
     alpha / rank is the same for all. dora: peft's weight-decomposed LoRA (arXiv 2402.09353), which
-    takes no decision. Uses peft's own extension point for layers, so that the adapter saves and
-    loads as any other.
+    takes no decision. space: the structures that decisions on the model will be about. Uses peft's
+    own extension point for layers, so that the adapter saves and loads as any other.
     """
     config = LoraConfig(
         r=rank,
@@ -113,7 +117,11 @@ def add_lora(
     config._register_custom_module({nn.Linear: MaskedLoraLinear})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        made = get_peft_model(model, config)
+    for module in made.modules():
+        if isinstance(module, MaskedLoraLinear):
+            module.space = space
+    return made
 
 
 def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinear:
@@ -131,6 +139,7 @@ def set_decision(
     removes is not computed, unless `skip` is off (then o_proj and down_proj see their whole input).
     Where the backend is Triton, blocks go through its fused operators (`atp_edge/fused.py`) and
     nothing is read back to the host; on torch a fixed decision makes shapes narrow (`FixedSite`).
+    Attention in `head-dims` is masked in either case: neither knows heads of fewer dimensions.
     """
     base = model.get_base_model()
     for i, layer in enumerate(model_shape(base.config).layers):
@@ -140,20 +149,29 @@ def set_decision(
             # Read off the weights, for a step's inputs are not known yet.
             on_gpu = on_triton(modules[names[0]].get_base_layer().weight)
             fixed = mask is not None and mask.dtype == torch.bool
+            pairs = "q_proj" in modules and modules["q_proj"].space == "head-dims"
             # On the whole output, masking what o_proj and down_proj read is enough; but what is
             # masked in their writers too is skipped there.
-            both = placement == "base" or (fixed and skip and on_gpu)
+            both = placement == "base" or (fixed and skip and (on_gpu or pairs))
             sites: dict[Projection, FixedSite | FusedQkv] = {}
-            if skip and mask is not None and not on_gpu:
-                sites = _fixed_sites(mask, placement, modules)
-            elif skip and mask is not None:
-                sites = _fused_sites(mask if both else None, placement, modules, layer)
+            if skip and mask is not None and not pairs:
+                sites = (
+                    _fused_sites(mask if both else None, placement, modules, layer)
+                    if on_gpu
+                    else _fixed_sites(mask, placement, modules)
+                )
             for name, module in modules.items():
                 module.site, module.name, module.placement = sites.get(name), name, placement
-                rows = None if module.site is not None else _rows(attention, mlp, layer, name)
                 reads = name in READS.values()
+                rows = None
+                if mask is not None and module.site is None:
+                    count = module.in_features if reads else module.out_features
+                    rows = to_rows(mask, count, module.space)
                 module.in_mask = rows if reads else None
-                module.out_mask = rows if both and not reads else None
+                # A pair that goes must leave the scores too: in q, where the mask's gradient then
+                # comes from an unmasked k.
+                writes = both or (pairs and name == "q_proj")
+                module.out_mask = rows if writes and not reads else None
             if on_gpu and "down_proj" in modules:
                 block = base.get_submodule(module_path(i, "down_proj").rpartition(".")[0])
                 block.forward = MethodType(fused_mlp, block)
@@ -188,18 +206,6 @@ def _fused_sites(
         return {}
     site = FusedQkv(mask, placement, modules, shape, before=modules["q_proj"].site)
     return dict.fromkeys(QKV, site)
-
-
-def _rows(
-    attention: Tensor | None, mlp: Tensor | None, layer: LayerShape, projection: str
-) -> Tensor | None:
-    """A site's mask spread over the rows (or, for o and down, columns) of a projection."""
-    if projection in ("gate_proj", "up_proj", "down_proj"):
-        return mlp
-    if attention is None:
-        return None
-    heads = 1 if projection in ("k_proj", "v_proj") else layer.group_heads
-    return attention.repeat_interleave(heads * layer.head_dim)
 
 
 def plan_masks(plan: Plan) -> list[Tensor]:

@@ -1,5 +1,8 @@
 """Decoders whose layers have widths of their own, read from transformers' `per_layer_config`.
 
+Besides transformers' own names a layer may have `rope_pairs`: its heads then hold these RoPE pairs
+of the dense head alone, first halves before second ones, each turned by its own frequency.
+
 `import atp_edge` registers these classes with `AutoModelForCausalLM`; a copy of this file also lies
 beside the weights of every per-layer checkpoint, for those who load it with
 `trust_remote_code=True`. It depends on transformers (>= 5.20) alone.
@@ -10,6 +13,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -40,6 +44,8 @@ class _PerLayer(PreTrainedModel):
         self.model.layers = nn.ModuleList(
             layer_class(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)
         )
+        for layer in self.model.layers:
+            _keep_rope_pairs(layer.self_attn)
         self.post_init()
 
     @classmethod
@@ -55,6 +61,23 @@ class _PerLayer(PreTrainedModel):
         if not config.is_heterogeneous:
             return _ordinary(cls)._from_config(config, **kwargs)
         return super()._from_config(config, **kwargs)
+
+
+def _keep_rope_pairs(attention: Any) -> None:
+    """Let an attention, built for fewer dimensions a head, turn those by their own frequencies."""
+    pairs = getattr(attention.config, "rope_pairs", None)
+    if pairs is not None:
+        # No buffer: transformers loads onto models of the meta device and would not fill it.
+        attention.rope_pairs = torch.tensor(pairs, device="cpu")
+        attention.register_forward_pre_hook(_take_rope_pairs, with_kwargs=True)
+
+
+def _take_rope_pairs(attention: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """cos and sin [B, T, dense head_dim], their halves alike, of the kept pairs alone."""
+    cos, sin = kwargs["position_embeddings"]
+    pairs = attention.rope_pairs = attention.rope_pairs.to(cos.device)
+    kept = tuple(x[..., pairs].repeat(1, 1, 2) for x in (cos, sin))
+    return args, kwargs | {"position_embeddings": kept}
 
 
 def _ordinary(cls: type) -> Any:

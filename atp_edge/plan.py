@@ -7,11 +7,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from atp_edge.families import ModelShape
+from atp_edge.families import LayerShape, ModelShape
 from atp_edge.files import write_atomically
-from atp_edge.structures import Site, SiteKind, count_parameters, sites_of
+from atp_edge.structures import Site, SiteKind, StructureSpace, count_parameters, sites_of
 
-SCHEMA = 1
+SCHEMAS: dict[StructureSpace, int] = {"groups": 1, "head-dims": 2}
+"""Of the file, by structure space: the first schema names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,14 @@ class Plan:
 
     family: str
     sites: tuple[SitePlan, ...]
-    schema: int = SCHEMA
+    space: StructureSpace = "groups"
 
     def site(self, layer: int, kind: SiteKind) -> SitePlan:
         return self.sites[2 * layer + (kind == "mlp")]
 
     @property
     def uniform(self) -> bool:
-        """Whether all layers have the same widths (an ordinary checkpoint)."""
+        """Whether all layers have the same widths (of `groups`: an ordinary checkpoint)."""
         return len({(s.kind, s.width) for s in self.sites}) == len({s.kind for s in self.sites})
 
     @property
@@ -49,25 +50,27 @@ class Plan:
         return hashlib.sha256(to_json(self).encode()).hexdigest()
 
 
-def plan_of(shape: ModelShape, kept: list[tuple[int, ...]]) -> Plan:
+def plan_of(
+    shape: ModelShape, kept: list[tuple[int, ...]], space: StructureSpace = "groups"
+) -> Plan:
     """A plan from the kept structures of every site; checked against the model's shape."""
     sites = tuple(
         SitePlan(layer=s.layer, kind=s.kind, size=s.size, kept=tuple(sorted(k)))
-        for s, k in zip(sites_of(shape), kept, strict=True)
+        for s, k in zip(sites_of(shape, space), kept, strict=True)
     )
-    plan = Plan(family=shape.family, sites=sites)
+    plan = Plan(family=shape.family, sites=sites, space=space)
     check_plan(plan, shape)
     return plan
 
 
-def all_kept(shape: ModelShape) -> Plan:
+def all_kept(shape: ModelShape, space: StructureSpace = "groups") -> Plan:
     """The identity: every structure stays."""
-    return plan_of(shape, [tuple(range(s.size)) for s in sites_of(shape)])
+    return plan_of(shape, [tuple(range(s.size)) for s in sites_of(shape, space)], space)
 
 
 def check_plan(plan: Plan, shape: ModelShape) -> None:
     """Raise ValueError unless the plan belongs to a model of this shape."""
-    expected = sites_of(shape)
+    expected = sites_of(shape, plan.space)
     if len(plan.sites) != len(expected):
         raise ValueError(
             f"the plan has {len(plan.sites)} sites, the model {len(expected)}: "
@@ -97,14 +100,19 @@ def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
     check_plan(plan, shape)
     layers = tuple(
         replace(
-            layer,
-            heads=plan.site(i, "attention").width * layer.group_heads,
-            kv_heads=plan.site(i, "attention").width,
+            _narrow_attention(layer, plan.site(i, "attention"), plan.space),
             channels=plan.site(i, "mlp").width,
         )
         for i, layer in enumerate(shape.layers)
     )
     return replace(shape, layers=layers)
+
+
+def _narrow_attention(layer: LayerShape, site: SitePlan, space: StructureSpace) -> LayerShape:
+    if space == "groups":
+        return replace(layer, heads=site.width * layer.group_heads, kv_heads=site.width)
+    pairs = site.kept if site.width < site.size else None
+    return replace(layer, head_dim=2 * site.width, rope_pairs=pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +132,11 @@ def shares(dense: ModelShape, narrow: ModelShape) -> Shares:
 def to_json(plan: Plan) -> str:
     """One site a line, so that a plan can be read and compared."""
     sites = ",\n  ".join(json.dumps(asdict(site)) for site in plan.sites)
-    head = f'{{"schema": {plan.schema}, "family": {json.dumps(plan.family)}, "sites": [\n  '
-    return f"{head}{sites}\n]}}\n"
+    about: dict[str, object] = {"schema": SCHEMAS[plan.space], "family": plan.family}
+    if plan.space != "groups":
+        about["space"] = plan.space
+    head = json.dumps(about).removesuffix("}")
+    return f'{head}, "sites": [\n  {sites}\n]}}\n'
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -136,9 +147,10 @@ def read_plan(path: Path) -> Plan:
     """Read a plan. Raises ValueError when the file is not one of a known schema."""
     try:
         raw = json.loads(path.read_text())
-        if raw["schema"] != SCHEMA:
-            raise ValueError(f"schema {raw['schema']!r}, expected {SCHEMA}")
+        space = raw.get("space", "groups")
+        if raw["schema"] != SCHEMAS[space]:
+            raise ValueError(f"schema {raw['schema']!r}, expected {SCHEMAS[space]}")
         sites = tuple(SitePlan(**{**site, "kept": tuple(site["kept"])}) for site in raw["sites"])
-        return Plan(family=raw["family"], sites=sites)
+        return Plan(family=raw["family"], sites=sites, space=space)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a plan of atp-edge: {error!r}") from error

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atp_edge.families import READS, model_shape
 from atp_edge.masked import lora_layer
+from atp_edge.structures import by_structure
 
 _WRITES = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
@@ -28,10 +29,12 @@ def _removed_groups(model: PeftModel, masks: list[Tensor]) -> Iterator[tuple[Ten
             if not len(removed):
                 continue
             for name in _WRITES[kind]:
-                rows = lora_layer(model, i, name).lora_B["default"].weight
-                yield rows.unflatten(0, (len(mask), -1)), removed
-            columns = lora_layer(model, i, READS[kind]).lora_A["default"].weight
-            yield columns.unflatten(1, (len(mask), -1)).transpose(0, 1), removed
+                writer = lora_layer(model, i, name)
+                rows = writer.lora_B["default"].weight
+                yield by_structure(rows, 0, len(mask), writer.space), removed
+            reader = lora_layer(model, i, READS[kind])
+            columns = reader.lora_A["default"].weight
+            yield by_structure(columns, 1, len(mask), reader.space), removed
 
 
 def group_lasso(model: PeftModel, masks: list[Tensor]) -> Tensor:

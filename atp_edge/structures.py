@@ -1,65 +1,100 @@
-"""Sites, their structures, and what each costs, counted exactly."""
+"""Sites, their structures, and what each costs, counted exactly.
+
+A structure of an MLP is a channel. What it is of an attention, the structure space says:
+
+- `groups`: a KV head with its query heads. They are cut whole, and head_dim stays.
+- `head-dims`: two dimensions p and p + head_dim / 2 of every head, in q, k, v and o alike: in q and
+  k, the pair that RoPE turns by the p-th frequency. The number of heads stays. The paper's space
+  (ATP, arXiv 2412.14426) but for two things: Q/K dimensions go in pairs, since RoPE would refill
+  single ones, and one pattern serves Q/K and V, so that keys and values stay equally wide, as
+  caches and fused attention operators want them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from atp_edge.families import LayerShape, ModelShape
+from torch import Tensor
+
+from atp_edge.families import ModelShape
 
 SiteKind = Literal["attention", "mlp"]
+StructureSpace = Literal["groups", "head-dims"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Attention or MLP of one layer: `size` structures of `unit_parameters` each.
 
-    An attention structure is a KV group (a KV head with its query heads, cut from q, k, v and o
-    together); an MLP structure is a channel (a row of gate and up, a column of down).
+    An attention structure is cut from q, k, v and o together; an MLP structure is a channel (a row
+    of gate and up, a column of down).
     """
 
     layer: int
     kind: SiteKind
     size: int
     unit_parameters: int
+    space: StructureSpace = "groups"
 
     @property
     def name(self) -> str:
         return f"layers.{self.layer}.{self.kind}"
 
 
-def _group_parameters(shape: ModelShape, layer: LayerShape) -> int:
-    """Parameters of one KV group: q and o per query head, k and v once."""
-    rows = {"q_proj": layer.group_heads * layer.head_dim, "k_proj": layer.head_dim}
-    rows["v_proj"] = layer.head_dim
+def to_rows(mask: Tensor, rows: int, space: StructureSpace) -> Tensor:
+    """A value a structure [size] -> a value a row (or column) of a projection [rows]."""
+    # Rows are heads, a head its dimensions: a group's rows lie side by side, a pair's `size` apart.
+    times = rows // len(mask)
+    if times == 1:
+        return mask
+    return mask.repeat(times) if space == "head-dims" else mask.repeat_interleave(times)
+
+
+def by_structure(values: Tensor, dim: int, size: int, space: StructureSpace) -> Tensor:
+    """A view with the rows (or columns) in dimension `dim` told apart, structures first.
+
+    [.., rows, ..] -> [size, .., rows / size, ..]: the inverse of `to_rows`.
+    """
+    if space == "head-dims":
+        return values.unflatten(dim, (-1, size)).movedim(dim + 1, 0)
+    return values.unflatten(dim, (size, -1)).movedim(dim, 0)
+
+
+def _attention(shape: ModelShape, index: int, space: StructureSpace) -> Site:
+    """Equal shares of q, k, v and o, with the biases of q, k and v."""
+    layer = shape.layers[index]
+    size = layer.kv_heads if space == "groups" else layer.head_dim // 2
+    queries, keys = (n * layer.head_dim // size for n in (layer.heads, layer.kv_heads))
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
     biases = sum(n for name, n in rows.items() if name in shape.biased)
-    return shape.hidden * (2 * rows["q_proj"] + 2 * layer.head_dim) + biases
+    unit = shape.hidden * (2 * queries + 2 * keys) + biases
+    return Site(layer=index, kind="attention", size=size, unit_parameters=unit, space=space)
 
 
-def _channel_parameters(shape: ModelShape) -> int:
-    return 3 * shape.hidden + len({"gate_proj", "up_proj"} & shape.biased)
-
-
-def sites_of(shape: ModelShape) -> tuple[Site, ...]:
-    """Every site in order: layer by layer, attention before MLP (structure space `groups`)."""
-    return tuple(
-        site
-        for i, layer in enumerate(shape.layers)
-        for site in (
-            Site(
-                layer=i,
-                kind="attention",
-                size=layer.kv_heads,
-                unit_parameters=_group_parameters(shape, layer),
-            ),
-            Site(
-                layer=i,
-                kind="mlp",
-                size=layer.channels,
-                unit_parameters=_channel_parameters(shape),
-            ),
-        )
+def _mlp(shape: ModelShape, index: int, space: StructureSpace) -> Site:
+    return Site(
+        layer=index,
+        kind="mlp",
+        size=shape.layers[index].channels,
+        unit_parameters=3 * shape.hidden + len({"gate_proj", "up_proj"} & shape.biased),
+        space=space,
     )
+
+
+def sites_of(shape: ModelShape, space: StructureSpace = "groups") -> tuple[Site, ...]:
+    """Every site in order: layer by layer, attention before MLP.
+
+    Raises ValueError for a family that the structure space cannot cut.
+    """
+    if space == "head-dims" and shape.qk_norm:
+        raise ValueError(
+            f"decision.space = 'head-dims': {shape.family} norms queries and keys over the whole "
+            "head, so that none of its dimensions can be cut exactly; take decision.space = "
+            "'groups'"
+        )
+    layers = range(len(shape.layers))
+    return tuple(site(shape, i, space) for i in layers for site in (_attention, _mlp))
 
 
 @dataclass(frozen=True, kw_only=True)

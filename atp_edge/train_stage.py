@@ -54,6 +54,7 @@ from atp_edge.progress import Progress
 from atp_edge.reconstruct import reconstruct
 from atp_edge.run_folder import RunFolder
 from atp_edge.trainer import JointLearner, Tuner
+from atp_edge.value_basis import rebase_values
 
 VALIDATION_BLOCKS = 8
 
@@ -67,7 +68,7 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     for part in (tune_dense, learn_decision, recover):
         run_part(part, config, run, splits, accelerator, progress)
     plan = read_plan(run.plan)
-    if config.recovery.adapter == "lora":
+    if config.recovery.adapter == "lora" and config.decision.space == "groups":
         _save_adapter(config, run, plan)
     parts = run.parts()
     dense_perplexity = parts["tune_dense"]["perplexity"]
@@ -117,7 +118,13 @@ def run_part(
 
 def with_lora(config: Config, model: PreTrainedModel) -> PeftModel:
     """The run's plain LoRA on every projection."""
-    return add_lora(model, rank=config.lora.rank, alpha=config.lora.alpha, seed=config.seed)
+    return add_lora(
+        model,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        seed=config.seed,
+        space=config.decision.space,
+    )
 
 
 def add_recovery_adapter(model: PreTrainedModel, config: Config, plan: Plan) -> PeftModel:
@@ -185,6 +192,10 @@ def learn_decision(
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
     dense = placed(load_dense(config), config, accelerator).requires_grad_(False)
     space = space_of(config, dense.config)
+    if config.decision.space == "head-dims":
+        progress.say("turning the values so that few dimensions carry most")
+        with accelerator.autocast():
+            rebase_values(dense, splits.train.first(config.decision.importance_blocks))
     start = _start(config, dense, space, splits.train, accelerator, progress)
     model = with_lora(config, dense)
     with torch.random.fork_rng(devices=[]):
@@ -218,6 +229,7 @@ def learn_decision(
     plan = plan_of(
         model_shape(dense.config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
+        config.decision.space,
     )
     if repairs == "freeze":
         with accelerator.autocast():
@@ -366,7 +378,8 @@ def load_tuned(config: Config, run: RunFolder) -> PeftModel:
 def _save_adapter(config: Config, run: RunFolder, plan: Plan) -> None:
     """adapter/: the LoRA at the dense model's sizes, which plain peft loads on the dense model.
 
-    Not written for an adapter begun anew at the freeze: it belongs to weights already merged.
+    Not written for an adapter begun anew at the freeze: it belongs to weights already merged. Nor
+    in `head-dims`: its values are in another basis than the dense model's (`rebase_values`).
     """
     dense = load_dense(config)
     shape = model_shape(dense.config)

@@ -1,13 +1,15 @@
 """Attention and MLP blocks rewritten into physically narrower ones.
 
-A plan keeps KV groups and channels. Group g of a layer owns rows of k_proj and v_proj, the rows of
-its query heads in q_proj and the same columns of o_proj; channel c owns row c of gate_proj and
-up_proj and column c of down_proj. Norms over head_dim (Qwen3) are shared by all heads and stay.
+A plan keeps KV groups (or RoPE pairs) and channels. Group g of a layer owns rows of k_proj and
+v_proj, the rows of its query heads in q_proj and the same columns of o_proj; pair p owns two rows
+of every head in q, k and v, and two columns in o; channel c owns row c of gate_proj and up_proj and
+column c of down_proj. Norms over head_dim (Qwen3) are shared by all heads and stay.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -15,42 +17,51 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from atp_edge.families import LayerShape, ModelShape, model_shape
+from atp_edge.families import MLP_PROJECTIONS, READS, LayerShape, ModelShape, model_shape
 from atp_edge.modeling_per_layer import CLASSES
 from atp_edge.plan import Plan, narrow_shape
+from atp_edge.structures import to_rows
 
-GROUP_ROWS = ("q_proj", "k_proj", "v_proj")
-CHANNEL_ROWS = ("gate_proj", "up_proj")
+KV_PROJECTIONS = ("k_proj", "v_proj")
 
 
-def _group_index(kept: tuple[int, ...], rows_per_group: int) -> Tensor:
-    starts = torch.tensor(kept).unsqueeze(1) * rows_per_group
-    return (starts + torch.arange(rows_per_group)).flatten()
+def _structured(layer: LayerShape, projection: str) -> int:
+    """The number of rows (of o and down: columns) that belong to structures."""
+    if projection in MLP_PROJECTIONS:
+        return layer.channels
+    return layer.head_dim * (layer.kv_heads if projection in KV_PROJECTIONS else layer.heads)
 
 
 def kept_rows_and_columns(
     plan: Plan, layer: LayerShape, index: int, projection: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """Output rows and input columns of a projection that stay (None: all of them)."""
-    if projection in CHANNEL_ROWS or projection == "down_proj":
-        channels = torch.tensor(plan.site(index, "mlp").kept)
-        return (channels, None) if projection in CHANNEL_ROWS else (None, channels)
-    groups = plan.site(index, "attention").kept
-    per_group = layer.head_dim * (1 if projection in ("k_proj", "v_proj") else layer.group_heads)
-    rows = _group_index(groups, per_group)
-    return (rows, None) if projection in GROUP_ROWS else (None, rows)
+    site = plan.site(index, "mlp" if projection in MLP_PROJECTIONS else "attention")
+    mask = torch.zeros(site.size, dtype=torch.bool)
+    mask[list(site.kept)] = True
+    kept = to_rows(mask, _structured(layer, projection), plan.space).nonzero().squeeze(1)
+    return (None, kept) if projection in READS.values() else (kept, None)
+
+
+def _query_scale(plan: Plan, index: int, projection: str) -> float:
+    """What q_proj is multiplied by: attention divides by the root of head_dim, which is smaller."""
+    site = plan.site(index, "attention")
+    if plan.space == "groups" or projection != "q_proj":
+        return 1.0
+    return math.sqrt(site.width / site.size)
 
 
 def narrow_config(config: Any, plan: Plan) -> Any:
     """The configuration of the narrow model: plain when uniform, else with `per_layer_config`.
 
-    `head_dim` is written out: hidden_size / num_attention_heads no longer gives it.
+    `head_dim` is written out: hidden_size / num_attention_heads no longer gives it. Where pairs are
+    cut it stays the dense one, from which RoPE's frequencies follow, and every layer has its own.
     """
     dense = model_shape(config)
     shape = narrow_shape(dense, plan)
     slim = copy.deepcopy(config)
     slim.head_dim = dense.layers[0].head_dim
-    widths = [
+    widths: list[dict[str, Any]] = [
         {
             "num_attention_heads": layer.heads,
             "num_key_value_heads": layer.kv_heads,
@@ -58,7 +69,11 @@ def narrow_config(config: Any, plan: Plan) -> Any:
         }
         for layer in shape.layers
     ]
-    if plan.uniform:
+    cut_heads = any(layer.rope_pairs is not None for layer in shape.layers)
+    if cut_heads:
+        for width, layer in zip(widths, shape.layers, strict=True):
+            width |= {"head_dim": layer.head_dim, "rope_pairs": layer.rope_pairs}
+    if plan.uniform and not cut_heads:
         for key, value in widths[0].items():
             setattr(slim, key, value)
     else:
@@ -86,7 +101,8 @@ def _narrow_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Te
     index = int(parts[parts.index("layers") + 1])
     rows, columns = kept_rows_and_columns(plan, shape.layers[index], index, projection)
     if rows is not None and "lora_A" not in parts:
-        return value.index_select(0, rows.to(value.device))
+        kept = value.index_select(0, rows.to(value.device))
+        return kept * _query_scale(plan, index, projection)
     # A bias belongs to the rows; lora_B of o_proj and down_proj too.
     if columns is not None and value.ndim == 2 and "lora_B" not in parts:
         return value.index_select(1, columns.to(value.device))
@@ -104,13 +120,9 @@ def _widen_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Ten
     index = int(parts[parts.index("layers") + 1])
     layer = shape.layers[index]
     rows, columns = kept_rows_and_columns(plan, layer, index, projection)
-    full = {
-        "q_proj": layer.heads * layer.head_dim,
-        "k_proj": layer.kv_heads * layer.head_dim,
-        "v_proj": layer.kv_heads * layer.head_dim,
-        "o_proj": layer.heads * layer.head_dim,
-    }.get(projection, layer.channels)
+    full = _structured(layer, projection)
     if rows is not None and "lora_B" in parts:
+        value = value / _query_scale(plan, index, projection)
         return value.new_zeros(full, value.shape[1]).index_copy_(0, rows, value)
     if columns is not None and "lora_A" in parts:
         return value.new_zeros(value.shape[0], full).index_copy_(1, columns, value)

@@ -25,7 +25,7 @@ from atp_edge.fused import FusedQkv
 from atp_edge.importance import scored
 from atp_edge.masked import lora_layer, set_decision
 from atp_edge.skipping import FixedSite
-from tests.atp_edge.test_skipping import DECISION, IDS, gradients, lora_model
+from tests.atp_edge.test_skipping import DECISION, IDS, PAIR_DECISION, gradients, lora_model
 from tests.conftest import FAMILIES
 
 LAYERS = 3
@@ -76,6 +76,19 @@ def test_loss_and_every_gradient_equal_the_torch_path(
     site = lora_layer(model, 0, "q_proj").site
     assert isinstance(site, FixedSite) if kind == "fixed" else site is None
     near(ours, want)
+
+
+@pytest.mark.parametrize("placement", ["base", "whole"])
+@pytest.mark.parametrize("kind", ["fixed", "float"])
+def test_rope_pairs_are_masked_projection_by_projection(placement: str, kind: str) -> None:
+    masks = PAIR_DECISION
+    if kind == "float":
+        draw = torch.Generator().manual_seed(3)
+        masks = [torch.rand(len(m), generator=draw).requires_grad_() for m in masks]
+    model = lora_model("qwen2", space="head-dims")
+    ours = all_gradients(model, masks, placement)
+    assert all(lora_layer(model, 0, name).site is None for name in ("q_proj", "k_proj", "v_proj"))
+    near(ours, all_gradients(model.double(), masks, placement))
 
 
 @pytest.mark.parametrize("retrain", [False, True])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from atp_edge import inputs
 from atp_edge.baselines import (
     BASELINES,
     block_influence,
@@ -16,19 +17,30 @@ from atp_edge.baselines import (
     without_least_layers,
 )
 from atp_edge.budget import Space, make_space, parse_budget
+from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
 from atp_edge.plan import check_plan, narrow_shape, shares
-from atp_edge.structures import count_parameters
+from atp_edge.structures import StructureSpace, count_parameters
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (4, 20), generator=torch.Generator().manual_seed(0))
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)
 
 
-def space_of(model: Any, share: float = 0.6, widths: str = "per-layer") -> Space:
-    budget = parse_budget(f"params={share}")
-    return make_space(model_shape(model.config), budget, widths=widths, width_multiple=4)  # type: ignore[arg-type]
+def space_of(
+    model: Any,
+    share: float = 0.6,
+    widths: str = "per-layer",
+    structures: StructureSpace = "groups",
+) -> Space:
+    return make_space(
+        model_shape(model.config),
+        parse_budget(f"params={share}"),
+        widths=widths,  # type: ignore[arg-type]
+        width_multiple=4,
+        structures=structures,
+    )
 
 
 def _call(name: str, model: Any, space: Space) -> Any:
@@ -91,6 +103,43 @@ def test_taylor_is_the_first_order_change_summed_over_the_coupled_weights() -> N
     ]
     expected = torch.cat(parts).abs().sum() / space.sites[1].unit_parameters
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_rope_pair_is_scored_by_its_rows_and_columns_of_every_head() -> None:
+    model = tiny_model("llama-biases", head_dim=32)
+    space = space_of(model, structures="head-dims")
+    attention = model.model.layers[0].self_attn
+    heads = {"q_proj": 6, "k_proj": 3, "v_proj": 3}
+    total = 0.0
+    with torch.no_grad():
+        for name, count in heads.items():
+            rows = [32 * h + i for h in range(count) for i in (5, 21)]
+            part = attention.get_submodule(name)
+            total += float((part.weight[rows] ** 2).sum() + (part.bias[rows] ** 2).sum())
+        columns = [32 * h + i for h in range(6) for i in (5, 21)]
+        total += float((attention.o_proj.weight[:, columns] ** 2).sum())
+    found = float(magnitude(model, BLOCKS, space)[0][5]) * space.sites[0].unit_parameters
+    assert found == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "group-taylor", "torch-pruning"])
+def test_a_baseline_decides_on_rope_pairs(name: str) -> None:
+    model = tiny_model("llama-biases", head_dim=32).requires_grad_(False)
+    plan = _call(name, model, space_of(model, structures="head-dims"))
+    assert plan.space == "head-dims"
+    shape = model_shape(model.config)
+    assert 0.5 < shares(shape, narrow_shape(shape, plan)).decoder <= 0.6
+
+
+@pytest.mark.parametrize("name", ["wanda-sp", "flap"])
+def test_a_baseline_that_knows_no_rope_pairs_says_so(name: str) -> None:
+    model = tiny_model("llama", head_dim=32)
+    with pytest.raises(ValueError, match=rf"start = '{name}' scores by .* take importance"):
+        BASELINES[name](model, BLOCKS, space_of(model, structures="head-dims"))
+    # A run hears of it before it trains anything.
+    values = {"decision.space": "head-dims", "decision.start": name}
+    with pytest.raises(ValueError, match=rf"start = '{name}' scores by"):
+        inputs.space_of(with_values(Config(), values), model.config)
 
 
 def test_torch_pruning_finds_the_same_coupled_weights_of_a_channel() -> None:

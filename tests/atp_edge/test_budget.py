@@ -17,11 +17,13 @@ from atp_edge.budget import (
 )
 from atp_edge.families import LayerShape, ModelShape
 from atp_edge.plan import narrow_shape, plan_of, shares
-from atp_edge.structures import count_parameters
+from atp_edge.structures import StructureSpace, count_parameters, sites_of
 
 
-def shape_of(layers: int = 4, kv_heads: int = 3, channels: int = 50, **more: object) -> ModelShape:
-    layer = LayerShape(heads=2 * kv_heads, kv_heads=kv_heads, head_dim=8, channels=channels)
+def shape_of(
+    layers: int = 4, kv_heads: int = 3, channels: int = 50, head_dim: int = 8, **more: object
+) -> ModelShape:
+    layer = LayerShape(heads=2 * kv_heads, kv_heads=kv_heads, head_dim=head_dim, channels=channels)
     values: dict[str, object] = {
         "family": "qwen3",
         "hidden": 48,
@@ -35,6 +37,16 @@ def shape_of(layers: int = 4, kv_heads: int = 3, channels: int = 50, **more: obj
     return ModelShape(**(values | more))  # type: ignore[arg-type]
 
 
+def shape_for(structures: StructureSpace, channels: int = 50) -> ModelShape:
+    """A shape that the structure space can cut."""
+    if structures == "groups":
+        return shape_of(channels=channels)
+    return shape_of(channels=channels, head_dim=40, family="llama", qk_norm=False)
+
+
+STRUCTURES = st.sampled_from(["groups", "head-dims"])
+
+
 def kept_parameters(space: Space, masks: list[torch.Tensor]) -> int:
     return sum(int(m.sum()) * s.unit_parameters for m, s in zip(masks, space.sites, strict=True))
 
@@ -45,13 +57,18 @@ def kept_parameters(space: Space, masks: list[torch.Tensor]) -> int:
     multiple=st.integers(1, 12),
     seed=st.integers(0, 10_000),
     channels=st.integers(30, 70),
+    structures=STRUCTURES,
 )
 def test_per_layer_projection_spends_the_budget_within_one_step(
-    share: float, multiple: int, seed: int, channels: int
+    share: float, multiple: int, seed: int, channels: int, structures: StructureSpace
 ) -> None:
-    shape = shape_of(channels=channels)
+    shape = shape_for(structures, channels)
     space = make_space(
-        shape, parse_budget(f"params={share}"), widths="per-layer", width_multiple=multiple
+        shape,
+        parse_budget(f"params={share}"),
+        widths="per-layer",
+        width_multiple=multiple,
+        structures=structures,
     )
     draw = torch.Generator().manual_seed(seed)
     logits = [torch.randn(s.size, generator=draw) for s in space.sites]
@@ -73,13 +90,22 @@ def test_per_layer_projection_spends_the_budget_within_one_step(
 
 
 @settings(max_examples=100, deadline=None)
-@given(share=st.floats(0.4, 1.0), multiple=st.integers(1, 8), seed=st.integers(0, 10_000))
+@given(
+    share=st.floats(0.45, 1.0),
+    multiple=st.integers(1, 8),
+    seed=st.integers(0, 10_000),
+    structures=STRUCTURES,
+)
 def test_uniform_projection_spends_the_budget_within_one_step_a_layer(
-    share: float, multiple: int, seed: int
+    share: float, multiple: int, seed: int, structures: StructureSpace
 ) -> None:
-    shape = shape_of()
+    shape = shape_for(structures)
     space = make_space(
-        shape, parse_budget(f"params={share}"), widths="uniform", width_multiple=multiple
+        shape,
+        parse_budget(f"params={share}"),
+        widths="uniform",
+        width_multiple=multiple,
+        structures=structures,
     )
     draw = torch.Generator().manual_seed(seed)
     logits = [torch.randn(s.size, generator=draw) for s in space.sites]
@@ -102,7 +128,7 @@ def test_the_best_structures_are_kept() -> None:
 def test_uniform_llama_keeps_a_head_count_that_transformers_loads() -> None:
     shape = shape_of(kv_heads=8, family="llama", hidden=64)
     space = make_space(shape, parse_budget("params=0.6"), widths="uniform", width_multiple=1)
-    assert space.uniform_groups == (1, 2, 4, 8)
+    assert space.uniform_attention == (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])
@@ -131,11 +157,19 @@ def test_budgets_of_the_whole_model_and_of_bytes_count_the_embeddings() -> None:
     assert size == 25_000 - count.around
 
 
-def test_shares_of_a_plan_match_the_narrow_shape() -> None:
-    shape = shape_of()
-    space = make_space(shape, parse_budget("params=0.7"), widths="per-layer", width_multiple=1)
+@pytest.mark.parametrize("structures", ["groups", "head-dims"])
+def test_shares_of_a_plan_match_the_narrow_shape(structures: StructureSpace) -> None:
+    shape = shape_for(structures)
+    space = make_space(
+        shape,
+        parse_budget("params=0.7"),
+        widths="per-layer",
+        width_multiple=1,
+        structures=structures,
+    )
     masks = project([torch.randn(s.size) for s in space.sites], space).masks
-    plan = plan_of(shape, [tuple(m.nonzero().squeeze(1).tolist()) for m in masks])
+    kept = [tuple(m.nonzero().squeeze(1).tolist()) for m in masks]
+    plan = plan_of(shape, kept, structures)
     exact = shares(shape, narrow_shape(shape, plan)).decoder
     assert exact == pytest.approx(float(space.kept_share([m.float() for m in masks])), abs=1e-6)
     assert exact <= 0.7
@@ -144,3 +178,12 @@ def test_shares_of_a_plan_match_the_narrow_shape() -> None:
 def test_the_penalty_is_zero_at_the_target_and_grows_both_ways() -> None:
     at = [float(budget_penalty(torch.tensor(x), 0.6, 5.0)) for x in (0.3, 0.6, 1.2)]
     assert at == pytest.approx([5 * 0.6931, 0.0, 5 * 0.6931], abs=1e-3)
+
+
+def test_every_structure_space_counts_the_same_parameters() -> None:
+    shape = shape_for("head-dims")
+    groups, pairs = (
+        [s.size * s.unit_parameters for s in sites_of(shape, structures)]
+        for structures in ("groups", "head-dims")
+    )
+    assert groups == pairs

@@ -137,6 +137,32 @@ def test_rounding_is_measured_by_quantizer_and_reported(finished: Path, tmp_path
     assert "int4, gptq" in page
 
 
+def test_a_run_may_cut_rope_pairs_instead_of_heads(
+    model_and_data: tuple[str, str], tmp_path: Path
+) -> None:
+    """The whole run, verification too. Heads of 32 dimensions keep 16 of them, or all."""
+    tokenizer = AutoTokenizer.from_pretrained(model_and_data[0])
+    save_narrow(
+        tiny_model("llama", tied=True, vocab_size=len(tokenizer), head_dim=32),
+        tokenizer,
+        tmp_path / "model",
+    )
+    out = tmp_path / "run"
+    atp_edge("run", "--model", str(tmp_path / "model"), "--data", model_and_data[1],
+             "--out", str(out), "--decision-space", "head-dims", "--budget", "params=0.5",
+             *SMALL)  # fmt: skip
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["verify"]["slim"]["passed"]
+    assert metrics["shrink"]["decoder_share"] <= 0.5
+    assert metrics["train"]["masked_narrow_max_error"] < 1e-3
+    layers = json.loads((out / "slim" / "config.json").read_text())["per_layer_config"].values()
+    assert {layer["num_attention_heads"] for layer in layers} == {6}
+    assert 16 in {layer["head_dim"] for layer in layers}
+    assert json.loads((out / "plan.json").read_text())["space"] == "head-dims"
+    # Its values are in another basis than the dense model's: an adapter would not fit that.
+    assert not (out / "adapter").exists()
+
+
 def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     finished: Path, model_and_data: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -26,21 +26,33 @@ from atp_edge.phase import run_phase
 from atp_edge.plan import plan_of, read_plan, write_plan
 from atp_edge.reconstruct import reconstruct
 from atp_edge.regularizer import group_lasso, proximal_step
+from atp_edge.structures import StructureSpace, by_structure
 from atp_edge.trainer import JointLearner, Tuner, learning_rate
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (24, 20), generator=torch.Generator().manual_seed(0))
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)
+SPACES = ["groups", "head-dims"]
 
 
-def lora_model(family: str = "llama", seed: int = 0) -> PeftModel:
-    return add_lora(tiny_model(family, seed=seed), rank=4, alpha=8.0, seed=seed)
+def lora_model(
+    family: str = "llama", seed: int = 0, structures: StructureSpace = "groups"
+) -> PeftModel:
+    # 16 RoPE pairs a head: two steps of `head-dims`.
+    sizes = {"head_dim": 32} if structures == "head-dims" else {}
+    model = tiny_model(family, seed=seed, **sizes)
+    return add_lora(model, rank=4, alpha=8.0, seed=seed, space=structures)
 
 
 def space_of(model: PeftModel, share: float = 0.6, widths: str = "per-layer") -> Space:
     shape = model_shape(model.get_base_model().config)
-    budget = parse_budget(f"params={share}")
-    return make_space(shape, budget, widths=widths, width_multiple=4)  # type: ignore[arg-type]
+    return make_space(
+        shape,
+        parse_budget(f"params={share}"),
+        widths=widths,  # type: ignore[arg-type]
+        width_multiple=4,
+        structures=lora_layer(model, 0, "q_proj").space,
+    )
 
 
 def random_masks(space: Space, seed: int = 0) -> list[Tensor]:
@@ -84,8 +96,11 @@ def test_noise_follows_from_its_seed() -> None:
     assert not torch.equal(drawn(1), drawn(2))
 
 
-def test_generator_steps_bring_gradients_of_the_loss_to_every_site() -> None:
-    model = lora_model()
+@pytest.mark.parametrize("structures", SPACES)
+def test_generator_steps_bring_gradients_of_the_loss_to_every_site(
+    structures: StructureSpace,
+) -> None:
+    model = lora_model(structures=structures)
     space = space_of(model)
     masks = [torch.ones(s.size, requires_grad=True) for s in space.sites]
     set_decision(model, masks, "whole")
@@ -93,9 +108,12 @@ def test_generator_steps_bring_gradients_of_the_loss_to_every_site() -> None:
         assert gradient.abs().min() > 0
 
 
+@pytest.mark.parametrize("structures", SPACES)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_proximal_step_reaches_exact_zero_and_then_cutting_changes_nothing(family: str) -> None:
-    model = lora_model(family)
+def test_the_proximal_step_reaches_exact_zero_and_then_cutting_changes_nothing(
+    family: str, structures: StructureSpace
+) -> None:
+    model = lora_model(family, structures=structures)
     space = space_of(model)
     masks = random_masks(space)
     with torch.no_grad():
@@ -119,9 +137,10 @@ def test_the_proximal_step_reaches_exact_zero_and_then_cutting_changes_nothing(f
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
 
 
-def test_reconstruction_brings_the_masked_output_nearer() -> None:
+@pytest.mark.parametrize("structures", SPACES)
+def test_reconstruction_brings_the_masked_output_nearer(structures: StructureSpace) -> None:
     masked_error, repaired_error = (0.0, 0.0)
-    model = lora_model()
+    model = lora_model(structures=structures)
     with torch.no_grad():
         dense = model(input_ids=IDS).logits
         masks = random_masks(space_of(model), seed=2)
@@ -144,6 +163,37 @@ def test_importance_orders_by_what_a_removal_costs() -> None:
     masks = project(logits, space).masks
     agreeing = torch.cat([(x > 0) == m for x, m in zip(logits, masks, strict=True)])
     assert agreeing.float().mean() > 0.8
+
+
+def pair_scores(model: PeftModel, masks: list[Tensor] | None = None) -> Tensor:
+    """Importance of the RoPE pairs of layer 1, under a decision."""
+    space = space_of(model)
+    set_decision(model, masks, "whole")
+    return taylor_importance(model, BLOCKS.first(4), space, lambda b: language_loss(model, b))[2]
+
+
+def test_a_rope_pair_scores_what_it_writes_and_what_it_asks() -> None:
+    model = lora_model(structures="head-dims")
+    before = pair_scores(model)
+    q, o = (lora_layer(model, 1, name).get_base_layer().weight for name in ("q_proj", "o_proj"))
+    with torch.no_grad():
+        by_structure(q, 0, 16, "head-dims")[3] = 0
+    asks_nothing = pair_scores(model)[3]
+    with torch.no_grad():
+        by_structure(o, 1, 16, "head-dims")[3] = 0
+    assert before[3] > asks_nothing > 0
+    assert pair_scores(model)[3] == 0
+
+
+def test_a_removed_rope_pair_is_scored_as_if_it_came_back() -> None:
+    model = lora_model(structures="head-dims")
+    masks = [torch.ones(s.size) for s in space_of(model).sites]
+    masks[2][3] = 0
+    o = lora_layer(model, 1, "o_proj").get_base_layer().weight
+    with torch.no_grad():
+        by_structure(o, 1, 16, "head-dims")[3] = 0  # its queries' part of the score alone is left
+    removed, kept = pair_scores(model, masks)[3], pair_scores(model)[3]
+    assert float(removed) == pytest.approx(float(kept), rel=0.25)
 
 
 def test_distillation_from_itself_is_no_loss_beyond_the_text() -> None:
@@ -177,8 +227,10 @@ CONFIG = with_values(
 )
 
 
-def learner(config: Config = CONFIG, widths: str = "per-layer") -> JointLearner:
-    model = lora_model()
+def learner(
+    config: Config = CONFIG, widths: str = "per-layer", structures: StructureSpace = "groups"
+) -> JointLearner:
+    model = lora_model(structures=structures)
     torch.manual_seed(0)
     space = space_of(model, widths=widths)
     generator = DecisionGenerator(space.sites)
@@ -199,10 +251,13 @@ def finish(made: Any, folder: Path, stop_at: int | None = None) -> list[Record]:
     return seen
 
 
+@pytest.mark.parametrize("structures", SPACES)
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])
-def test_the_loop_learns_and_every_decision_meets_the_budget(tmp_path: Path, widths: str) -> None:
+def test_the_loop_learns_and_every_decision_meets_the_budget(
+    tmp_path: Path, widths: str, structures: StructureSpace
+) -> None:
     config = dataclasses.replace(CONFIG, steps=40)
-    made = learner(config, widths)
+    made = learner(config, widths, structures)
     records = finish(made, tmp_path)
     assert all(r.kept_share is not None and r.kept_share <= 0.6 for r in records)
     assert max(r.churn or 0 for r in records) > 0
@@ -321,7 +376,22 @@ def test_a_plan_there_and_back(tmp_path: Path) -> None:
     plan = plan_of(model_shape(model.config), [(0, 2), (1, 5), (1,), (0,), (2,), (7, 9)])
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
+    # What readers of the first schema know stays as it was, byte for byte.
+    start = '{"schema": 1, "family": "llama", "sites": [\n  {"layer": 0, "kind": "attention", '
+    assert (tmp_path / "plan.json").read_text().startswith(start)
     assert [int(m.sum()) for m in plan_masks(plan)] == [s.width for s in plan.sites]
     (tmp_path / "plan.json").write_text('{"schema": 9}')
     with pytest.raises(ValueError, match="not a plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_a_plan_of_rope_pairs_says_so_under_a_schema_of_its_own(tmp_path: Path) -> None:
+    shape = model_shape(tiny_model("llama").config)
+    plan = plan_of(shape, [(0, 7), (1, 5), (1,), (0,), (2,), (7, 9)], "head-dims")
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    text = (tmp_path / "plan.json").read_text()
+    assert text.startswith('{"schema": 2, "family": "llama", "space": "head-dims", "sites": [\n')
+    (tmp_path / "plan.json").write_text(text.replace('"schema": 2', '"schema": 1'))
+    with pytest.raises(ValueError, match="schema 1, expected 2"):
         read_plan(tmp_path / "plan.json")

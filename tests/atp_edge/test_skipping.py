@@ -18,14 +18,22 @@ from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, lora_layer, set_decision
 from atp_edge.regularizer import proximal_step
 from atp_edge.skipping import FixedSite
+from atp_edge.structures import StructureSpace
+from tests.atp_export.test_narrow import PAIR_FAMILIES
 from tests.conftest import FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 13), generator=torch.Generator().manual_seed(0))
 BATCH = Blocks(input_ids=IDS, labels=IDS)
 
 
-def lora_model(family: str = "llama", *, lora: str = "random", retrain: bool = False) -> PeftModel:
-    model = add_lora(tiny_model(family), rank=4, alpha=8.0, seed=0)
+def lora_model(
+    family: str = "llama",
+    *,
+    lora: str = "random",
+    retrain: bool = False,
+    space: StructureSpace = "groups",
+) -> PeftModel:
+    model = add_lora(tiny_model(family), rank=4, alpha=8.0, seed=0, space=space)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -46,6 +54,9 @@ def masks(*kept: tuple[int, ...]) -> list[Tensor]:
 
 
 DECISION = masks((0, 2), (1,), (0, 1, 2))
+# Of structure space `head-dims`: RoPE pairs, of 8.
+PAIRS = [torch.isin(torch.arange(8), torch.tensor(kept)) for kept in ((0, 2, 5), (7,), range(8))]
+PAIR_DECISION = [m for pair in zip(PAIRS, DECISION[1::2], strict=True) for m in pair]
 
 
 def gradients(model: PeftModel, others: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -75,6 +86,16 @@ def test_every_gradient_equals_masking(
     family: str, placement: str, lora: str, retrain: bool
 ) -> None:
     both_ways(lora_model(family, lora=lora, retrain=retrain), placement, DECISION)
+
+
+@pytest.mark.parametrize("placement", ["base", "whole"])
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_rope_pairs_are_masked_while_channels_are_skipped(family: str, placement: str) -> None:
+    model = lora_model(family, retrain=True, space="head-dims")
+    both_ways(model, placement, PAIR_DECISION)
+    set_decision(model, PAIR_DECISION, "whole")
+    assert lora_layer(model, 0, "q_proj").site is None
+    assert isinstance(lora_layer(model, 0, "up_proj").site, FixedSite)
 
 
 @pytest.mark.parametrize("share", ["all", "no channel", "no head"])

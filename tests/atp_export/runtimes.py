@@ -25,8 +25,7 @@ from atp_export.narrow import narrow_model
 from atp_export.runtime import Session, generate_tokens
 from atp_export.verify import RELATIVE_TOLERANCE
 
-from tests.atp_export.test_narrow import PLANS
-from tests.conftest import tiny_model
+from tests.atp_export.test_narrow import PLANS, to_cut
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "onnx"
@@ -39,8 +38,7 @@ Check = Callable[[Path, str], None]
 
 def export_cell(root: Path, flavour: str, widths: str, precision: str) -> Path:
     """A tiny exported model of one cell."""
-    dense = tiny_model("llama")
-    save_narrow(narrow_model(dense, PLANS[widths](dense)), None, root / "slim")
+    save_narrow(narrow_model(*to_cut("llama", widths)), None, root / "slim")
     options: dict[str, Any] = {"flavour": flavour, "precision": precision}
     export_onnx(root / "slim", root / "onnx", **options)
     return root / "onnx"

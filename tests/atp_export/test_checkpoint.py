@@ -13,8 +13,8 @@ from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.narrow import narrow_model
 from transformers import PreTrainedModel
 
-from tests.atp_export.test_narrow import IDS, PLANS, logits
-from tests.conftest import FAMILIES, tiny_model
+from tests.atp_export.test_narrow import CUTS, IDS, logits, to_cut
+from tests.conftest import tiny_model
 
 LOAD = """
 import json, sys
@@ -40,8 +40,7 @@ def load_in_fresh_process(
 
 
 def saved(tmp_path: Path, family: str, policy: str) -> tuple[Path, PreTrainedModel]:
-    dense = tiny_model(family)
-    slim = narrow_model(dense, PLANS[policy](dense))
+    slim = narrow_model(*to_cut(family, policy))
     save_narrow(slim, None, tmp_path / "slim")
     return tmp_path / "slim", slim
 
@@ -56,16 +55,20 @@ def test_uniform_loads_in_a_process_that_never_imports_atp_edge(tmp_path: Path) 
     assert json.loads((folder / "config.json").read_text())["head_dim"] == 16
 
 
-def test_per_layer_loads_after_importing_atp_edge(tmp_path: Path) -> None:
-    folder, slim = saved(tmp_path, "qwen3", "per-layer")
+@pytest.mark.parametrize(("family", "policy"), [("qwen3", "per-layer"), ("qwen2", "uniform pairs")])
+def test_per_layer_loads_after_importing_atp_edge(tmp_path: Path, family: str, policy: str) -> None:
+    folder, slim = saved(tmp_path, family, policy)
     done = load_in_fresh_process(folder, tmp_path / "out.pt", before="import atp_edge")
     assert done.returncode == 0, done.stderr
     # Weights mapped from a file lie at other addresses, and so sum in another order.
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(slim), atol=1e-5, rtol=0)
 
 
-def test_per_layer_loads_by_its_own_modelling_file_for_those_who_trust_it(tmp_path: Path) -> None:
-    folder, slim = saved(tmp_path, "llama", "per-layer")
+@pytest.mark.parametrize("policy", ["per-layer", "per-layer pairs"])
+def test_per_layer_loads_by_its_own_modelling_file_for_those_who_trust_it(
+    tmp_path: Path, policy: str
+) -> None:
+    folder, slim = saved(tmp_path, "llama", policy)
     after = "assert not any(m.startswith('atp_') for m in sys.modules)"
     done = load_in_fresh_process(
         folder, tmp_path / "out.pt", more=", trust_remote_code=True", after=after
@@ -75,15 +78,17 @@ def test_per_layer_loads_by_its_own_modelling_file_for_those_who_trust_it(tmp_pa
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), logits(slim), atol=1e-5, rtol=0)
 
 
-def test_per_layer_without_its_class_fails_instead_of_loading_wrong_weights(tmp_path: Path) -> None:
-    folder, _ = saved(tmp_path, "llama", "per-layer")
+@pytest.mark.parametrize("policy", ["per-layer", "uniform pairs"])
+def test_per_layer_without_its_class_fails_instead_of_loading_wrong_weights(
+    tmp_path: Path, policy: str
+) -> None:
+    folder, _ = saved(tmp_path, "llama", policy)
     done = load_in_fresh_process(folder, tmp_path / "out.pt")
     assert done.returncode != 0
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize("policy", PLANS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "policy"), CUTS)
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path, family: str, policy: str) -> None:
     folder, slim = saved(tmp_path, family, policy)
     loaded = load_narrow(folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import pytest
 import torch
 from atp_export.narrow import merge, narrow_model, narrow_peft, widen_lora
@@ -10,8 +13,8 @@ from transformers import PreTrainedModel
 
 from atp_edge.families import model_shape
 from atp_edge.masked import add_lora, plan_masks, set_decision
-from atp_edge.plan import Plan, all_kept, plan_of
-from atp_edge.structures import count_parameters
+from atp_edge.plan import Plan, all_kept, narrow_shape, plan_of
+from atp_edge.structures import StructureSpace, count_parameters
 from tests.conftest import FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(1))
@@ -33,9 +36,36 @@ def per_layer_plan(model: PreTrainedModel) -> Plan:
 PLANS = {"uniform": uniform_plan, "per-layer": per_layer_plan}
 
 
-def with_lora(model: PreTrainedModel, seed: int = 3) -> PeftModel:
+def uniform_pairs(model: PreTrainedModel) -> Plan:
+    """Eight of the 16 RoPE pairs of a head of 32 dimensions, others in every layer."""
+    kept = [tuple(range(i, 16, 2)) if i < 2 else (0, 1, 2, 5, 9, 13, 14, 15) for i in range(3)]
+    channels = [(1, 2, 5, 39), (0, 3, 4, 7), (6, 8, 9, 10)]
+    both = [site for pair in zip(kept, channels, strict=True) for site in pair]
+    return plan_of(model_shape(model.config), both, "head-dims")
+
+
+def per_layer_pairs(model: PreTrainedModel) -> Plan:
+    kept = [(0, 2, 3, 5, 7, 11, 13, 15), (1, 2, 5, 39), tuple(range(16)), tuple(range(40))]
+    return plan_of(
+        model_shape(model.config), [*kept, (1, 2, 3, 4, 8, 12, 14, 15), (7,)], "head-dims"
+    )
+
+
+PAIR_PLANS = {"uniform pairs": uniform_pairs, "per-layer pairs": per_layer_pairs}
+PAIR_FAMILIES = [family for family in FAMILIES if family != "qwen3"]
+CUTS = [*itertools.product(FAMILIES, PLANS), *itertools.product(PAIR_FAMILIES, PAIR_PLANS)]
+
+
+def to_cut(family: str, policy: str, *, tied: bool = False) -> tuple[PreTrainedModel, Plan]:
+    """A dense model, and a plan of either structure space for it."""
+    sizes = {"head_dim": 32} if policy in PAIR_PLANS else {}
+    model = tiny_model(family, tied=tied, **sizes)
+    return model, (PLANS | PAIR_PLANS)[policy](model)
+
+
+def with_lora(model: PreTrainedModel, seed: int = 3, space: StructureSpace = "groups") -> PeftModel:
     """LoRA whose both factors are away from zero."""
-    peft = add_lora(model, rank=4, alpha=8.0, seed=seed)
+    peft = add_lora(model, rank=4, alpha=8.0, seed=seed, space=space)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
@@ -50,13 +80,12 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("policy", PLANS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "policy"), CUTS)
 def test_masked_equals_narrow_with_lora_kept_and_merged(
     family: str, policy: str, tied: bool
 ) -> None:
-    masked = with_lora(tiny_model(family, tied=tied))
-    plan = PLANS[policy](masked.get_base_model())
+    dense, plan = to_cut(family, policy, tied=tied)
+    masked = with_lora(dense, space=plan.space)
     # Masks of numbers really mask; that skipping equals masking, test_skipping.py holds.
     set_decision(masked, [mask.float() for mask in plan_masks(plan)], "whole")
     expected = logits(masked)
@@ -66,20 +95,27 @@ def test_masked_equals_narrow_with_lora_kept_and_merged(
     torch.testing.assert_close(logits(merged), expected, atol=2e-5, rtol=1e-5)
     shape = model_shape(merged.config)
     assert count_parameters(shape).whole == sum(p.numel() for p in merged.parameters())
+    assert shape == narrow_shape(model_shape(dense.config), plan)
 
 
-@pytest.mark.parametrize("policy", PLANS)
+@pytest.mark.parametrize("policy", [*PLANS, *PAIR_PLANS])
 def test_cutting_really_changes_the_model(policy: str) -> None:
-    dense = tiny_model("llama")
-    narrow = narrow_model(dense, PLANS[policy](dense))
+    dense, plan = to_cut("llama", policy)
+    narrow = narrow_model(dense, plan)
     assert (logits(narrow) - logits(dense)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_all_kept_plan_is_the_identity_bit_for_bit(family: str, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "space"),
+    [*((f, "groups") for f in FAMILIES), *((f, "head-dims") for f in PAIR_FAMILIES)],
+)
+def test_an_all_kept_plan_is_the_identity_bit_for_bit(
+    family: str, space: StructureSpace, tied: bool
+) -> None:
     dense = tiny_model(family, tied=tied)
-    narrow = narrow_model(dense, all_kept(model_shape(dense.config)))
+    narrow = narrow_model(dense, all_kept(model_shape(dense.config), space))
+    assert type(narrow) is type(dense)
     assert torch.equal(logits(narrow), logits(dense))
     for (name, ours), theirs in zip(
         narrow.state_dict().items(), dense.state_dict().values(), strict=True
@@ -87,12 +123,12 @@ def test_an_all_kept_plan_is_the_identity_bit_for_bit(family: str, tied: bool) -
         assert torch.equal(ours, theirs), name
 
 
-def test_a_widened_adapter_on_the_masked_dense_model_equals_the_narrow_one() -> None:
-    dense = with_lora(tiny_model("qwen2"))
-    plan = per_layer_plan(dense.get_base_model())
-    shape = model_shape(dense.get_base_model().config)
-    narrow = narrow_peft(dense, plan)
-    wide = add_lora(tiny_model("qwen2"), rank=4, alpha=8.0, seed=9).eval()
+@pytest.mark.parametrize("policy", ["per-layer", "per-layer pairs"])
+def test_a_widened_adapter_on_the_masked_dense_model_equals_the_narrow_one(policy: str) -> None:
+    model, plan = to_cut("qwen2", policy)
+    shape = model_shape(model.config)
+    wide = add_lora(copy.deepcopy(model), rank=4, alpha=8.0, seed=9, space=plan.space).eval()
+    narrow = narrow_peft(with_lora(model), plan)
     set_peft_model_state_dict(wide, widen_lora(get_peft_model_state_dict(narrow), shape, plan))
     set_decision(wide, plan_masks(plan), "whole")
     torch.testing.assert_close(logits(wide), logits(narrow), atol=2e-5, rtol=1e-5)
@@ -110,3 +146,8 @@ def test_a_plan_of_another_model_is_refused() -> None:
     plan = all_kept(model_shape(tiny_model("llama", num_hidden_layers=2).config))
     with pytest.raises(ValueError, match="4 sites, the model 6"):
         narrow_model(tiny_model("llama"), plan)
+
+
+def test_a_family_whose_norms_run_over_a_head_keeps_its_head_dimensions() -> None:
+    with pytest.raises(ValueError, match=r"decision\.space = 'head-dims': qwen3 norms .*'groups'"):
+        all_kept(model_shape(tiny_model("qwen3").config), "head-dims")

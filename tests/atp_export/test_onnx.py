@@ -18,8 +18,10 @@ from atp_export.runtime import Sampling, Session, choose, generate_tokens
 from atp_export.verify import verify
 from transformers import PreTrainedModel
 
-from tests.atp_export.test_narrow import PLANS
-from tests.conftest import FAMILIES, tiny_model
+from atp_edge.families import model_shape
+from atp_edge.plan import plan_of
+from tests.atp_export.test_narrow import CUTS, PAIR_PLANS, PLANS, to_cut
+from tests.conftest import tiny_model
 
 
 class Numbers:
@@ -39,11 +41,9 @@ def exported(tmp_path: Path, model: PreTrainedModel, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
-@pytest.mark.parametrize("policy", PLANS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "policy"), CUTS)
 def test_narrow_equals_onnx(tmp_path: Path, family: str, policy: str, flavour: str) -> None:
-    dense = tiny_model(family, tied=policy == "uniform")
-    slim = narrow_model(dense, PLANS[policy](dense))
+    slim = narrow_model(*to_cut(family, policy, tied=policy.startswith("uniform")))
     folder = exported(tmp_path, slim, flavour=flavour)
     report = verify(folder, slim, Numbers(), PROMPTS, new_tokens=12)
     assert report.passed, report
@@ -66,8 +66,11 @@ def test_narrow_equals_onnx(tmp_path: Path, family: str, policy: str, flavour: s
     ],
     ids=lambda rope: str(rope["rope_type"]),
 )
-def test_scaled_rotary_embeddings_match(tmp_path: Path, rope: dict[str, Any]) -> None:
-    model = tiny_model("llama", rope_parameters=rope | {"rope_theta": 10000.0})
+@pytest.mark.parametrize("policy", ["all kept", *PAIR_PLANS])
+def test_scaled_rotary_embeddings_match(tmp_path: Path, rope: dict[str, Any], policy: str) -> None:
+    model = tiny_model("llama", head_dim=32, rope_parameters=rope | {"rope_theta": 10000.0})
+    if policy in PAIR_PLANS:
+        model = narrow_model(model, PAIR_PLANS[policy](model))
     report = verify(exported(tmp_path, model), model, Numbers(), PROMPTS, new_tokens=12)
     assert report.passed, report
 
@@ -80,10 +83,14 @@ def test_a_sliding_window_is_kept(tmp_path: Path, flavour: str) -> None:
     assert verify(folder, model, Numbers(), PROMPTS, new_tokens=12).passed
 
 
-@pytest.mark.parametrize("family", ["llama-biases", "qwen3"])
-def test_the_portable_flavour_needs_no_new_operators(tmp_path: Path, family: str) -> None:
-    dense = tiny_model(family)
-    slim = narrow_model(dense, PLANS["per-layer"](dense))
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [("llama-biases", "per-layer"), ("qwen3", "per-layer"), ("qwen2", "per-layer pairs")],
+)
+def test_the_portable_flavour_needs_no_new_operators(
+    tmp_path: Path, family: str, policy: str
+) -> None:
+    slim = narrow_model(*to_cut(family, policy))
     folder = exported(tmp_path, slim, flavour="portable")
     assert verify(folder, slim, Numbers(), PROMPTS, new_tokens=12).passed
     model = onnx.load(folder / "model.onnx", load_external_data=False)
@@ -144,6 +151,20 @@ def test_names_and_cache_shapes_are_the_ecosystems(tmp_path: Path) -> None:
     assert kv_heads == [2, 1, 3]
     assert {o.name for o in graph.output} >= {"present.0.key", "present.2.value"}
     assert all(node.domain == "" for node in graph.node)
+
+
+def test_the_cache_of_a_layer_is_as_wide_as_its_heads(tmp_path: Path) -> None:
+    slim = narrow_model(*to_cut("llama", "per-layer pairs"))
+    session = Session(exported(tmp_path, slim))
+    assert [i.shape[3] for i in session.past.values()] == [16, 16, 32, 32, 16, 16]
+
+
+def test_a_head_dim_that_the_fused_operator_refuses_is_named(tmp_path: Path) -> None:
+    dense = tiny_model("llama")
+    kept = [(0, 2, 5), (1,)] * 3
+    slim = narrow_model(dense, plan_of(model_shape(dense.config), kept, "head-dims"))
+    with pytest.raises(ValueError, match=r"head_dim 6 is no multiple of 16.*standard"):
+        exported(tmp_path, slim)
 
 
 def test_a_batch_may_grow_its_cache_only_to_its_capacity(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tests.atp_export import runtimes
 
 CELLS = [("ort", "per-layer", "int4"), ("standard", "per-layer", "fp32"),
          ("portable", "uniform", "fp16")]  # fmt: skip
+PAIR_CELLS = [("ort", "per-layer pairs", "int4"), ("ort", "uniform pairs", "fp32"),
+              ("standard", "per-layer pairs", "fp32")]  # fmt: skip
 
 
 def test_the_page_is_what_the_results_say() -> None:
@@ -46,6 +48,14 @@ def test_onnxruntime_genai(cell: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize("cell", CELLS, ids="/".join)
 def test_openvino(cell: tuple[str, str, str]) -> None:
     assert runtimes.attempt(runtimes.openvino, *cell) == _recorded("OpenVINO", cell)
+
+
+@pytest.mark.parametrize("cell", PAIR_CELLS, ids="/".join)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime_genai", "openvino"])
+def test_heads_of_fewer_dimensions(cell: tuple[str, str, str], runtime: str) -> None:
+    pytest.importorskip(runtime, reason="extra `peers` is not installed")
+    checks = {"onnxruntime": runtimes.plain_python, "onnxruntime_genai": runtimes.genai}
+    assert runtimes.attempt(checks.get(runtime, runtimes.openvino), *cell) == "yes"
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="/".join)

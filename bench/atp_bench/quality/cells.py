@@ -31,6 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"recipe: {name}": values for name, values in RECIPES.items() if values},
+    "RoPE pairs, not KV groups": {"decision.space": "head-dims"},
     "plain masking": {"decision.placement": "whole"},
     "group lasso": {"decision.regularizer": "lasso"},
     "no regularizer": {"decision.regularizer": "none"},

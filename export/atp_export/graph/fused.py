@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from atp_edge.families import ModelShape
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.operators import INT32, Layer, Operators, Rotary, Shared, rms_normalization
+from atp_export.graph.operators import (
+    INT32,
+    Layer,
+    Operators,
+    Rotary,
+    Shared,
+    rms_normalization,
+    rotary_of,
+)
 
 # do_rotary of the CPU kernel (ONNX Runtime 1.31, group_query_attention_helper).
 _ROTARY_MULTIPLE = 16
@@ -51,9 +59,10 @@ def _add_norm(
 
 
 def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
+    rotary = rotary_of(g, layer, shared)
     context: list[str] = g.node(
         "GroupQueryAttention",
-        [q, k, v, *layer.past, shared.lengths, shared.total, shared.cos, shared.sin],
+        [q, k, v, *layer.past, shared.lengths, shared.total, *rotary],
         name=f"attention.{layer.index}",
         outputs=[f"attention.{layer.index}", *layer.present],
         domain="com.microsoft",

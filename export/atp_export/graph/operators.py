@@ -29,7 +29,10 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """Names that all layers read; masks by the layer's sliding window (None: sees everything)."""
+    """Names that all layers read; masks by the layer's sliding window (None: sees everything).
+
+    cos and sin: tables of the dense head's pairs, of which a layer may hold some (`rotary_of`).
+    """
 
     cos: str
     sin: str
@@ -90,6 +93,23 @@ def cache_of(g: GraphBuilder, shape: LayerShape, index: int, cache: int) -> Laye
     return Layer(
         shape=shape, index=index, past=(past[0], past[1]), present=(present[0], present[1])
     )
+
+
+def rotary_of(g: GraphBuilder, layer: Layer, shared: Shared, *, copies: int = 1) -> tuple[str, str]:
+    """cos and sin of the pairs that a layer's heads hold, `copies` times side by side if not all.
+
+    A Gather of columns. Of whole tables, ONNX Runtime folds it when it loads: one table is in the
+    file, and in memory one more for every layer that lost pairs, positions * head_dim * 4 bytes.
+    """
+    pairs = layer.shape.rope_pairs
+    if pairs is None:
+        return shared.cos, shared.sin
+    columns = g.constant(list(pairs) * copies)
+    cos, sin = (
+        g.node("Gather", [table, columns], axis=-1, name=f"rotary.{layer.index}.{what}")
+        for table, what in ((shared.cos, "cos"), (shared.sin, "sin"))
+    )
+    return cos, sin
 
 
 def add_then_norm(

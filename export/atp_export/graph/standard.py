@@ -21,6 +21,7 @@ from atp_export.graph.operators import (
     Shared,
     add_then_norm,
     rms_normalization,
+    rotary_of,
 )
 
 _MASKED = -1e9
@@ -58,10 +59,11 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
 
 def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
     size, at = layer.shape, layer.index
+    rotary = rotary_of(g, layer, shared)
     q, k = (
         g.node(
             "RotaryEmbedding",
-            [x, shared.cos, shared.sin, shared.positions],
+            [x, *rotary, shared.positions],
             name=f"rotary.{at}.{what}",
             num_heads=heads,
         )
@@ -130,7 +132,8 @@ def _portable_norm(g: GraphBuilder, x: str, weight: str, eps: float, name: str) 
 def _portable_attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
     """Softmax(q k^T / sqrt(d) + mask) v, the query heads of a KV head side by side."""
     size = layer.shape
-    q, k = (_rotate(g, _heads(g, x, size.head_dim), shared) for x in (q, k))
+    cos, sin = rotary_of(g, layer, shared, copies=2)
+    q, k = (_rotate(g, _heads(g, x, size.head_dim), cos, sin) for x in (q, k))
     k, v = (
         g.node("Concat", [old, new], axis=2, name=name, outputs=[name])
         for old, new, name in zip(
@@ -160,11 +163,11 @@ def _heads(g: GraphBuilder, x: str, head_dim: int) -> str:
     return out
 
 
-def _rotate(g: GraphBuilder, x: str, shared: Shared) -> str:
+def _rotate(g: GraphBuilder, x: str, cos: str, sin: str) -> str:
     """x cos + (-x2, x1) sin, halves of the last axis."""
     first, second = g.node("Split", [x], outputs=2, axis=-1, num_outputs=2)
     turned = g.node("Concat", [g.node("Neg", [second]), first], axis=-1)
-    out: str = g.node("Add", [g.node("Mul", [x, shared.cos]), g.node("Mul", [turned, shared.sin])])
+    out: str = g.node("Add", [g.node("Mul", [x, cos]), g.node("Mul", [turned, sin])])
     return out
 
 
