@@ -92,7 +92,10 @@ class RecoveryConfig:
         metadata={"help": "lora: goes on; begun anew, ranks: more where more was cut, or dora"},
     )
     retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
-    retrain_lr: float = field(default=1e-4, metadata={"help": "learning rate of kept weights"})
+    retrain_lr: float = field(
+        default=3e-4,
+        metadata={"help": "peak learning rate of kept weights; larger models want less"},
+    )
     distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
     distill_hidden: float = field(
         default=0.0, metadata={"help": "weight of the distance to the teacher's layers"}

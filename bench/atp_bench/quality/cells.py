@@ -45,6 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "hidden states distilled": {"recovery.distill_hidden": 1.0},
     "importance followed": {"decision.follow": 0.1},
     "importance followed, budget ramped": {"decision.follow": 0.1, "decision.ramp": 0.5},
+    "kept weights at 1e-4": {"recovery.retrain_lr": 1e-4},
     "LoRA alone": {"recovery.retrain": False},
     "LoRA alone, rank where most was cut": {"recovery.retrain": False, "recovery.adapter": "ranks"},
     "DoRA alone": {"recovery.retrain": False, "recovery.adapter": "dora"},
