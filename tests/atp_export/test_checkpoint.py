@@ -104,3 +104,21 @@ def test_importing_atp_edge_leaves_ordinary_models_their_class() -> None:
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         load_narrow(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import atp_edge",
+        "import atp_edge.modeling_per_layer",
+        "from atp_edge.train_stage import train",
+        "from transformers import AutoModelForCausalLM; import atp_edge",
+    ],
+)
+def test_per_layer_widths_are_known_whatever_is_imported_first(first: str) -> None:
+    code = (
+        f"{first}; from transformers import AutoModelForCausalLM, LlamaConfig; "
+        "assert 'PerLayer' in AutoModelForCausalLM._model_mapping[LlamaConfig].__name__"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
