@@ -232,12 +232,19 @@ def _text_tasks(
     passages: Sequence[_Passage], fresh: Callable[[str], bool], items: int, seed: int
 ) -> list[Task]:
     """What any running text gives."""
-    written = (TextItem(prompt=p.before, reference=p.after) for p in passages if fresh(p.after))
+    written = (item for item in map(_begun, passages) if fresh(item.reference))
     return [
         _choice("continuation", _continuation(passages, fresh, seed), items, "calibrated"),
         _choice("clause", _clause(passages, fresh, seed), items, "sum"),
         _text("next-words", written, items),
     ]
+
+
+def _begun(passage: _Passage) -> TextItem:
+    """The rest of a sentence that has begun: which sentence comes next, nobody could know."""
+    words = passage.after.split()
+    begun, rest = words[: len(words) // 2], words[len(words) // 2 :]
+    return TextItem(prompt=" ".join([passage.before, *begun]), reference=" ".join(rest))
 
 
 def _continuation(
