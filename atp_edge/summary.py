@@ -52,8 +52,9 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
             ("checkpoint", "bytes", megabytes),
         ):
             add(name, dense[key], slim[key], show, f"{slim[key] / dense[key]:.1%} kept")
-    if "train" in metrics and "shrink" in metrics:
-        before, after = metrics["train"]["dense_tuned_perplexity"], metrics["shrink"]["perplexity"]
+    if "train" in metrics:
+        before = metrics["train"]["dense_tuned_perplexity"]
+        after = metrics.get("shrink", metrics["train"])["perplexity"]
         add("perplexity", before, after, _perplexity, f"{before / after:.1%} recovered")
     if "bench" in metrics:
         dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]

@@ -223,6 +223,7 @@ def test_rows_compare_dense_and_slim() -> None:
     assert rows["decoder parameters"].change == "60.0% kept"
     assert rows["per token, p50"].change == "1.52x"
     assert rows_of({}) == []
+    assert [row.name for row in rows_of({"train": metrics()["train"]})] == ["perplexity"]
 
 
 def test_the_table_fits_80_columns_and_the_readme_shows_the_same_figures() -> None:
