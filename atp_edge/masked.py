@@ -210,9 +210,4 @@ def _fused_sites(
 
 def plan_masks(plan: Plan) -> list[Tensor]:
     """Fixed masks (bool [size] a site) of a plan."""
-    masks = []
-    for site in plan.sites:
-        mask = torch.zeros(site.size, dtype=torch.bool)
-        mask[list(site.kept)] = True
-        masks.append(mask)
-    return masks
+    return [site.mask() for site in plan.sites]

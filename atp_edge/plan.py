@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from atp_edge.families import LayerShape, ModelShape
 from atp_edge.files import write_atomically
 from atp_edge.structures import Site, SiteKind, StructureSpace, count_parameters, sites_of
@@ -27,6 +30,12 @@ class SitePlan:
     @property
     def width(self) -> int:
         return len(self.kept)
+
+    def mask(self) -> Tensor:
+        """Which structures stay, bool [size]."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[list(self.kept)] = True
+        return mask
 
 
 @dataclass(frozen=True, kw_only=True)

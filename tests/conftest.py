@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from atp_export.checkpoint import save_narrow
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
+
+from atp_edge.config import Config, with_values
+from atp_edge.domains import legal_texts
+from atp_edge.run_folder import RunFolder, open_run
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -48,6 +55,18 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
             scale = 0.3 if parameter.ndim == 1 else 0.15
             parameter.copy_(torch.randn_like(parameter) * scale + ("norm" in name))
     return model
+
+
+def dense_run(folder: Path, real_folder: Path, **settings: Any) -> RunFolder:
+    """A run of an untrained tiny model on licence texts, with its dense checkpoint alone."""
+    tokenizer = AutoTokenizer.from_pretrained(real_folder)
+    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    paths = {"model": "run/dense", "data": "data.jsonl", "out": "run"}
+    values = {key: str(folder / path) for key, path in paths.items()}
+    run = open_run(with_values(Config(), values | settings))
+    save_narrow(tiny_model("llama", tied=True, vocab_size=len(tokenizer)), tokenizer, run.dense)
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -37,9 +37,7 @@ def kept_rows_and_columns(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Output rows and input columns of a projection that stay (None: all of them)."""
     site = plan.site(index, "mlp" if projection in MLP_PROJECTIONS else "attention")
-    mask = torch.zeros(site.size, dtype=torch.bool)
-    mask[list(site.kept)] = True
-    kept = to_rows(mask, _structured(layer, projection), plan.space).nonzero().squeeze(1)
+    kept = to_rows(site.mask(), _structured(layer, projection), plan.space).nonzero().squeeze(1)
     return (None, kept) if projection in READS.values() else (kept, None)
 
 
@@ -102,7 +100,8 @@ def _narrow_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Te
     rows, columns = kept_rows_and_columns(plan, shape.layers[index], index, projection)
     if rows is not None and "lora_A" not in parts:
         kept = value.index_select(0, rows.to(value.device))
-        return kept * _query_scale(plan, index, projection)
+        scale = _query_scale(plan, index, projection)
+        return kept if scale == 1.0 else kept * scale  # no second copy of every matrix
     # A bias belongs to the rows; lora_B of o_proj and down_proj too.
     if columns is not None and value.ndim == 2 and "lora_B" not in parts:
         return value.index_select(1, columns.to(value.device))

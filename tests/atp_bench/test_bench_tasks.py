@@ -6,18 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from atp_export.checkpoint import save_narrow
+from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import narrow_model
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, with_values
-from atp_edge.domains import legal_texts
-from atp_edge.run_folder import RunFolder, open_run
+from atp_edge.run_folder import RunFolder
 from tests.atp_export.test_narrow import PLANS
-from tests.conftest import tiny_model
+from tests.conftest import dense_run
 
 TASK = """
 task: clauses
@@ -35,13 +33,8 @@ metric_list: [{metric: byte_perplexity}]
 def run(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolder:
     """A run as training and export leave it, of an untrained model."""
     folder = tmp_path_factory.mktemp("bench-tasks")
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    values = {"model": "run/dense", "data": "data.jsonl", "out": "run"}
-    run = open_run(with_values(Config(), {k: str(folder / v) for k, v in values.items()}))
-    dense = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
-    save_narrow(dense, tokenizer, run.dense)
+    run = dense_run(folder, real_folder)
+    tokenizer, dense = AutoTokenizer.from_pretrained(run.dense), load_narrow(run.dense)
     save_narrow(narrow_model(dense, PLANS["per-layer"](dense)), tokenizer, run.slim)
     export_onnx(run.slim, run.onnx)
     return run

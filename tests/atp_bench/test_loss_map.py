@@ -14,15 +14,13 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks
-from atp_edge.domains import legal_texts
 from atp_edge.evaluate import text_loss
 from atp_edge.families import model_shape
 from atp_edge.plan import Plan, plan_of, read_plan, write_plan
-from atp_edge.run_folder import RunFolder, open_run
+from atp_edge.run_folder import RunFolder
 from atp_edge.structures import sites_of
-from tests.conftest import tiny_model
+from tests.conftest import dense_run, tiny_model
 
 
 def cut_at(model: torch.nn.Module, layer: int, kind: str) -> Plan:
@@ -65,15 +63,8 @@ def test_every_token_is_of_one_kind_and_a_repeated_pair_is_found() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolder:
     """A run as training leaves it, of an untrained model."""
     folder = tmp_path_factory.mktemp("losses")
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    values = {"model": "run/dense", "data": "data.jsonl", "out": "run"}
-    config = with_values(Config(), {k: str(folder / v) for k, v in values.items()})
-    run = open_run(with_values(config, {"dataset.block_tokens": 64, "dataset.test_blocks": 3}))
-    dense = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
-    save_narrow(dense, tokenizer, run.dense)
-    write_plan(cut_at(dense, 0, "attention"), run.plan)
+    run = dense_run(folder, real_folder, **{"dataset.block_tokens": 64, "dataset.test_blocks": 3})
+    write_plan(cut_at(load_narrow(run.dense), 0, "attention"), run.plan)
     return run
 
 
