@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from atp_edge.budget import Space, project
+from atp_edge.config import StructureSpace
 from atp_edge.data import Blocks
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
@@ -28,7 +29,7 @@ from atp_edge.families import (
 )
 from atp_edge.losses import language_loss
 from atp_edge.plan import Plan, plan_of
-from atp_edge.structures import Site, StructureSpace, by_structure
+from atp_edge.structures import Site, by_structure
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
 

@@ -10,17 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from atp_edge.config import StructureSpace, WidthsPolicy
 from atp_edge.families import ModelShape
 from atp_edge.structures import (
     Site,
-    StructureSpace,
     count_parameters,
     fixed_layer_parameters,
     sites_of,
 )
 
 BudgetKind = Literal["params", "model-params", "bytes"]
-WidthsPolicy = Literal["uniform", "per-layer"]
 # Of kept RoPE pairs: head_dim in multiples of 16, as ONNX Runtime's GroupQueryAttention wants it.
 PAIRS_STEP = 8
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

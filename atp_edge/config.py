@@ -11,6 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+StructureSpace = Literal["groups", "head-dims"]
+WidthsPolicy = Literal["uniform", "per-layer"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -44,7 +47,7 @@ class DecisionConfig:
         "flap",
         "torch-pruning",
     ] = field(default="importance", metadata={"help": "where the generator starts"})
-    space: Literal["groups", "head-dims"] = field(
+    space: StructureSpace = field(
         default="groups",
         metadata={"help": "attention loses whole KV groups, or RoPE pairs of all its heads"},
     )
@@ -157,7 +160,7 @@ class Config:
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
     )
-    widths: Literal["uniform", "per-layer"] = field(
+    widths: WidthsPolicy = field(
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps"})

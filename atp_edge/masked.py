@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from atp_edge.config import StructureSpace
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
@@ -35,7 +36,7 @@ from atp_edge.families import (
 from atp_edge.fused import QKV, FusedQkv, fused_mlp, qkv_unlike, separately
 from atp_edge.plan import Plan
 from atp_edge.skipping import FixedSite, Placement
-from atp_edge.structures import StructureSpace, to_rows
+from atp_edge.structures import to_rows
 
 
 class MaskedLoraLinear(PeftLoraLinear):

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from atp_edge.config import StructureSpace
 from atp_edge.families import LayerShape, ModelShape
 from atp_edge.files import write_atomically
-from atp_edge.structures import Site, SiteKind, StructureSpace, count_parameters, sites_of
+from atp_edge.structures import Site, SiteKind, count_parameters, sites_of
 
 SCHEMAS: dict[StructureSpace, int] = {"groups": 1, "head-dims": 2}
 """Of the file, by structure space: the first schema names none."""

@@ -17,10 +17,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from atp_edge.config import StructureSpace
 from atp_edge.families import ModelShape
 
 SiteKind = Literal["attention", "mlp"]
-StructureSpace = Literal["groups", "head-dims"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,10 @@ from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.report import document, markdown, page, table
 from atp_bench.quality.results import Result, Summary, read_results, summarize
 from atp_bench.quality.runner import run_matrix
-from atp_export.checkpoint import save_narrow
 from rich.console import Console
-from transformers import AutoTokenizer
 
-from atp_edge.config import Config, with_values
-from atp_edge.domains import legal_texts
-from tests.conftest import tiny_model
+from atp_edge.config import Config
+from tests.conftest import dense_run
 
 
 class Silent:
@@ -39,24 +35,15 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Config:
-    folder = tmp_path_factory.mktemp("quality")
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    save_narrow(tiny_model("llama", tied=True, vocab_size=len(tokenizer)), tokenizer, folder / "m")
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    return with_values(
-        Config(),
-        {
-            "model": str(folder / "m"),
-            "data": str(folder / "data.jsonl"),
-            "dataset.block_tokens": 32,
-            "dataset.test_blocks": 2,
-            "train.precision": "no",
-            "decision.width_multiple": 4,
-            "decision.importance_blocks": 2,
-            "recovery.reconstruct_blocks": 2,
-        },
-    )
+    settings: dict[str, Any] = {
+        "dataset.block_tokens": 32,
+        "dataset.test_blocks": 2,
+        "train.precision": "no",
+        "decision.width_multiple": 4,
+        "decision.importance_blocks": 2,
+        "recovery.reconstruct_blocks": 2,
+    }
+    return dense_run(tmp_path_factory.mktemp("quality"), real_folder, **settings).config()
 
 
 def cell(method: str, base: Config, share: float = 0.6) -> Cell:

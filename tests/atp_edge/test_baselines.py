@@ -17,11 +17,11 @@ from atp_edge.baselines import (
     without_least_layers,
 )
 from atp_edge.budget import Space, make_space, parse_budget
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config, StructureSpace, with_values
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
 from atp_edge.plan import check_plan, narrow_shape, shares
-from atp_edge.structures import StructureSpace, count_parameters
+from atp_edge.structures import count_parameters
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (4, 20), generator=torch.Generator().manual_seed(0))

@@ -15,9 +15,10 @@ from atp_edge.budget import (
     parse_budget,
     project,
 )
+from atp_edge.config import StructureSpace
 from atp_edge.families import LayerShape, ModelShape
 from atp_edge.plan import narrow_shape, plan_of, shares
-from atp_edge.structures import StructureSpace, count_parameters, sites_of
+from atp_edge.structures import count_parameters, sites_of
 
 
 def shape_of(

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from atp_edge.budget import Space, make_space, parse_budget, project
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config, StructureSpace, with_values
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
 from atp_edge.generator import ALL_KEPT_BASE, DecisionGenerator, decide
@@ -26,7 +26,7 @@ from atp_edge.phase import run_phase
 from atp_edge.plan import plan_of, read_plan, write_plan
 from atp_edge.reconstruct import reconstruct
 from atp_edge.regularizer import group_lasso, proximal_step
-from atp_edge.structures import StructureSpace, by_structure
+from atp_edge.structures import by_structure
 from atp_edge.trainer import JointLearner, Tuner, learning_rate
 from tests.conftest import tiny_model
 

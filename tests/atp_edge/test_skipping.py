@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from atp_edge.config import StructureSpace
 from atp_edge.data import Blocks
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, lora_layer, set_decision
 from atp_edge.regularizer import proximal_step
 from atp_edge.skipping import FixedSite
-from atp_edge.structures import StructureSpace
 from tests.atp_export.test_narrow import PAIR_FAMILIES
 from tests.conftest import FAMILIES, tiny_model
 

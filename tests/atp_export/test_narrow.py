@@ -11,10 +11,11 @@ from atp_export.narrow import merge, narrow_model, narrow_peft, widen_lora
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from atp_edge.config import StructureSpace
 from atp_edge.families import model_shape
 from atp_edge.masked import add_lora, plan_masks, set_decision
 from atp_edge.plan import Plan, all_kept, narrow_shape, plan_of
-from atp_edge.structures import StructureSpace, count_parameters
+from atp_edge.structures import count_parameters
 from tests.conftest import FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(1))
