@@ -23,12 +23,15 @@ from atp_edge.structures import Site, by_structure
 # and v too, which no other structure shares; measured in docs/log.md. For RoPE pairs measured on a
 # tiny byte model alone (there too).
 ATTENTION_FACTOR = 5.0
+# A mean over tokens of |z * dL/dz| is ruled by the many tokens that lose little; what a slim model
+# loses in the end it loses on few, which late layers serve. Measured in docs/log.md.
+POWER = 2
 
 
 def taylor_importance(
     model: PreTrainedModel, blocks: Blocks, space: Space, loss: Callable[[Blocks], Tensor]
 ) -> list[Tensor]:
-    """Importance a block of every structure, mean over blocks: [size] a site."""
+    """Importance of every structure to the loss of blocks: [size] a site."""
     # Gradients of what the layers read are wanted, whether or not any weight has one.
     model.enable_input_require_grads()
     with scored(model, space) as scores:
@@ -36,18 +39,20 @@ def taylor_importance(
             loss(blocks.rows([i]).to(model.device)).backward()
     model.disable_input_require_grads()
     model.zero_grad()
-    return [score.cpu() / len(blocks.input_ids) for score in scores]
+    return importance_of(scores, blocks=len(blocks.input_ids))
 
 
 @contextmanager
 def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
-    """Sums of |z * dL/dz| over tokens and inputs, of all backward passes inside: [size] a site.
+    """Sums over tokens of |z * dL/dz| to the power of `POWER`, of all backward passes inside:
+    [size] a site.
 
     z is what o_proj or down_proj reads, before any mask; its gradient is that of the whole weight,
-    so that removed structures are scored like kept ones. The first-order change of the loss when
-    an output appears or goes, without cancellation over tokens (the activation form of
-    LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5). A RoPE pair of `head-dims` also
-    scores |q * dL/dq|, of both its dimensions together: what its scores of attention are worth.
+    so that removed structures are scored like kept ones; a token's inputs of one structure add up.
+    The first-order change of the loss when an output appears or goes, without cancellation over
+    tokens (the activation form of LLM-Pruner's group Taylor score, arXiv 2305.11627, eq. 5). A RoPE
+    pair of `head-dims` also scores |q * dL/dq|, of both its dimensions together: what its scores of
+    attention are worth.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     scores = [torch.zeros(site.size, device=base.device) for site in space.sites]
@@ -66,6 +71,14 @@ def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> list[Tensor]:
+    """The mean of what `scored` summed over blocks, by its power: [size] a site.
+
+    a_batch: blocks whose mean each loss was, and each gradient so much smaller.
+    """
+    return [(score.cpu() * a_batch**POWER / blocks).pow(1 / POWER) for score in scores]
+
+
 def _watch_inputs(
     site: Site, score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> None:
@@ -73,9 +86,9 @@ def _watch_inputs(
 
     def add(gradient: Tensor) -> None:
         with torch.no_grad():
-            taylor = (z.float() * _input_gradient(module, gradient).float()).abs()
-            rows = taylor.flatten(0, -2).sum(0)
-            score.add_(by_structure(rows, 0, site.size, site.space).sum(1))
+            taylor = (z.float() * _input_gradient(module, gradient).float()).abs().flatten(0, -2)
+            a_token = by_structure(taylor, 1, site.size, site.space).sum(-1)  # [size, tokens]
+            score.add_(a_token.pow(POWER).sum(1))
 
     output.register_hook(add)
 
@@ -88,9 +101,9 @@ def _watch_queries(
 
     def add(gradient: Tensor) -> None:
         with torch.no_grad():
-            # [tokens * heads, 2, pairs]: RoPE's turn leaves the sum over a pair as it is.
-            pairs = (q.float() * gradient.float()).reshape(-1, 2, site.size)
-            score.add_(pairs.sum(1).abs().sum(0))
+            # [tokens, heads, 2, pairs]: RoPE's turn leaves the sum over a pair as it is.
+            pairs = (q.float() * gradient.float()).flatten(0, -2).unflatten(1, (-1, 2, site.size))
+            score.add_(pairs.sum(2).abs().sum(1).pow(POWER).sum(0))
 
     output.register_hook(add)
 

@@ -24,7 +24,7 @@ from atp_edge.data import Blocks, batches
 from atp_edge.evaluate import perplexity
 from atp_edge.generator import DecisionGenerator, decide
 from atp_edge.history import Phase, Record
-from atp_edge.importance import scored, starting_logits
+from atp_edge.importance import importance_of, scored, starting_logits
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
 from atp_edge.regularizer import group_lasso, proximal_step
@@ -267,9 +267,11 @@ class JointLearner:
     def _follow(self, scores: list[Tensor]) -> None:
         """Move the logits' base with the importance that the masked, tuned model shows now."""
         assert self.importance is not None
+        blocks = self.config.train.batch_blocks
+        now = importance_of(scores, blocks=blocks, a_batch=blocks)
         self.importance = [
-            torch.lerp(old, new.cpu(), self.config.decision.follow)
-            for old, new in zip(self.importance, scores, strict=True)
+            torch.lerp(old, new, self.config.decision.follow)
+            for old, new in zip(self.importance, now, strict=True)
         ]
         self.generator.set_base(starting_logits(self.importance, self.space))
 
