@@ -165,6 +165,27 @@ def test_importance_orders_by_what_a_removal_costs() -> None:
     assert agreeing.float().mean() > 0.8
 
 
+def test_importance_is_the_root_of_what_every_token_squares() -> None:
+    model = lora_model()
+    space = space_of(model)
+    read: list[Tensor] = []
+
+    def watch(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        inputs[0].retain_grad()
+        read.append(inputs[0])
+
+    block = BLOCKS.first(1)
+    scores = taylor_importance(model, block, space, lambda b: language_loss(model, b))
+    for name in ("o_proj", "down_proj"):
+        lora_layer(model, 1, name).register_forward_pre_hook(watch)
+    model.enable_input_require_grads()
+    language_loss(model, block).backward()
+    for z, site, score in zip(read, space.sites[2:4], scores[2:4], strict=True):
+        assert z.grad is not None
+        a_token = (z * z.grad).abs().reshape(-1, site.size, z.shape[-1] // site.size).sum(-1)
+        torch.testing.assert_close(score, a_token.square().sum(0).sqrt())
+
+
 def pair_scores(model: PeftModel, masks: list[Tensor] | None = None) -> Tensor:
     """Importance of the RoPE pairs of layer 1, under a decision."""
     space = space_of(model)
