@@ -87,8 +87,8 @@ class RecoveryConfig:
     reconstruct_blocks: int = field(
         default=16, metadata={"help": "blocks of the least-squares repair; 0: none"}
     )
-    reconstruct_at: Literal["start", "freeze"] = field(
-        default="start", metadata={"help": "repair for the first decision, or for the last"}
+    reconstruct_along: bool = field(
+        default=True, metadata={"help": "repair again whenever the decision moves"}
     )
     adapter: Literal["lora", "ranks", "dora"] = field(
         default="lora",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ from atp_edge.masked import add_lora, set_decision
 from atp_edge.phase import Learner, PhaseState, run_phase
 from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
 from atp_edge.progress import Progress
-from atp_edge.reconstruct import reconstruct
+from atp_edge.reconstruct import Repair
 from atp_edge.run_folder import RunFolder
 from atp_edge.trainer import JointLearner, Tuner
 from atp_edge.value_basis import rebase_values
@@ -213,27 +212,23 @@ def learn_decision(
         retrain=config.recovery.retrain,
         importance=start.importance,
     )
-    repair = partial(
-        reconstruct, model, blocks=splits.train.first(config.recovery.reconstruct_blocks)
-    )
-    repairs = config.recovery.reconstruct_at if config.recovery.reconstruct_blocks else None
-    if repairs == "start":
+    if config.recovery.reconstruct_blocks:
         progress.say("repairing what the first decision cuts")
+        sample = splits.train.first(config.recovery.reconstruct_blocks)
         with accelerator.autocast():
-            repair(learner.masks)
+            repair = Repair(model, learner.masks, sample)
+        if config.recovery.reconstruct_along:
+            learner.repair = repair
     progress.phase("joint", 0, config.control_steps, space.target_share)
     state = drive(learner, config, run, progress)
 
     progress.say("freezing the decision")
-    masks = learner.final_masks()
+    masks = learner.freeze()
     plan = plan_of(
         model_shape(dense.config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
         config.decision.space,
     )
-    if repairs == "freeze":
-        with accelerator.autocast():
-            repair(masks)
     narrow = narrow_peft(model, plan)
     error = masked_narrow_error(model, narrow, masks, splits.decision)
     if config.recovery.adapter != "lora":

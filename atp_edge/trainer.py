@@ -27,6 +27,7 @@ from atp_edge.history import Phase, Record
 from atp_edge.importance import importance_of, scored, starting_logits
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
+from atp_edge.reconstruct import Repair
 from atp_edge.regularizer import group_lasso, proximal_step
 
 
@@ -203,13 +204,27 @@ class JointLearner:
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
-        self.masks = self.final_masks()
+        self.masks = self._without_noise()
+        self.repair: Repair | None = None
+        """Moves along with the decision, where set."""
 
     @torch.no_grad()
-    def final_masks(self) -> list[Tensor]:
-        """The decision without noise (bool [size] a site): what evaluation and the end use."""
+    def _without_noise(self) -> list[Tensor]:
         masks = project(self.generator(), self.space).masks
         return [mask.to(self.accelerator.device) for mask in masks]
+
+    def freeze(self) -> list[Tensor]:
+        """The last decision, without noise: bool [size] a site. Evaluation and the end use it."""
+        self._decide(self._without_noise())
+        return self.masks
+
+    def _decide(self, masks: list[Tensor]) -> int:
+        """Hold another decision; how many structures changed sides."""
+        if self.repair is not None:
+            self.repair.move(masks)
+        changed = sum(int((a != b).sum()) for a, b in zip(self.masks, masks, strict=True))
+        self.masks = masks
+        return changed
 
     def step(self, index: int) -> Record:
         settings = self.config.decision
@@ -254,9 +269,7 @@ class JointLearner:
         self._train(True)
         if follows:
             self._follow(scores)
-        before = self.masks
-        self.masks = [mask.detach() >= 0.5 for mask in decision.masks]
-        changed = sum(int((a != b).sum()) for a, b in zip(before, self.masks, strict=True))
+        changed = self._decide([mask.detach() >= 0.5 for mask in decision.masks])
         return replace(
             record,
             decision_loss=float(plain),
@@ -317,11 +330,12 @@ class JointLearner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Weights that are not tuned are in no checkpoint: the repair makes them as they were.
+        self._decide([mask.to(self.accelerator.device) for mask in state["masks"]])
         _restore(self.parameters, state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.masks = [mask.to(self.accelerator.device) for mask in state["masks"]]
         self.importance = state["importance"]
 
 

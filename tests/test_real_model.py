@@ -27,7 +27,7 @@ from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
 from atp_edge.plan import Plan, plan_of, shares
-from atp_edge.reconstruct import reconstruct
+from atp_edge.reconstruct import Repair
 
 pytestmark = pytest.mark.real
 WIDTHS = ("uniform", "per-layer")
@@ -111,7 +111,7 @@ def test_the_repaired_slim_model_is_better_and_its_onnx_equal_on_twenty_prompts(
     plan, masks = decide("per-layer")
     cut = perplexity(merge(narrow_peft(dense, plan)), splits.test.first(4))
     repaired = copy.deepcopy(dense)
-    reconstruct(repaired, masks, splits.train.first(8))
+    Repair(repaired, masks, splits.train.first(8))
     slim = merge(narrow_peft(repaired, plan))
     assert perplexity(slim, splits.test.first(4)) < 0.7 * cut
     save_narrow(slim, tokenizer, tmp_path / "slim")

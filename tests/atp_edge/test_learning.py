@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import add_lora, lora_layer, plan_masks, set_decision
 from atp_edge.phase import run_phase
 from atp_edge.plan import plan_of, read_plan, write_plan
-from atp_edge.reconstruct import reconstruct
+from atp_edge.reconstruct import Repair
 from atp_edge.regularizer import group_lasso, proximal_step
 from atp_edge.structures import by_structure
 from atp_edge.trainer import JointLearner, Tuner, learning_rate
@@ -146,9 +147,35 @@ def test_reconstruction_brings_the_masked_output_nearer(structures: StructureSpa
         masks = random_masks(space_of(model), seed=2)
         set_decision(model, masks, "whole")
         masked_error = float((model(input_ids=IDS).logits - dense).square().mean())
-        reconstruct(model, masks, BLOCKS)
+        Repair(model, masks, BLOCKS)
         repaired_error = float((model(input_ids=IDS).logits - dense).square().mean())
     assert repaired_error < 0.9 * masked_error
+
+
+def test_a_repair_that_moves_is_the_repair_of_where_it_went() -> None:
+    model = lora_model()
+    untouched = copy.deepcopy(model)
+    first, second = (random_masks(space_of(model), seed=seed) for seed in (2, 3))
+    moved = Repair(model, first, BLOCKS)
+    moved.move(second)
+    afresh = Repair(untouched, second, BLOCKS)
+    # The first layer reads the same in both; later ones what another repair before them wrote.
+    ours, theirs = (repair.modules[0].get_base_layer().weight for repair in (moved, afresh))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("structures", SPACES)
+def test_a_repair_that_comes_back_leaves_no_trace(structures: StructureSpace) -> None:
+    model = lora_model(structures=structures)
+    first, second, third = (random_masks(space_of(model), seed=seed) for seed in (2, 3, 4))
+    repair = Repair(model, first, BLOCKS)
+    before = [module.get_base_layer().weight.clone() for module in repair.modules]
+    repair.move(second)
+    assert not torch.allclose(repair.modules[0].get_base_layer().weight, before[0], atol=1e-2)
+    repair.move(third)
+    repair.move(first)
+    for module, weight in zip(repair.modules, before, strict=True):
+        torch.testing.assert_close(module.get_base_layer().weight, weight, atol=1e-4, rtol=1e-3)
 
 
 def test_importance_orders_by_what_a_removal_costs() -> None:
@@ -249,13 +276,18 @@ CONFIG = with_values(
 
 
 def learner(
-    config: Config = CONFIG, widths: str = "per-layer", structures: StructureSpace = "groups"
+    config: Config = CONFIG,
+    widths: str = "per-layer",
+    structures: StructureSpace = "groups",
+    retrain: bool = False,
 ) -> JointLearner:
     model = lora_model(structures=structures)
     torch.manual_seed(0)
     space = space_of(model, widths=widths)
     generator = DecisionGenerator(space.sites)
-    return JointLearner(model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True))
+    return JointLearner(
+        model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True), retrain=retrain
+    )
 
 
 def finish(made: Any, folder: Path, stop_at: int | None = None) -> list[Record]:
@@ -286,11 +318,18 @@ def test_the_loop_learns_and_every_decision_meets_the_budget(
     assert last < first
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    straight = learner()
+@pytest.mark.parametrize("repaired", [False, True])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, repaired: bool) -> None:
+    def made() -> JointLearner:
+        one = learner(retrain=repaired)
+        if repaired:
+            one.repair = Repair(one.model, one.masks, BLOCKS)
+        return one
+
+    straight = made()
     records = finish(straight, tmp_path / "straight")
-    finish(learner(), tmp_path / "killed", stop_at=7)
-    resumed = learner()
+    finish(made(), tmp_path / "killed", stop_at=7)
+    resumed = made()
     rest = finish(resumed, tmp_path / "killed")
     assert [r.step for r in rest] == list(range(4, 12))
     for name, parameter in straight.parameters.items():

@@ -41,6 +41,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "refresh every step": {"decision.interval": 1},
     "refresh every 4": {"decision.interval": 4},
     "no reconstruction": {"recovery.reconstruct_blocks": 0},
+    "reconstruction at the start alone": {"recovery.reconstruct_along": False},
     "no distillation": {"recovery.distill": 0.0},
     "hidden states distilled": {"recovery.distill_hidden": 1.0},
     "importance followed": {"decision.follow": 0.1},
