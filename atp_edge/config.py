@@ -182,6 +182,12 @@ class Config:
         """Steps before the freeze; the rest is recovery."""
         return round(self.steps * self.decision.control_share)
 
+    @property
+    def repairs_along(self) -> bool:
+        """Whether the repair has a moving decision to follow."""
+        repaired = self.recovery.reconstruct_blocks > 0
+        return repaired and self.recovery.reconstruct_along and self.decision.learn
+
 
 # What a recipe changes of the defaults; what it costs and buys is in docs/recovery.md.
 RECIPES: dict[str, dict[str, Any]] = {

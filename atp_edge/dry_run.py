@@ -46,7 +46,7 @@ def cost_table(config: Config) -> Table:
 
 def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     """The larger of joint loop and recovery: weights, the teacher, gradients, Adam's moments, what
-    the backward pass keeps, and the loss.
+    the moving repair measured, what the backward pass keeps, and the loss.
 
     An estimate from sizes alone: PyTorch's own 0.8 GB and what its allocator holds come on top.
     """
@@ -55,6 +55,8 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     teacher = count.whole if config.recovery.distill else 0
     trained = 3 if config.recovery.retrain else 0  # a gradient and two moments a parameter
     joint = count.whole + trained * count.decoder + 4 * generator
+    if config.repairs_along:
+        joint += sum((x.heads * x.head_dim) ** 2 + x.channels**2 for x in shape.layers)
     recovery = count.around + slim + trained * slim
     tokens = config.train.batch_blocks * config.dataset.block_tokens
     # What a layer keeps for its backward pass, in values a token: the inputs of its norms and

@@ -216,9 +216,9 @@ def learn_decision(
         progress.say("repairing what the first decision cuts")
         sample = splits.train.first(config.recovery.reconstruct_blocks)
         with accelerator.autocast():
-            repair = Repair(model, learner.masks, sample)
-        if config.recovery.reconstruct_along:
-            learner.repair = repair
+            learner.repair = Repair(model, learner.masks, sample)
+        if not config.repairs_along:
+            learner.repair = None  # It is done; what it measured takes memory.
     progress.phase("joint", 0, config.control_steps, space.target_share)
     state = drive(learner, config, run, progress)
 
