@@ -215,10 +215,10 @@ class JointLearner:
 
     def freeze(self) -> list[Tensor]:
         """The last decision, without noise: bool [size] a site. Evaluation and the end use it."""
-        self._decide(self._without_noise())
+        self._hold(self._without_noise())
         return self.masks
 
-    def _decide(self, masks: list[Tensor]) -> int:
+    def _hold(self, masks: list[Tensor]) -> int:
         """Hold another decision; how many structures changed sides."""
         if self.repair is not None:
             self.repair.move(masks)
@@ -269,7 +269,7 @@ class JointLearner:
         self._train(True)
         if follows:
             self._follow(scores)
-        changed = self._decide([mask.detach() >= 0.5 for mask in decision.masks])
+        changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])
         return replace(
             record,
             decision_loss=float(plain),
@@ -331,7 +331,7 @@ class JointLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Weights that are not tuned are in no checkpoint: the repair makes them as they were.
-        self._decide([mask.to(self.accelerator.device) for mask in state["masks"]])
+        self._hold([mask.to(self.accelerator.device) for mask in state["masks"]])
         _restore(self.parameters, state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.load_state_dict(state["generator"])
