@@ -32,13 +32,16 @@ def latency(
             help="with --peers: fp32, int4 or fp16; may be repeated; default fp32 and int4"
         ),
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="rows decoded together; none: the run's setting, or 1")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Latency and memory of dense and slim ONNX models, in turn, and of other engines."""
     if context.invoked_subcommand is not None:
         return
     if peers:
-        _against_peers(out, peers, precision or [], json_file)
+        _against_peers(out, peers, precision or [], 1 if batch is None else batch, json_file)
         return
     if precision:
         raise ValueError(
@@ -47,6 +50,7 @@ def latency(
         )
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
+    from atp_edge.config import with_values
     from atp_edge.progress import Terminal
     from atp_edge.run_folder import RunFolder
     from atp_edge.stages import STAGES
@@ -54,6 +58,8 @@ def latency(
 
     run = RunFolder(out)
     config = run.config()
+    if batch is not None:
+        config = with_values(config, {"bench.batch": batch})
     with Terminal(console) as progress:
         STAGES["bench"](config, run, progress)
     metrics = run.metrics()
@@ -63,7 +69,11 @@ def latency(
 
 
 def _against_peers(
-    out: Path | None, peers: list[str], precisions: list[str], json_file: Path | None
+    out: Path | None,
+    peers: list[str],
+    precisions: list[str],
+    batch: int,
+    json_file: Path | None,
 ) -> None:
     from atp_bench.peers.table import render, render_asked
 
@@ -71,10 +81,11 @@ def _against_peers(
     from atp_edge.stages import bench_peers
 
     with Terminal(console) as progress:
-        figures = bench_peers(out, peers, precisions, progress)
+        figures = bench_peers(out, peers, precisions, batch, progress)
     for precision, found in figures["precisions"].items():
         console.print(render(precision, found))
-    console.print(render_asked(figures["precisions"]))
+    if batch == 1:
+        console.print(render_asked(figures["precisions"]))
     console.print(figures["note"])
     if json_file is not None:
         write_json(json_file, figures)

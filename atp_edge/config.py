@@ -19,17 +19,19 @@ WidthsPolicy = Literal["uniform", "per-layer"]
 class DataConfig:
     """How documents become token blocks."""
 
-    block_tokens: int = field(default=512, metadata={"help": "tokens of a block"})
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 1})
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
-    test_blocks: int = field(default=40, metadata={"help": "blocks of the test at most"})
+    test_blocks: int = field(
+        default=40, metadata={"help": "blocks of the test at most", "least": 1}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """peft's LoRA on every projection of the decoder."""
 
-    rank: int = field(default=16, metadata={"help": "rank of A and B"})
+    rank: int = field(default=16, metadata={"help": "rank of A and B", "least": 1})
     alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
 
@@ -63,7 +65,7 @@ class DecisionConfig:
     control_share: float = field(
         default=0.4, metadata={"help": "share of the steps before the freeze"}
     )
-    interval: int = field(default=2, metadata={"help": "LoRA steps per generator step"})
+    interval: int = field(default=2, metadata={"help": "LoRA steps per generator step", "least": 1})
     lr: float = field(default=1e-3, metadata={"help": "learning rate of the generator"})
     temperature: float = field(default=0.4, metadata={"help": "of the soft decision"})
     noise: float = field(default=0.0, metadata={"help": "scale of the Gumbel noise; 0: none"})
@@ -109,13 +111,13 @@ class RecoveryConfig:
 class TrainConfig:
     """The loop."""
 
-    batch_blocks: int = field(default=1, metadata={"help": "blocks a step"})
+    batch_blocks: int = field(default=1, metadata={"help": "blocks a step", "least": 1})
     precision: Literal["bf16", "fp16", "no"] = field(
         default="bf16", metadata={"help": "autocast; no: fp32"}
     )
     warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
-    save_every: int = field(default=50, metadata={"help": "steps between checkpoints"})
+    save_every: int = field(default=50, metadata={"help": "steps between checkpoints", "least": 1})
     patience: int = field(
         default=3, metadata={"help": "checkpoints without a better one that end a phase; 0: none"}
     )
@@ -145,9 +147,10 @@ class ExportConfig:
 class BenchConfig:
     """Latency and memory."""
 
-    prompt_tokens: int = field(default=128, metadata={"help": "tokens of the prompt"})
-    new_tokens: int = field(default=64, metadata={"help": "tokens generated"})
-    rounds: int = field(default=5, metadata={"help": "rounds, models in turn"})
+    prompt_tokens: int = field(default=128, metadata={"help": "tokens of the prompt", "least": 1})
+    new_tokens: int = field(default=64, metadata={"help": "tokens generated", "least": 1})
+    batch: int = field(default=1, metadata={"help": "rows decoded together", "least": 1})
+    rounds: int = field(default=5, metadata={"help": "rounds, models in turn", "least": 1})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: one a core"})
 
 
@@ -163,7 +166,7 @@ class Config:
     widths: WidthsPolicy = field(
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
     )
-    steps: int = field(default=200, metadata={"help": "optimizer steps"})
+    steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
     seed: int = field(default=0, metadata={"help": "of everything drawn"})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
     recipe: Literal["fast", "balanced", "best"] = field(
@@ -199,12 +202,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its dotted name, type, default and help."""
+    """One setting: its dotted name, type, default, help, and the least a number may be."""
 
     name: str
     type: Any
     default: Any
     help: str
+    least: int
 
     @property
     def flag(self) -> str:
@@ -223,7 +227,11 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
             yield from keys(hints[f.name], f"{prefix}{f.name}.")
         else:
             yield Key(
-                name=prefix + f.name, type=hints[f.name], default=f.default, help=f.metadata["help"]
+                name=prefix + f.name,
+                type=hints[f.name],
+                default=f.default,
+                help=f.metadata["help"],
+                least=f.metadata.get("least", 0),
             )
 
 
@@ -269,8 +277,8 @@ def _check(key: Key, value: Any) -> Any:
         return float(value)
     if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
         raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
-    if key.type in (int, float) and value < 0:
-        raise ValueError(f"{key.name} = {value!r}: expected zero or more")
+    if key.type in (int, float) and value < key.least:
+        raise ValueError(f"{key.name} = {value!r}: expected {key.least} or more")
     return value
 
 

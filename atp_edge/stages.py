@@ -199,6 +199,7 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
         {"dense": run.onnx_dense, "slim": run.onnx},
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
+        batch=settings.batch,
         rounds=settings.rounds,
         threads=settings.threads or None,
     )
@@ -206,11 +207,16 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
 
 
 def bench_peers(
-    out: Path | None, peers: Sequence[str], precisions: Sequence[str], progress: Progress
+    out: Path | None,
+    peers: Sequence[str],
+    precisions: Sequence[str],
+    batch: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Dense and slim models against other engines; the demo model and cuts of it without a run.
 
-    A run's figures also go to its metrics. precisions: by default fp32 and int4.
+    A run's figures also go to its metrics. precisions: by default fp32 and int4. batch: rows
+    decoded together.
     """
     precisions = precisions or PEERS_PRECISIONS
     check_asked(peers, precisions)
@@ -229,6 +235,7 @@ def bench_peers(
                 peers=peers,
                 prompt_tokens=PEERS_TOKENS,
                 new_tokens=PEERS_TOKENS,
+                batch=batch,
                 rounds=config.bench.rounds,
                 threads=threads,
                 say=progress.say,

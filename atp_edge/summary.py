@@ -58,13 +58,15 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
         add("perplexity", before, after, _perplexity, f"{before / after:.1%} recovered")
     if "bench" in metrics:
         dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]
+        batch = metrics["bench"]["settings"]["batch"]
+        of = f", batch {batch}" if batch > 1 else ""
         for name, key, show in (
             ("ONNX file", "file_bytes", megabytes),
-            ("first token", "first_token_ms", milliseconds),
-            ("per token, p50", "token_ms_p50", milliseconds),
-            ("per token, p95", "token_ms_p95", milliseconds),
+            (f"first token{of}", "first_token_ms", milliseconds),
+            (f"per token, p50{of}", "token_ms_p50", milliseconds),
+            (f"per token, p95{of}", "token_ms_p95", milliseconds),
             ("load", "load_ms", milliseconds),
-            ("peak memory", "peak_memory_bytes", megabytes),
+            (f"peak memory{of}", "peak_memory_bytes", megabytes),
         ):
             gain = f"{dense[key] / slim[key]:.2f}x"
             add(name, dense[key], slim[key], show, gain)

@@ -64,7 +64,9 @@ def paired_first_tokens(
     for index in range(rounds + 1):
         first = index % len(names)
         order = names[first:] + names[:first]
-        taken = prefills({name: engines[name] for name in order}, prompt_tokens, prompt_tokens + 1)
+        taken = prefills(
+            {name: engines[name] for name in order}, 1, prompt_tokens, prompt_tokens + 1
+        )
         if index:
             for name, (_, ms) in taken.items():
                 measured[name].append(ms)

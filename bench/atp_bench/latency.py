@@ -20,7 +20,10 @@ TURN_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Figures of one model; latencies are medians over rounds unless a percentile is named."""
+    """Figures of one model; latencies are medians over rounds unless a percentile is named.
+
+    token_ms: of a step, which gives every row of the batch one token.
+    """
 
     first_token_ms: float
     token_ms_p50: float
@@ -67,6 +70,7 @@ def bench_onnx(
     prompt_tokens: int = 128,
     new_tokens: int = 64,
     rounds: int = 5,
+    batch: int = 1,
     provider: str = "auto",
     threads: int | None = None,
     engines: Mapping[str, str] | None = None,
@@ -74,6 +78,7 @@ def bench_onnx(
 ) -> BenchReport:
     """Measure exported folders round by round, in turns within each, after a round of warm-up.
 
+    batch: rows decoded together, all of them of these lengths; tokens per second are of all rows.
     engines: which engine runs a folder, ours if it is not named. pairs: names to compare besides
     the first and the last. Token counts are fixed: no model ends early. Every other round goes
     backwards, so that no model always runs on the other's heels. Raises ValueError for settings
@@ -88,6 +93,7 @@ def bench_onnx(
         ("prompt_tokens", prompt_tokens),
         ("new_tokens", new_tokens),
         ("rounds", rounds),
+        ("batch", batch),
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
@@ -100,18 +106,21 @@ def bench_onnx(
             provider=provider,
             threads=threads,
             engine=kind[name],
+            batch=batch,
         )
         for name, folder in folders.items()
     }
     loaded = {n: open_engine(kind[n], f, provider, threads) for n, f in folders.items()}
-    _round(loaded, prompt_tokens, min(new_tokens, 8))
+    _round(loaded, batch, prompt_tokens, min(new_tokens, 8))
     measured: dict[str, list[_Round]] = {name: [] for name in loaded}
     for index in range(rounds):
         order = list(loaded)[:: -1 if index % 2 else 1]
-        taken = _round({name: loaded[name] for name in order}, prompt_tokens, new_tokens)
+        taken = _round({name: loaded[name] for name in order}, batch, prompt_tokens, new_tokens)
         for name, figures in taken.items():
             measured[name].append(figures)
-    rows = {name: _row(measured[name], folder, *memory[name]) for name, folder in folders.items()}
+    rows = {
+        name: _row(measured[name], batch, folder, *memory[name]) for name, folder in folders.items()
+    }
     first, *_, last = rows
     return BenchReport(
         rows=rows,
@@ -125,7 +134,7 @@ def bench_onnx(
             "prompt_tokens": prompt_tokens,
             "new_tokens": new_tokens,
             "rounds": rounds,
-            "batch": 1,
+            "batch": batch,
             "provider": next(iter(loaded.values())).provider,
             "threads": threads,
         },
@@ -133,10 +142,12 @@ def bench_onnx(
     )
 
 
-def _round(engines: Mapping[str, Engine], prompt_tokens: int, new_tokens: int) -> dict[str, _Round]:
+def _round(
+    engines: Mapping[str, Engine], batch: int, prompt_tokens: int, new_tokens: int
+) -> dict[str, _Round]:
     """One generation of every engine: the prefills in turn, then tokens in turns of TURN_TOKENS,
     so that what else the machine does falls on all of them alike."""
-    started = prefills(engines, prompt_tokens, prompt_tokens + new_tokens + 1)
+    started = prefills(engines, batch, prompt_tokens, prompt_tokens + new_tokens + 1)
     times: dict[str, list[float]] = {name: [] for name in started}
     for done in range(0, new_tokens, TURN_TOKENS):
         for name, (run, _) in started.items():
@@ -151,16 +162,16 @@ def _round(engines: Mapping[str, Engine], prompt_tokens: int, new_tokens: int) -
 
 
 def prefills(
-    engines: Mapping[str, Engine], prompt_tokens: int, capacity: int
+    engines: Mapping[str, Engine], batch: int, prompt_tokens: int, capacity: int
 ) -> dict[str, tuple[Run, float]]:
     """Every engine's run after its first token, and what that took in ms; one after the other."""
-    runs = {name: engine.start(capacity) for name, engine in engines.items()}
+    runs = {name: engine.start(batch, capacity) for name, engine in engines.items()}
     started: dict[str, tuple[Run, float]] = {}
     for name, run in runs.items():
         vocabulary = engines[name].vocabulary
-        prompt = np.random.default_rng(0).integers(5, vocabulary, prompt_tokens)
+        prompts = np.random.default_rng(0).integers(5, vocabulary, (batch, prompt_tokens))
         began = time.perf_counter()
-        run.first(prompt)
+        run.first(prompts)
         started[name] = (run, (time.perf_counter() - began) * 1e3)
     return started
 
@@ -192,13 +203,15 @@ def _spread(reference: list[_Round], other: list[_Round], key: str) -> tuple[flo
     return min(ratios), max(ratios)
 
 
-def _row(measured: list[_Round], folder: Path, peak_memory_bytes: int, load_ms: float) -> Row:
+def _row(
+    measured: list[_Round], batch: int, folder: Path, peak_memory_bytes: int, load_ms: float
+) -> Row:
     tokens = [t for r in measured for t in r.token_ms]
     return Row(
         first_token_ms=statistics.median(r.first_token_ms for r in measured),
         token_ms_p50=statistics.median(tokens),
         token_ms_p95=float(np.percentile(tokens, 95)),
-        tokens_per_s=1e3 / statistics.median(tokens),
+        tokens_per_s=1e3 * batch / statistics.median(tokens),
         load_ms=load_ms,
         file_bytes=sum(f.stat().st_size for f in folder.glob("model.onnx*")),
         peak_memory_bytes=peak_memory_bytes,

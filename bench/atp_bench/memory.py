@@ -25,13 +25,15 @@ def peak_memory_and_load(
     provider: str,
     threads: int | None,
     engine: str = OURS,
+    batch: int = 1,
 ) -> tuple[int, float]:
-    """(peak_memory_bytes, load_ms) of one process that loads `folder` and generates once.
+    """(peak_memory_bytes, load_ms) of one process that loads `folder` and generates once,
+    `batch` rows at a time.
 
     The peak is the process's high-water resident set, Python and ONNX Runtime included.
     """
     arguments = [engine, str(folder), str(prompt_tokens), str(new_tokens), provider,
-                 str(threads or 0)]  # fmt: skip
+                 str(threads or 0), str(batch)]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "atp_bench.memory", *arguments],
         capture_output=True,
@@ -63,12 +65,12 @@ def peak_rss_bytes() -> int:
 
 
 def _main() -> None:
-    engine, folder, prompt_tokens, new_tokens, provider, threads = sys.argv[1:]
+    engine, folder, prompt_tokens, new_tokens, provider, threads, batch = sys.argv[1:]
     began = time.perf_counter()
     model = open_engine(engine, Path(folder), provider, int(threads) or None)
     load_ms = (time.perf_counter() - began) * 1e3
-    run = model.start(int(prompt_tokens) + int(new_tokens) + 1)
-    run.first(np.full(int(prompt_tokens), 5, np.int64))
+    run = model.start(int(batch), int(prompt_tokens) + int(new_tokens) + 1)
+    run.first(np.full((int(batch), int(prompt_tokens)), 5, np.int64))
     for _ in range(int(new_tokens)):
         run.next()
     peak = peak_rss_bytes()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from atp_export.logits_from import LOGITS_FROM
@@ -25,15 +24,17 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
-    """What one further token a row reads and writes, each at its place and of its size.
+    """What one further token a row reads and writes, each at its place and of its size, so that a
+    CUDA graph of it can be replayed.
 
     On the CPU the values are the arrays' own memory; elsewhere they are copied there.
     """
 
     binding: Any
+    options: Any
     tokens: Tokens
     mask: Tokens
-    logits: Floats
+    logits: Any
     copies: tuple[tuple[Any, Tokens], ...]
 
 
@@ -119,7 +120,7 @@ class Generation:
         for name, array in feed.items():
             binding.bind_ortvalue_input(name, s.value(array))
         binding.bind_output("logits", "cpu")
-        s.session.run_with_iobinding(binding)
+        s.session.run_with_iobinding(binding, s.no_graph)
         # In the order of binding: every present, then the logits.
         *present_values, logits_value = binding.get_outputs()
         if not s.shared_cache:
@@ -139,23 +140,24 @@ class Generation:
         self.lengths = self.lengths + 1
         for value, array in buffers.copies:
             value.update_inplace(array)
-        self.session.session.run_with_iobinding(buffers.binding)
-        return buffers.logits.copy()
+        self.session.session.run_with_iobinding(buffers.binding, buffers.options)
+        logits: Floats = buffers.logits.numpy().copy()
+        return logits
 
     def _fixed_buffers(self) -> _Buffers:
         s, binding = self.session, self._bind_cache()
         tokens = np.zeros((self.batch, 1), np.int64)
         mask = (np.arange(self.capacity) < self.lengths[:, None]).astype(np.int64)
-        logits = np.empty((self.batch, 1, s.vocabulary), np.float32)
+        logits = s.value(np.empty((self.batch, 1, s.vocabulary), np.float32))
         feed = {"input_ids": tokens, "attention_mask": mask}
         values = {name: s.value(array) for name, array in feed.items()}
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        output = ort.OrtValue.ortvalue_from_numpy(logits, "cpu", 0)
-        binding.bind_ortvalue_output("logits", output)
+        binding.bind_ortvalue_output("logits", logits)
         copied = s.device != "cpu"
         return _Buffers(
             binding=binding,
+            options=s.new_graph(),
             tokens=tokens,
             mask=mask,
             logits=logits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,9 @@ class Session:
     """One exported model, loaded.
 
     provider: auto takes CUDA where there is one, else the CPU. adapter: a .onnx_adapter file, for
-    folders exported with adapters. Raises ValueError for what cannot be loaded.
+    folders exported with adapters. cuda_graph: replay one further token as a CUDA graph, captured
+    once a generation; ONNX Runtime keeps a graph as long as the session. (Written from its
+    documentation: no GPU was at hand to run it.) Raises ValueError for what cannot be loaded.
     """
 
     def __init__(
@@ -32,15 +35,28 @@ class Session:
         provider: str = "auto",
         threads: int | None = None,
         adapter: Path | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         path = folder / "model.onnx"
         if not path.is_file():
             raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
         self.provider = _provider(provider)
-        self.session = load(path, with_input(path.read_bytes()), self.provider, threads)
+        self.cuda_graph = cuda_graph
+        if cuda_graph and "CUDA" not in self.provider:
+            raise ValueError(f"cuda_graph needs the CUDA provider, and this is {self.provider}")
+        self.session = load(
+            path, with_input(path.read_bytes()), self.provider, threads, cuda_graph=cuda_graph
+        )
         self.device: Literal["cuda", "cpu"] = "cuda" if "CUDA" in self.provider else "cpu"
         inputs = {i.name: i for i in self.session.get_inputs()}
         self.shared_cache = "position_ids" not in inputs
+        if cuda_graph and not self.shared_cache:
+            raise ValueError(
+                f"{path} grows its cache by a new tensor a token, which no CUDA graph can replay; "
+                "export it with --export-flavour ort, or leave cuda_graph off"
+            )
+        self.no_graph = _naming_graph(-1)
+        self._graphs = itertools.count(1)
         self.past = {n: i for n, i in inputs.items() if n.startswith("past_key_values.")}
         self.optional = {i.name for i in self.session.get_overridable_initializers()}
         self.cache_type = _cache_type(path, [i.type for i in self.past.values()])
@@ -54,8 +70,27 @@ class Session:
         """A fresh cache for `batch` rows of at most `capacity` tokens."""
         return Generation(self, batch, capacity)
 
+    def new_graph(self) -> Any:
+        """Run options: with `cuda_graph` their first run is captured, and later ones replay it on
+        the same buffers."""
+        return _naming_graph(next(self._graphs))
 
-def load(path: Path, header: bytes, provider: str, threads: int | None = None) -> Any:
+
+def _naming_graph(graph: int) -> Any:
+    """Run options of one CUDA graph; -1: of none (onnxruntime_run_options_config_keys.h)."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def load(
+    path: Path,
+    header: bytes,
+    provider: str,
+    threads: int | None = None,
+    *,
+    cuda_graph: bool = False,
+) -> Any:
     """An InferenceSession of a serialized graph over the weights beside `path`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
@@ -72,7 +107,8 @@ def load(path: Path, header: bytes, provider: str, threads: int | None = None) -
         "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
     )
     try:
-        return ort.InferenceSession(header, options, providers=[provider])
+        of_provider = {"enable_cuda_graph": "1"} if cuda_graph else {}
+        return ort.InferenceSession(header, options, providers=[(provider, of_provider)])
     except Exception as error:
         hint = ""
         if "CPU" in provider and _stated_precision(path.parent) == "bf16":

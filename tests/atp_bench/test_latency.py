@@ -73,9 +73,9 @@ def test_models_take_turns_and_every_other_round_goes_backwards(
     order: list[list[str]] = []
     take = latency._round
 
-    def watched(engines: Any, prompt_tokens: int, new_tokens: int) -> Any:
+    def watched(engines: Any, *lengths: int) -> Any:
         order.append(list(engines))
-        return take(engines, prompt_tokens, new_tokens)
+        return take(engines, *lengths)
 
     monkeypatch.setattr(latency, "_round", watched)
     bench_onnx(folders, prompt_tokens=2, new_tokens=1, rounds=3, threads=1)
@@ -94,19 +94,19 @@ def test_tokens_are_generated_in_turns() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def start(self, capacity: int) -> Counted:
-            assert capacity == 14
+        def start(self, batch: int, capacity: int) -> Counted:
+            assert (batch, capacity) == (2, 14)
             return self
 
-        def first(self, prompt: Any) -> None:
-            calls.append(self.name + str(len(prompt)))
+        def first(self, prompts: Any) -> None:
+            calls.append(self.name + str(prompts.shape))
 
         def next(self) -> None:
             calls.append(self.name)
 
     engines = {name: Counted(name) for name in "ab"}
-    taken = latency._round(engines, 3, 10)
-    assert calls == ["a3", "b3", *"a" * 8, *"b" * 8, *"a" * 2, *"b" * 2]
+    taken = latency._round(engines, 2, 3, 10)
+    assert calls == ["a(2, 3)", "b(2, 3)", *"a" * 8, *"b" * 8, *"a" * 2, *"b" * 2]
     assert [len(figures.token_ms) for figures in taken.values()] == [10, 10]
 
 
@@ -124,11 +124,23 @@ def test_the_report_is_json_with_settings_and_environment(report: BenchReport) -
     assert {"cpu", "cores", "memory_bytes", "versions", "date"} <= set(read["environment"])
 
 
-@pytest.mark.parametrize("setting", ["prompt_tokens", "new_tokens", "rounds"])
+@pytest.mark.parametrize("setting", ["prompt_tokens", "new_tokens", "rounds", "batch"])
 def test_settings_below_one_are_refused_before_anything_is_loaded(setting: str) -> None:
     nowhere = {"dense": Path("nowhere"), "slim": Path("nowhere")}
     with pytest.raises(ValueError, match=f"{setting} is 0: expected 1 or more"):
         bench_onnx(nowhere, **{setting: 0})
+
+
+def test_more_rows_take_more_time_a_step_and_less_a_token(folders: dict[str, Path]) -> None:
+    one, eight = (
+        bench_onnx(folders, prompt_tokens=16, new_tokens=8, rounds=2, batch=batch, threads=1)
+        for batch in (1, 8)
+    )
+    assert eight.settings["batch"] == 8
+    alone, together = one.rows["dense"], eight.rows["dense"]
+    assert together.first_token_ms > 2 * alone.first_token_ms
+    assert together.tokens_per_s > 2 * alone.tokens_per_s
+    assert together.tokens_per_s == pytest.approx(8e3 / together.token_ms_p50)
 
 
 def test_a_single_model_cannot_be_compared(folders: dict[str, Path]) -> None:

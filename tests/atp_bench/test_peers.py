@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from atp_bench.peers import GENAI, open_engine
 from atp_bench.peers.asked import asked_lines
-from atp_bench.peers.compare import Models, bytes_per_token, compare
+from atp_bench.peers.compare import Models, bytes_per_step, compare
 from atp_bench.peers.cut import Policy, cut, cut_plan
 from atp_bench.peers.genai import build
 from atp_bench.peers.table import render
@@ -52,7 +52,7 @@ def test_a_share_without_room_is_refused() -> None:
         cut_plan(SMOLLM2, 0.2, "uniform")
 
 
-def test_bytes_per_token_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
+def test_bytes_per_step_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
     model = tiny_model("llama")
     save_narrow(model, None, tmp_path / "dense")
     export_onnx(tmp_path / "dense", tmp_path / "onnx")
@@ -60,7 +60,7 @@ def test_bytes_per_token_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
     embedding = 4 * shape.vocabulary * shape.hidden
     weights = sum(p.numel() for p in model.parameters()) * 4 - embedding
     cache = 4 * 10 * sum(2 * layer.kv_heads * layer.head_dim for layer in shape.layers)
-    found = bytes_per_token(tmp_path / "onnx", 10)
+    found = bytes_per_step(tmp_path / "onnx", 10)
     # Above: positions and masks, a few numbers; nothing like a matrix.
     assert weights + cache <= found < weights + cache + 500
 
@@ -71,19 +71,21 @@ def test_engines_generate_what_the_model_says(tmp_path: Path, engine: str) -> No
         pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
     save_narrow(tiny_model("llama"), None, tmp_path / "dense")
     export_onnx(tmp_path / "dense", tmp_path / "onnx")
-    (expected,) = generate_tokens(Session(tmp_path / "onnx"), [[1, 2, 3]], max_new_tokens=5)
-    run: Any = open_engine(engine, tmp_path / "onnx", "auto", 1).start(8)
-    run.first(np.array([1, 2, 3]))
+    prompts = [[1, 2, 3], [7, 5, 4]]
+    expected = generate_tokens(Session(tmp_path / "onnx"), prompts, max_new_tokens=5)
+    run: Any = open_engine(engine, tmp_path / "onnx", "auto", 1).start(2, 8)
+    run.first(np.array(prompts))
     tokens = [_chosen(run)]
     for _ in range(4):
         run.next()
         tokens.append(_chosen(run))
-    assert tokens == expected
+    assert np.transpose(tokens).tolist() == expected
 
 
-def _chosen(run: Any) -> int:
-    token = run.token if hasattr(run, "token") else run.generator.get_next_tokens()
-    return int(np.ravel(token)[0])
+def _chosen(run: Any) -> list[int]:
+    """Every row's last token."""
+    tokens = run.tokens if hasattr(run, "tokens") else run.generator.get_next_tokens()
+    return np.ravel(tokens).tolist()
 
 
 def test_unknown_engines_and_precisions_are_named(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_unknown_engines_and_precisions_are_named(tmp_path: Path) -> None:
         build(tmp_path, tmp_path, "bf16")
     models = Models(dense=tmp_path, slims={}, note="")
     with pytest.raises(ValueError, match=r"--peers 'vllm' is not known; expected onnxruntime"):
-        compare(models, "fp32", peers=["vllm"], prompt_tokens=1, new_tokens=1, rounds=1,
+        compare(models, "fp32", peers=["vllm"], prompt_tokens=1, new_tokens=1, batch=1, rounds=1,
                 threads=1, say=str)  # fmt: skip
 
 
@@ -106,8 +108,10 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
     assert kept == pytest.approx(0.6, abs=0.05)
     assert load_narrow(tmp_path / "slim").config.intermediate_size < 512
     models = Models(dense=tmp_path / "dense", slims={"slim": tmp_path / "slim"}, note="cut")
-    found = compare(models, "fp32", peers=[GENAI], prompt_tokens=8, new_tokens=4, rounds=1,
-                    threads=1, say=str)  # fmt: skip
+    found = compare(models, "fp32", peers=[GENAI], prompt_tokens=8, new_tokens=4, batch=2,
+                    rounds=1, threads=1, say=str)  # fmt: skip
+    # What was asked for is of one row.
+    assert not found["asked"]
     assert set(found["rows"]) == {f"{GENAI} dense", "dense", "slim"}
     bound = found["bounds"][f"{GENAI} dense : slim"]
     reached = found["pairs"][f"{GENAI} dense : slim"]["token_ms_p50"]

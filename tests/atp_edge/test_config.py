@@ -30,7 +30,8 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"lora.rnk": 8}, r"unknown setting 'lora.rnk'; the nearest known one is 'lora.rank'"),
         ({"widths": "tall"}, r"widths = 'tall': expected one of uniform, per-layer"),
         ({"steps": "many"}, r"steps = 'many': expected int"),
-        ({"steps": -1}, r"steps = -1: expected zero or more"),
+        ({"steps": 0}, r"steps = 0: expected 1 or more"),
+        ({"lora.lr": -1.0}, r"lora.lr = -1.0: expected 0 or more"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

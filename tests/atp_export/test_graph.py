@@ -18,7 +18,7 @@ from atp_export.departure import first_departure
 from atp_export.graph import export, export_onnx
 from atp_export.logits_from import with_input
 from atp_export.narrow import narrow_model
-from atp_export.runtime import Session, perplexity
+from atp_export.runtime import Session, generate_tokens, perplexity
 from atp_export.verify import verify
 from onnx import TensorProto, helper
 
@@ -251,6 +251,41 @@ def test_bf16_is_for_gpus(tmp_path: Path) -> None:
     folder = exported(tmp_path, tiny_model("llama"), precision="bf16")
     with pytest.raises(ValueError, match="bf16 exports run on GPUs"):
         Session(folder, provider="CPUExecutionProvider")
+
+
+def test_a_cuda_graph_wants_its_provider_and_a_cache_in_place(tmp_path: Path) -> None:
+    folder = exported(tmp_path, tiny_model("llama"))
+    with pytest.raises(ValueError, match="cuda_graph needs the CUDA provider, and this is CPU"):
+        Session(folder, provider="CPUExecutionProvider", cuda_graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_replayed_graph_decodes_as_a_plain_run(tmp_path: Path) -> None:
+    folder = exported(tmp_path, tiny_model("llama", head_dim=64), precision="fp16")
+    prompts = [[1, 2, 3], [7, 5, 4]]
+    plain, replayed = (
+        Session(folder, provider="CUDAExecutionProvider", cuda_graph=on) for on in (False, True)
+    )
+    expected = generate_tokens(plain, prompts, max_new_tokens=12)
+    # Twice: a graph belongs to one generation's buffers.
+    for _ in range(2):
+        assert generate_tokens(replayed, prompts, max_new_tokens=12) == expected
+
+
+def test_further_tokens_read_and_write_the_same_buffers(tmp_path: Path) -> None:
+    """What a CUDA graph needs, on the CPU: no value moves from step to step."""
+    state = Session(exported(tmp_path, tiny_model("llama"))).start(2, 16)
+    state.step(np.array([[1, 2, 3], [4, 5, 6]]))
+
+    def places() -> list[int]:
+        return [v.data_ptr() for v in (*state.cache.values(), state._buffers.logits)]
+
+    state.step(np.array([[7], [8]]))
+    binding, before = state._buffers.binding, places()
+    for token in (9, 10, 11):
+        state.step(np.array([[token], [token]]))
+        assert state._buffers.binding is binding
+        assert places() == before
 
 
 def test_a_head_size_the_fused_operators_refuse_is_named(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ OURS, GENAI = "atp-edge", "onnxruntime-genai"
 
 
 class Run(Protocol):
-    """One generation of a fixed number of tokens; no model ends early."""
+    """One generation of a fixed number of tokens a row; no row ends early."""
 
-    def first(self, prompt: NDArray) -> None:  # type: ignore[type-arg]
-        """Read the prompt [P] and choose the first token."""
+    def first(self, prompts: NDArray) -> None:  # type: ignore[type-arg]
+        """Read the prompts [B, P] and choose every row's first token."""
 
     def next(self) -> None:
-        """Choose one further token."""
+        """Choose one further token a row."""
 
 
 class Engine(Protocol):
@@ -27,7 +27,8 @@ class Engine(Protocol):
     provider: str
     vocabulary: int
 
-    def start(self, capacity: int) -> Run: ...
+    def start(self, batch: int, capacity: int) -> Run:
+        """A generation of `batch` rows of at most `capacity` tokens."""
 
 
 def open_engine(name: str, folder: Path, provider: str, threads: int | None) -> Engine:

@@ -59,6 +59,7 @@ def compare(
     peers: Sequence[str],
     prompt_tokens: int,
     new_tokens: int,
+    batch: int,
     rounds: int,
     threads: int,
     say: Callable[[str], None],
@@ -66,9 +67,9 @@ def compare(
     """Everything the comparison at one precision shows, as JSON.
 
     `pairs` are ratios "a : b" (above 1: b is faster, smaller), `bounds` what the bytes of weights
-    and cache that a token moves allow at most, `first_token` a prompt of 512 tokens on our runtime.
-    `asked` the lines that were asked for. Raises ValueError for peers that are not known here or
-    not installed.
+    and cache that a step moves allow at most, `first_token` a prompt of 512 tokens on our runtime.
+    `asked` the lines that were asked for, which are of one row. Raises ValueError for peers that
+    are not known here or not installed.
     """
     check_asked(peers, [precision])
     with tempfile.TemporaryDirectory() as temporary:
@@ -90,6 +91,7 @@ def compare(
             theirs | exported,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
+            batch=batch,
             rounds=rounds,
             threads=threads,
             engines=engines,
@@ -103,16 +105,16 @@ def compare(
             rounds=_FIRST_TOKEN_ROUNDS * rounds,
             threads=threads,
         )
-        tokens = prompt_tokens + new_tokens // 2
-        moved = {name: bytes_per_token(folder, tokens) for name, folder in exported.items()}
+        held = batch * (prompt_tokens + new_tokens // 2)
+        moved = {name: bytes_per_step(folder, held) for name, folder in exported.items()}
     found = {
         **report.to_dict(),
-        "moved_bytes_per_token": moved,
+        "moved_bytes_per_step": moved,
         "bounds": _bounds(report, moved, models, list(theirs)),
         "first_token": asdict(first),
         "note": models.note,
     }
-    lines = [line for peer in theirs for line in asked_lines(precision, found, peer)]
+    lines = [line for peer in theirs if batch == 1 for line in asked_lines(precision, found, peer)]
     return {**found, "asked": [asdict(line) for line in lines]}
 
 
@@ -140,8 +142,8 @@ def _bounds(
     return bounds
 
 
-def bytes_per_token(folder: Path, tokens: int) -> int:
-    """Bytes of weights and of a cache of `tokens` tokens that one further token reads."""
+def bytes_per_step(folder: Path, tokens: int) -> int:
+    """Bytes of weights and of a cache of `tokens` tokens, all rows together, that a step reads."""
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     whole = {name for node in graph.node if node.op_type not in _BY_ROWS for name in node.input}
     weights = sum(_size(t) for t in graph.initializer if t.name in whole)

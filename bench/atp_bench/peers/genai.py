@@ -70,20 +70,22 @@ class GenaiEngine:
         described = json.loads((folder / "genai_config.json").read_text())
         self.vocabulary: int = described["model"]["vocab_size"]
 
-    def start(self, capacity: int) -> _Run:
-        return _Run(self.model, capacity)
+    def start(self, batch: int, capacity: int) -> _Run:
+        return _Run(self.model, batch, capacity)
 
 
 class _Run:
-    def __init__(self, model: Any, capacity: int) -> None:
+    def __init__(self, model: Any, batch: int, capacity: int) -> None:
         og = _genai()
         options = og.GeneratorParams(model)
         # min_length: the end token is never chosen, as with us.
-        options.set_search_options(max_length=capacity, min_length=capacity, do_sample=False)
+        options.set_search_options(
+            batch_size=batch, max_length=capacity, min_length=capacity, do_sample=False
+        )
         self.generator = og.Generator(model, options)
 
-    def first(self, prompt: NDArray[np.int64]) -> None:
-        self.generator.append_tokens(prompt.astype(np.int32))
+    def first(self, prompts: NDArray[np.int64]) -> None:
+        self.generator.append_tokens(prompts.astype(np.int32))
         self.next()
 
     def next(self) -> None:

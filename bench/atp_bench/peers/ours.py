@@ -1,4 +1,4 @@
-"""Our runtime as an engine: greedy, one row."""
+"""Our runtime as an engine: greedy."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class OurEngine:
         self.provider = self.session.provider
         self.vocabulary: int = self.session.vocabulary
 
-    def start(self, capacity: int) -> _Run:
-        return _Run(self.session.start(1, capacity))
+    def start(self, batch: int, capacity: int) -> _Run:
+        return _Run(self.session.start(batch, capacity))
 
 
 class _Run:
     def __init__(self, state: Generation) -> None:
         self.state = state
-        self.token: Any = None
+        self.tokens: Any = None
 
-    def first(self, prompt: Tokens) -> None:
-        self.token = self.state.step(prompt[None], last_only=True).argmax(-1)
+    def first(self, prompts: Tokens) -> None:
+        self.tokens = self.state.step(prompts, last_only=True).argmax(-1)
 
     def next(self) -> None:
-        self.token = self.state.step(self.token).argmax(-1)
+        self.tokens = self.state.step(self.tokens).argmax(-1)

@@ -16,6 +16,7 @@ def render(precision: str, found: Mapping[str, Any]) -> Table:
     settings = found["settings"]
     shown = Table(
         title=f"{precision}, {settings['prompt_tokens']} + {settings['new_tokens']} tokens, "
+        f"batch {settings['batch']}, "
         f"{settings['threads']} threads, medians of {settings['rounds']} rounds in turn",
         title_justify="left",
     )
