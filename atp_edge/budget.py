@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -94,16 +94,6 @@ class Space:
             m.sum().double() * s.unit_parameters for m, s in zip(masks, self.sites, strict=True)
         ]
         return (torch.stack(parameters).sum() + self.fixed) / self.dense
-
-
-def space_at(space: Space, done: float) -> Space:
-    """The space of a budget that shrinks from everything (done = 0) to the target (done = 1).
-
-    Cubic: most is removed early, the last with care (Zhu and Gupta, arXiv 1710.01878, eq. 1).
-    """
-    everything = space.dense - space.fixed
-    left = (1 - min(done, 1.0)) ** 3
-    return replace(space, allowed=round(space.allowed + (everything - space.allowed) * left))
 
 
 def _uniform_attention(shape: ModelShape, site: Site, step: int) -> tuple[int, ...]:

@@ -54,13 +54,8 @@ class DecisionConfig:
         metadata={"help": "attention loses whole KV groups, or RoPE pairs of all its heads"},
     )
     learn: bool = field(default=True, metadata={"help": "off: frozen at its start"})
-    follow: float = field(
-        default=0.0,
-        metadata={"help": "weight of each new measure of importance in the logits' base; 0: none"},
-    )
-    ramp: float = field(
-        default=0.0,
-        metadata={"help": "share of the control phase in which the budget shrinks to its target"},
+    follow: bool = field(
+        default=True, metadata={"help": "go on measuring importance; off: at the start alone"}
     )
     control_share: float = field(
         default=0.4, metadata={"help": "share of the steps before the freeze"}

@@ -121,7 +121,7 @@ def _mlp_unlike(mlp: Any, modules: list[MaskedLoraLinear]) -> str | None:
     if len({module.scaling["default"] for module in modules}) > 1:
         return "gate, up and down differ in LoRA's scaling"
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
-        return "hooks watch its projections"
+        return "hooks watch its projections (as where importance is measured)"
     return None
 
 

@@ -1,5 +1,5 @@
-"""First-order (Taylor) importance of every structure: where the decision starts, and, measured
-along the way on the masked and tuned model, what it follows."""
+"""First-order (Taylor) importance of every structure: from where the decision starts, and what it
+follows, for every generator step measures it on the model as masked and tuned so far."""
 
 from __future__ import annotations
 
@@ -77,6 +77,14 @@ def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> lis
     a_batch: blocks whose mean each loss was, and each gradient so much smaller.
     """
     return [(score.cpu() * a_batch**POWER / blocks).pow(1 / POWER) for score in scores]
+
+
+def mean_importance(seen: list[Tensor], new: list[Tensor], share: float) -> list[Tensor]:
+    """The importance to all blocks, of which `new` saw this share and `seen` the others."""
+    return [
+        torch.lerp(a.pow(POWER), b.pow(POWER), share).pow(1 / POWER)
+        for a, b in zip(seen, new, strict=True)
+    ]
 
 
 def _watch_inputs(

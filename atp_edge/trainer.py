@@ -18,17 +18,19 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atp_edge.budget import Space, budget_penalty, project, space_at
+from atp_edge.budget import Space, budget_penalty, project
 from atp_edge.config import Config
 from atp_edge.data import Blocks, batches
 from atp_edge.evaluate import perplexity
 from atp_edge.generator import DecisionGenerator, decide
 from atp_edge.history import Phase, Record
-from atp_edge.importance import importance_of, scored, starting_logits
+from atp_edge.importance import importance_of, mean_importance, scored, starting_logits
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
 from atp_edge.reconstruct import Repair
 from atp_edge.regularizer import group_lasso, proximal_step
+
+GENERATOR_WARMUP = 10  # of its own steps
 
 
 def learning_rate(peak: float, done: int, *, steps: int, warmup: float, decay: bool) -> float:
@@ -237,14 +239,12 @@ class JointLearner:
 
     def _generator_step(self, index: int, record: Record) -> Record:
         settings = self.config.decision
-        # Down to zero at the freeze: the last decisions are those that were tuned for.
         for group in self.generator_optimizer.param_groups:
-            group["lr"] = self.rate * settings.lr * (1 - index / self.last_step)
+            group["lr"] = self.rate * self._generator_rate(index)
         noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
-        ramp = settings.ramp * self.last_step
         decision = decide(
             self.generator(),
-            space_at(self.space, (index + 1) / ramp) if ramp else self.space,
+            self.space,
             temperature=settings.temperature,
             noise=noise if settings.noise else None,
             noise_scale=settings.noise,
@@ -253,11 +253,11 @@ class JointLearner:
         self._train(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
-        follows = bool(settings.follow) and self.importance is not None
-        watch: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if follows:
-            watch = scored(self.model, self.space)
-        with watch as scores:
+        follows = settings.follow and self.importance is not None
+        watched: AbstractContextManager[list[Tensor]] = (
+            scored(self.model, self.space) if follows else nullcontext([])
+        )
+        with watched as scores:
             with self.accelerator.autocast():
                 batch = self.decision_stream(index // settings.interval)
                 task, plain = step_loss(self.model, self.teacher, batch, self.config)
@@ -268,7 +268,7 @@ class JointLearner:
         self.generator_optimizer.zero_grad()
         self._train(True)
         if follows:
-            self._follow(scores)
+            self._follow(scores, index)
         changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])
         return replace(
             record,
@@ -277,15 +277,21 @@ class JointLearner:
             churn=changed / sum(len(mask) for mask in self.masks),
         )
 
-    def _follow(self, scores: list[Tensor]) -> None:
-        """Move the logits' base with the importance that the masked, tuned model shows now."""
+    def _generator_rate(self, index: int) -> float:
+        """Up, for AdamW's first step moves every logit alike whatever its gradient; then down to
+        zero at the freeze, so that the last decisions are those that were tuned for."""
+        settings = self.config.decision
+        risen = (index // settings.interval + 1) / GENERATOR_WARMUP
+        return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
+
+    def _follow(self, scores: list[Tensor], index: int) -> None:
+        """Take what a step's blocks say of the masked, tuned model into the mean importance, and
+        the logits' base with it."""
         assert self.importance is not None
-        blocks = self.config.train.batch_blocks
-        now = importance_of(scores, blocks=blocks, a_batch=blocks)
-        self.importance = [
-            torch.lerp(old, new, self.config.decision.follow)
-            for old, new in zip(self.importance, now, strict=True)
-        ]
+        settings, more = self.config.decision, self.config.train.batch_blocks
+        seen = settings.importance_blocks + index // settings.interval * more
+        now = importance_of(scores, blocks=more, a_batch=more)
+        self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.space))
 
     def _lora_step(self, index: int) -> tuple[float, float, int]:
