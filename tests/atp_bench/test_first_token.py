@@ -19,8 +19,8 @@ def measured(
     orders: list[list[str]] = []
     left = {name: iter(values) for name, values in times.items()}
 
-    def prefills(engines: Mapping[str, Any], prompt_tokens: int, capacity: int) -> dict[str, Any]:
-        assert (prompt_tokens, capacity) == (512, 513)
+    def prefills(engines: Mapping[str, Any], *lengths: int) -> dict[str, Any]:
+        assert lengths == (1, 512, 513)  # rows, prompt, capacity
         orders.append(list(engines))
         return {name: (None, next(left[name])) for name in engines}
 
