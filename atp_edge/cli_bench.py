@@ -41,7 +41,7 @@ def latency(
     if context.invoked_subcommand is not None:
         return
     if peers:
-        _against_peers(out, peers, precision or [], 1 if batch is None else batch, json_file)
+        _against_peers(out, peers, precision or [], batch, json_file)
         return
     if precision:
         raise ValueError(
@@ -72,7 +72,7 @@ def _against_peers(
     out: Path | None,
     peers: list[str],
     precisions: list[str],
-    batch: int,
+    batch: int | None,
     json_file: Path | None,
 ) -> None:
     from atp_bench.peers.table import render, render_asked
@@ -84,7 +84,7 @@ def _against_peers(
         figures = bench_peers(out, peers, precisions, batch, progress)
     for precision, found in figures["precisions"].items():
         console.print(render(precision, found))
-    if batch == 1:
+    if any(found["asked"] for found in figures["precisions"].values()):
         console.print(render_asked(figures["precisions"]))
     console.print(figures["note"])
     if json_file is not None:

@@ -41,7 +41,6 @@ class Session:
         if not path.is_file():
             raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
         self.provider = _provider(provider)
-        self.cuda_graph = cuda_graph
         if cuda_graph and "CUDA" not in self.provider:
             raise ValueError(f"cuda_graph needs the CUDA provider, and this is {self.provider}")
         self.session = load(
