@@ -56,10 +56,9 @@ def diverges(records: Sequence[Record]) -> str | None:
     if losses and not math.isfinite(losses[-1]):
         return f"the loss is {losses[-1]}"
     starts = range(0, len(losses) - LOSS_WINDOW + 1, LOSS_WINDOW)
-    best = min((median(losses[i : i + LOSS_WINDOW]) for i in starts), default=math.inf)
-    now = median(losses[-LOSS_WINDOW:]) if losses else math.nan
-    if now > best + LOSS_RISE:
-        return f"the loss rose from {best:.2f} to {now:.2f}"
+    medians = [median(losses[i : i + LOSS_WINDOW]) for i in starts]
+    if medians and (now := median(losses[-LOSS_WINDOW:])) > min(medians) + LOSS_RISE:
+        return f"the loss rose from {min(medians):.2f} to {now:.2f}"
     churns = [record.churn for record in records if record.churn is not None]
     if len(churns) >= CHURN_WINDOW and min(churns[-CHURN_WINDOW:]) > CHURN:
         return f"{churns[-1]:.0%} of the decision changes at every step"

@@ -239,6 +239,7 @@ class JointLearner:
 
     def _generator_step(self, index: int, record: Record) -> Record:
         settings = self.config.decision
+        before = index // settings.interval  # generator steps
         for group in self.generator_optimizer.param_groups:
             group["lr"] = self.rate * self._generator_rate(index)
         noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
@@ -259,7 +260,7 @@ class JointLearner:
         )
         with watched as scores:
             with self.accelerator.autocast():
-                batch = self.decision_stream(index // settings.interval)
+                batch = self.decision_stream(before)
                 task, plain = step_loss(self.model, self.teacher, batch, self.config)
             loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
             self.accelerator.backward(loss)
@@ -268,7 +269,7 @@ class JointLearner:
         self.generator_optimizer.zero_grad()
         self._train(True)
         if follows:
-            self._follow(scores, index)
+            self._follow(scores, before)
         changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])
         return replace(
             record,
@@ -284,12 +285,12 @@ class JointLearner:
         risen = (index // settings.interval + 1) / GENERATOR_WARMUP
         return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
 
-    def _follow(self, scores: list[Tensor], index: int) -> None:
+    def _follow(self, scores: list[Tensor], before: int) -> None:
         """Take what a step's blocks say of the masked, tuned model into the mean importance, and
-        the logits' base with it."""
+        the logits' base with it. before: generator steps that did so."""
         assert self.importance is not None
-        settings, more = self.config.decision, self.config.train.batch_blocks
-        seen = settings.importance_blocks + index // settings.interval * more
+        more = self.config.train.batch_blocks
+        seen = self.config.decision.importance_blocks + before * more
         now = importance_of(scores, blocks=more, a_batch=more)
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.space))

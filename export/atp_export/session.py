@@ -41,12 +41,12 @@ class Session:
         if not path.is_file():
             raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
         self.provider = _provider(provider)
-        if cuda_graph and "CUDA" not in self.provider:
+        self.device: Literal["cuda", "cpu"] = "cuda" if "CUDA" in self.provider else "cpu"
+        if cuda_graph and self.device == "cpu":
             raise ValueError(f"cuda_graph needs the CUDA provider, and this is {self.provider}")
         self.session = load(
             path, with_input(path.read_bytes()), self.provider, threads, cuda_graph=cuda_graph
         )
-        self.device: Literal["cuda", "cpu"] = "cuda" if "CUDA" in self.provider else "cpu"
         inputs = {i.name: i for i in self.session.get_inputs()}
         self.shared_cache = "position_ids" not in inputs
         if cuda_graph and not self.shared_cache:
