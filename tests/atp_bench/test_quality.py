@@ -131,9 +131,13 @@ def claim(results: list[Result], ending: str) -> Claim:
     return next(c for c in claims(results) if c.text.endswith(ending))
 
 
+def values(claim: Claim) -> tuple[float, ...]:
+    return tuple(m.value for m in claim.measured)
+
+
 def test_a_promise_is_held_by_its_lowest_cell_or_not_at_all() -> None:
     found = results()
-    assert claim(found, "0.1 M tokens: recovery").measured == (0.6, 0.5)
+    assert values(claim(found, "0.1 M tokens: recovery")) == (0.6, 0.5)
     assert claim(found, "0.1 M tokens: recovery").verdict == "no"
     assert claim(found[:1], "0.1 M tokens: recovery").verdict == "yes"
     assert claim(found, "0.8 M tokens: recovery").verdict == "not measured"
@@ -141,10 +145,10 @@ def test_a_promise_is_held_by_its_lowest_cell_or_not_at_all() -> None:
 
 def test_a_rival_is_compared_on_its_own_data_and_seed_alone() -> None:
     lead = claim(results(), "two-stage way")
-    assert lead.measured == pytest.approx((0.2,))
+    assert values(lead) == pytest.approx((0.2,))
     assert lead.verdict == "yes"
     twin = [replace(r, cell=replace(r.cell, method="frozen")) for r in results()[:2]]
-    assert claim(results() + twin, "twin, frozen").measured == (0.0, 0.0)
+    assert values(claim(results() + twin, "twin, frozen")) == (0.0, 0.0)
     assert claim(results() + twin, "twin, frozen").verdict == "no", "a twin must be beaten"
 
 
@@ -170,6 +174,22 @@ def test_twins_are_compared_block_by_block(rival_losses: tuple[float, ...], verd
     ours = with_losses(results()[0], (3.0, 3.1, 3.2, 3.3))
     twin = with_losses(replace(ours, cell=replace(ours.cell, method="frozen")), rival_losses)
     lead = claim([ours, twin], "twin, frozen")
-    (interval,) = lead.intervals
-    assert interval[0] <= lead.measured[0] <= interval[1]
+    (measured,) = lead.measured
+    assert measured.interval
+    assert measured.interval[0] <= measured.value <= measured.interval[1]
     assert lead.verdict == verdict
+
+
+def test_tasks_are_judged_over_the_seeds_of_a_domain() -> None:
+    first, second = results()[:2]
+
+    def scored(result: Result, average: float, domain: str = "legal") -> Result:
+        tasks = {"average": average, "interval": [average - 0.08, average + 0.06]}
+        return replace(result, cell=replace(result.cell, domain=domain), tasks=tasks)
+
+    seeds = [scored(first, 0.88), scored(second, 0.96)]
+    legal, health = claim([*seeds, scored(first, 0.95, "health")], "0.1 M tokens: tasks").measured
+    assert (legal.value, health.value) == pytest.approx((0.92, 0.95))
+    assert legal.interval == pytest.approx((0.92 - 0.08 / 2**0.5, 0.92 + 0.06 / 2**0.5))
+    assert claim(seeds, "0.1 M tokens: tasks").verdict == "yes"
+    assert claim(seeds[:1], "0.1 M tokens: tasks").verdict == "no"
