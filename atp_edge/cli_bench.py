@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from atp_edge.files import write_atomically, write_json
+
+if TYPE_CHECKING:  # imported where used, so that --help answers at once
+    from atp_edge.config import Config
+    from atp_edge.run_folder import RunFolder
 
 console = Console(highlight=False)
 bench = typer.Typer(no_args_is_help=False, help="Measure: latency and memory, and more.")
@@ -41,7 +45,7 @@ def latency(
     if context.invoked_subcommand is not None:
         return
     if peers:
-        _against_peers(out, peers, precision or [], batch, json_file)
+        _against_peers(*_measured(out, batch), peers, precision or [], json_file)
         return
     if precision:
         raise ValueError(
@@ -50,16 +54,12 @@ def latency(
         )
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
-    from atp_edge.config import with_values
     from atp_edge.progress import Terminal
-    from atp_edge.run_folder import RunFolder
     from atp_edge.stages import STAGES
     from atp_edge.summary import table
 
-    run = RunFolder(out)
-    config = run.config()
-    if batch is not None:
-        config = with_values(config, {"bench.batch": batch})
+    config, run = _measured(out, batch)
+    assert run is not None
     with Terminal(console) as progress:
         STAGES["bench"](config, run, progress)
     metrics = run.metrics()
@@ -68,11 +68,21 @@ def latency(
         write_json(json_file, metrics["bench"])
 
 
+def _measured(out: Path | None, batch: int | None) -> tuple[Config, RunFolder | None]:
+    """A run and its settings (none: the defaults), with these rows decoded together."""
+    from atp_edge.config import Config, with_values
+    from atp_edge.run_folder import RunFolder
+
+    run = RunFolder(out) if out is not None else None
+    config = run.config() if run else Config()
+    return config if batch is None else with_values(config, {"bench.batch": batch}), run
+
+
 def _against_peers(
-    out: Path | None,
+    config: Config,
+    run: RunFolder | None,
     peers: list[str],
     precisions: list[str],
-    batch: int | None,
     json_file: Path | None,
 ) -> None:
     from atp_bench.peers.table import render, render_asked
@@ -81,7 +91,7 @@ def _against_peers(
     from atp_edge.stages import bench_peers
 
     with Terminal(console) as progress:
-        figures = bench_peers(out, peers, precisions, batch, progress)
+        figures = bench_peers(config, run, peers, precisions, progress)
     for precision, found in figures["precisions"].items():
         console.print(render(precision, found))
     if any(found["asked"] for found in figures["precisions"].values()):

@@ -74,7 +74,9 @@ class DecisionConfig:
     )
     strength: float = field(default=10.0, metadata={"help": "of the regularizer at the freeze"})
     width_multiple: int = field(default=32, metadata={"help": "MLP widths are multiples of it"})
-    importance_blocks: int = field(default=16, metadata={"help": "blocks that score a start"})
+    importance_blocks: int = field(
+        default=16, metadata={"help": "blocks that score a start", "least": 1}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

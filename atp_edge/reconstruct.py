@@ -41,11 +41,10 @@ class Repair:
         layers = range(len(model_shape(model.get_base_model().config).layers))
         self.modules = [lora_layer(model, i, name) for i in layers for name in READS.values()]
         self.grams: list[Tensor] = []
-        self.masks = masks
         set_decision(model, masks, "whole", skip=False)
         hooks = [
-            module.register_forward_pre_hook(partial(self._measure, site))
-            for site, module in enumerate(self.modules)
+            module.register_forward_pre_hook(partial(self._measure, site, mask))
+            for site, (module, mask) in enumerate(zip(self.modules, masks, strict=True))
         ]
         ids = blocks.input_ids.to(model.device)
         try:
@@ -55,20 +54,21 @@ class Repair:
             for hook in hooks:
                 hook.remove()
 
-    def _measure(self, site: int, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
+    def _measure(
+        self, site: int, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]
+    ) -> None:
         z = inputs[0].flatten(0, -2).float()
         with torch.autocast(z.device.type, enabled=False):
             self.grams.append(z.T @ z)
-            self._fold(site, self.masks[site])
+            self._fold(site, mask)
 
     @torch.no_grad()
-    def move(self, masks: list[Tensor]) -> None:
-        """Repair for another decision in place of the one so far."""
-        for site, (before, after) in enumerate(zip(self.masks, masks, strict=True)):
+    def move(self, now: list[Tensor], to: list[Tensor]) -> None:
+        """Repair for the decision `to` in place of `now`, for which it repairs so far."""
+        for site, (before, after) in enumerate(zip(now, to, strict=True)):
             if not torch.equal(before, after):
                 self._fold(site, before, sign=-1)
                 self._fold(site, after)
-        self.masks = masks
 
     def _fold(self, site: int, mask: Tensor, sign: int = 1) -> None:
         module, gram = self.modules[site], self.grams[site]

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from atp_edge.files import read_json, write_atomically
 from atp_edge.history import Record, read_history
 from atp_edge.plan import Plan, read_plan
-from atp_edge.summary import rows_of
+from atp_edge.summary import of_batch, rows_of
 
 DENSE, SLIM, TARGET = "#8a94a6", "#0f8b8d", "#d1495b"
 SMOOTHING_STEPS = 8
@@ -65,9 +65,10 @@ def verdict(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         recovery = metrics["train"]["dense_tuned_perplexity"] / metrics["shrink"]["perplexity"]
         found.append((f"{recovery:.1%}", "of the dense tuned perplexity recovered"))
     if "bench" in metrics:
-        ratios = metrics["bench"]["ratios"]
-        found.append((f"{ratios['token_ms_p50']:.2f}×", "the dense speed per token"))
-        found.append((f"{ratios['first_token_ms']:.2f}×", "the dense speed to the first token"))
+        ratios, of = metrics["bench"]["ratios"], of_batch(metrics)
+        found.append((f"{ratios['token_ms_p50']:.2f}×", f"the dense speed per token{of}"))
+        first = f"the dense speed to the first token{of}"
+        found.append((f"{ratios['first_token_ms']:.2f}×", first))
     if "verify" in metrics:
         # Of several execution providers, the one that failed or erred most speaks for all.
         proofs = metrics["verify"]["providers"].values()
@@ -206,5 +207,5 @@ def bench_figure(metrics: dict[str, Any]) -> go.Figure | None:
             name=model,
             marker_color=color,
         )
-    figure.update_yaxes(title="% of dense (less is better)")
+    figure.update_yaxes(title=f"% of dense{of_batch(metrics)} (less is better)")
     return figure

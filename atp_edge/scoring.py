@@ -20,8 +20,9 @@ T = TypeVar("T")
 class LanguageModel(Protocol):
     """What scoring asks of a model."""
 
-    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Next-token logits [B, S, V] of tokens [B, S], padded on the right (mask 0)."""
+    def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
+        """Next-token logits [B, last, V] of the last positions of tokens [B, S], padded on the
+        right (mask 0)."""
 
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
         """Greedy new tokens of every prompt; a row stops before `end`."""
@@ -34,10 +35,10 @@ class TorchModel:
     model: Any
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         device = next(self.model.parameters()).device
         inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-        return self.model(**inputs, use_cache=False).logits
+        return self.model(**inputs, use_cache=False, logits_to_keep=last).logits
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
@@ -96,9 +97,11 @@ def likelihoods(
     found: dict[Any, Likelihood] = {}
     for batch in batches_of(distinct, lambda p: len(p[0]) + len(p[1]) - 1, batch_tokens):
         tokens, mask = padded([(context + continuation)[:-1] for context, continuation in batch], 0)
-        logits = model.logits(tokens, mask)
+        # From the first token that any row asks for: a third of the work is the vocabulary.
+        start = min(len(context) for context, _ in batch) - 1
+        logits = model.logits(tokens, mask, last=tokens.shape[1] - start)
         for row, (context, continuation) in zip(logits, batch, strict=True):
-            first = len(context) - 1
+            first = len(context) - 1 - start
             log_p = row[first : first + len(continuation)].float().log_softmax(-1)
             wanted = torch.tensor(continuation, device=log_p.device)
             found[context, continuation] = Likelihood(

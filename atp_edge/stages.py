@@ -24,7 +24,7 @@ from atp_export.verify import verify as verify_onnx
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.data import Blocks, Splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.errors import NotProvenError
@@ -207,23 +207,18 @@ def bench(config: Config, run: RunFolder, progress: Progress) -> None:
 
 
 def bench_peers(
-    out: Path | None,
+    config: Config,
+    run: RunFolder | None,
     peers: Sequence[str],
     precisions: Sequence[str],
-    batch: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Dense and slim models against other engines; the demo model and cuts of it without a run.
 
-    A run's figures also go to its metrics. precisions: by default fp32 and int4. batch: rows
-    decoded together, by default the run's setting.
+    A run's figures also go to its metrics. precisions: by default fp32 and int4.
     """
     precisions = precisions or PEERS_PRECISIONS
     check_asked(peers, precisions)
-    run = RunFolder(out) if out is not None else None
-    config = run.config() if run else Config()
-    if batch is not None:
-        config = with_values(config, {"bench.batch": batch})
     threads = config.bench.threads or usable_cores()
     with tempfile.TemporaryDirectory() as temporary:
         if run:

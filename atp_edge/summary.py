@@ -58,8 +58,7 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
         add("perplexity", before, after, _perplexity, f"{before / after:.1%} recovered")
     if "bench" in metrics:
         dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]
-        batch = metrics["bench"]["settings"]["batch"]
-        of = f", batch {batch}" if batch > 1 else ""
+        of = of_batch(metrics)
         for name, key, show in (
             ("ONNX file", "file_bytes", megabytes),
             (f"first token{of}", "first_token_ms", milliseconds),
@@ -71,6 +70,12 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
             gain = f"{dense[key] / slim[key]:.2f}x"
             add(name, dense[key], slim[key], show, gain)
     return rows
+
+
+def of_batch(metrics: dict[str, Any]) -> str:
+    """What is said behind a figure of the bench that measured rows together."""
+    batch = metrics["bench"]["settings"]["batch"]
+    return f", batch {batch}" if batch > 1 else ""
 
 
 def table(metrics: dict[str, Any]) -> Table:

@@ -223,7 +223,7 @@ class JointLearner:
     def _hold(self, masks: list[Tensor]) -> int:
         """Hold another decision; how many structures changed sides."""
         if self.repair is not None:
-            self.repair.move(masks)
+            self.repair.move(self.masks, masks)
         changed = sum(int((a != b).sum()) for a, b in zip(self.masks, masks, strict=True))
         self.masks = masks
         return changed
@@ -290,7 +290,8 @@ class JointLearner:
         the logits' base with it. before: generator steps that did so."""
         assert self.importance is not None
         more = self.config.train.batch_blocks
-        seen = self.config.decision.importance_blocks + before * more
+        start = self.stream.blocks.first(self.config.decision.importance_blocks)
+        seen = len(start.input_ids) + before * more
         now = importance_of(scores, blocks=more, a_batch=more)
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.space))

@@ -18,11 +18,12 @@ class OnnxModel:
 
     session: Session
 
-    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Next-token logits [B, S, V] of tokens [B, S], padded on the right (mask 0)."""
+    def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
+        """Next-token logits [B, last, V] of the last positions of tokens [B, S], padded on the
+        right (mask 0)."""
         batch, length = tokens.shape
         state = self.session.start(batch, length)
-        return torch.from_numpy(state.step(tokens.numpy(), mask.numpy()))
+        return torch.from_numpy(state.step(tokens.numpy(), mask.numpy())[:, -last:])
 
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
         """Greedy new tokens of every prompt; a row stops before `end`."""

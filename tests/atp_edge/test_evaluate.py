@@ -35,8 +35,8 @@ class Constant:
 
     row: Tensor
 
-    def logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self.row.expand(*tokens.shape, -1)
+    def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
+        return self.row.expand(len(tokens), last, -1)
 
     def generate(self, prompts: Any, *, new_tokens: int, end: int) -> list[list[int]]:
         return [[1, 2, 0, 3] for _ in prompts]
@@ -52,14 +52,15 @@ def test_likelihoods_are_those_of_the_model_row_by_row_whatever_the_batch() -> N
     model = tiny_model("llama")
     draw = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 97, (n,), generator=draw).tolist() for n in (5, 9, 13, 7)]
-    pairs = [(row[:3], row[3:]) for row in rows]
+    cuts = [3, 2, 6, 1]
+    pairs = [(row[:cut], row[cut:]) for row, cut in zip(rows, cuts, strict=True)]
     found = likelihoods(TorchModel(model), pairs, batch_tokens=30)
-    for row, one in zip(rows, found, strict=True):
+    for row, cut, one in zip(rows, cuts, found, strict=True):
         with torch.no_grad():
             log_p = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
-        expected = sum(float(log_p[i - 1, row[i]]) for i in range(3, len(row)))
+        expected = sum(float(log_p[i - 1, row[i]]) for i in range(cut, len(row)))
         assert one.log == pytest.approx(expected, abs=1e-4)
-        assert one.tokens == len(row) - 3
+        assert one.tokens == len(row) - cut
     with pytest.raises(ValueError, match="empty"):
         likelihoods(TorchModel(model), [([1], [])], batch_tokens=8)
 

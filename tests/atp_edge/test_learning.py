@@ -163,7 +163,7 @@ def test_a_repair_that_moves_is_the_repair_of_where_it_went() -> None:
     untouched = copy.deepcopy(model)
     first, second = (random_masks(space_of(model), seed=seed) for seed in (2, 3))
     moved = Repair(model, first, BLOCKS)
-    moved.move(second)
+    moved.move(first, second)
     afresh = Repair(untouched, second, BLOCKS)
     # The first layer reads the same in both; later ones what another repair before them wrote.
     ours, theirs = (repair.modules[0].get_base_layer().weight for repair in (moved, afresh))
@@ -176,10 +176,10 @@ def test_a_repair_that_comes_back_leaves_no_trace(structures: StructureSpace) ->
     first, second, third = (random_masks(space_of(model), seed=seed) for seed in (2, 3, 4))
     repair = Repair(model, first, BLOCKS)
     before = [module.get_base_layer().weight.clone() for module in repair.modules]
-    repair.move(second)
+    repair.move(first, second)
     assert not torch.allclose(repair.modules[0].get_base_layer().weight, before[0], atol=1e-2)
-    repair.move(third)
-    repair.move(first)
+    repair.move(second, third)
+    repair.move(third, first)
     for module, weight in zip(repair.modules, before, strict=True):
         torch.testing.assert_close(module.get_base_layer().weight, weight, atol=1e-4, rtol=1e-3)
 
@@ -343,19 +343,23 @@ def test_the_loop_learns_and_every_decision_meets_the_budget(
     assert last < first
 
 
-@pytest.mark.parametrize("follows", [False, True])
-def test_importance_is_followed_from_decision_to_decision(tmp_path: Path, follows: bool) -> None:
-    config = with_values(CONFIG, {"decision.follow": follows, "decision.importance_blocks": 4})
+@pytest.mark.parametrize(("follows", "asked"), [(False, 4), (True, 4), (True, 1000)])
+def test_importance_is_followed_from_decision_to_decision(follows: bool, asked: int) -> None:
+    config = with_values(CONFIG, {"decision.follow": follows, "decision.importance_blocks": asked})
     made = learner(config)
-    made.importance = start = importance_to(made.model, BLOCKS.first(4))
+    scored = BLOCKS.first(asked)
+    made.importance = start = importance_to(made.model, scored)
     made.step(0)
     assert made.importance is not None
     changed = any(not torch.equal(a, b) for a, b in zip(start, made.importance, strict=True))
     assert changed == follows
     if follows:
-        # The four blocks of the start keep their weight beside the fifth.
+        # The blocks of the start keep their weight beside one more.
+        kept = len(scored.input_ids) / (len(scored.input_ids) + 1)
         for before, after in zip(start, made.importance, strict=True):
-            assert (after >= before * (4 / 5) ** 0.5 * 0.999).all()
+            assert (after >= before * kept**0.5 * 0.999).all()
+        gained = [a / b for a, b in zip(made.importance, start, strict=True)]
+        assert min(float(g.min()) for g in gained) < 1.01 * kept**0.5
         wanted = starting_logits(made.importance, made.space)
         for i, base in enumerate(wanted):
             torch.testing.assert_close(made.generator.get_buffer(f"base_{i}"), base)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from atp_edge.history import Record
 from atp_edge.plan import all_kept, write_plan
-from atp_edge.report import verdict, write_report
+from atp_edge.report import bench_figure, verdict, write_report
 from atp_edge.summary import markdown, rows_of, table
 from tests.conftest import tiny_model
 
@@ -206,6 +206,17 @@ def test_a_model_that_got_slower_is_not_called_faster() -> None:
     said = dict(verdict(figures))
     assert said["0.80×"] == "the dense speed per token"
     assert said["1.20×"] == "the dense speed to the first token"
+
+
+def test_figures_of_rows_together_say_how_many() -> None:
+    figures = metrics()
+    figures["bench"]["settings"]["batch"] = 8
+    said = [text for _, text in verdict(figures)]
+    assert "the dense speed per token, batch 8" in said
+    chart = bench_figure(figures)
+    assert chart is not None
+    assert "batch 8" in chart.layout.yaxis.title.text
+    assert "per token, p50, batch 8" in {row.name for row in rows_of(figures)}
 
 
 def test_one_provider_that_fails_is_said_at_the_top() -> None:
