@@ -111,7 +111,10 @@ def quality(
     only: Annotated[
         list[str] | None, typer.Option(help="cells whose name holds this text; may be repeated")
     ] = None,
-    items: Annotated[int, typer.Option(help="of every task")] = 50,
+    items: Annotated[int, typer.Option(min=1, help="of every task, at most")] = 50,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="leave the runs: to look at, or to score by more items")
+    ] = False,
     show: Annotated[
         bool, typer.Option("--show", help="run nothing: what the results file has of these cells")
     ] = False,
@@ -144,7 +147,9 @@ def quality(
         results = [found[cell.key] for cell in chosen if cell.key in found]
     else:
         with Terminal(console) as progress:
-            results = run_matrix(chosen, work=out, results=file, progress=progress, items=items)
+            results = run_matrix(
+                chosen, work=out, results=file, progress=progress, items=items, keep=keep
+            )
     summaries = summarize(results)
     console.print(table(summaries))
     console.print(claims_table(claims(results)))

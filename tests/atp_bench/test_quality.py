@@ -73,6 +73,29 @@ def test_a_matrix_shares_its_dense_baseline_and_goes_on_where_it_was(
     assert [p.name[:5] for p in (tmp_path / "work").iterdir()] == ["dense"]
 
 
+def test_a_kept_run_is_scored_by_more_items_and_not_trained_again(
+    base: Config, tmp_path: Path
+) -> None:
+    file, progress = tmp_path / "results.json", Silent()
+
+    def scored(items: int, keep: bool) -> Result:
+        (result,) = run_matrix(
+            [cell("atp", base)], work=tmp_path / "work", results=file, progress=progress,
+            base=base, items=items, keep=keep,
+        )  # fmt: skip
+        return result
+
+    few = scored(4, keep=True)
+    progress.said.clear()
+    more = scored(8, keep=False)
+    assert progress.said == [few.cell.key, "scoring the tasks"]
+    assert (few.items, more.items) == (4, 8)
+    assert replace(few, tasks=more.tasks, items=8) == more
+    assert few.tasks != more.tasks
+    assert scored(16, keep=False).items == 8, "its run is gone"
+    assert read_results(file)[few.cell.key].items == 8
+
+
 def test_every_preset_names_known_methods_and_the_quick_one_is_small() -> None:
     for preset in ("quick", "cpu", "gpu"):
         for made in matrix(preset):  # type: ignore[arg-type]

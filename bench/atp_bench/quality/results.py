@@ -20,7 +20,7 @@ class Result:
     recovery: dense over slim perplexity. tasks: slim over dense of every task, their mean as the
     paper takes it with its 95 % interval over items, and the mean above chance. block_losses: nats
     a token of every test block, by which two results are compared in pairs. seconds: of the
-    training, from its last kill on.
+    training, from its last kill on. items: of every task, at most.
     """
 
     cell: Cell
@@ -33,6 +33,7 @@ class Result:
     whole_share: float
     tokens: int
     seconds: float
+    items: int = 50
     block_losses: Sequence[float] = ()
     dense_block_losses: Sequence[float] = ()
 

@@ -55,22 +55,27 @@ def run_matrix(
     progress: Progress,
     base: Config | None = None,
     items: int = 50,
+    keep: bool = False,
 ) -> list[Result]:
     """Run every cell that the results file lacks; returns all results of these cells.
 
-    work: where runs lie while they run; a finished cell's folder is removed. results: JSON, written
-    after every cell. items: of every task.
+    work: where runs lie. results: JSON, written after every cell. items: of every task, at most.
+    keep: leave a finished cell's run where it is; when more items are asked of it than it was
+    scored by, it is scored again and not trained again.
     """
     base = base or Config()
     wanted = list(dict.fromkeys(cells))
     found = read_results(results)
     for cell in wanted:
-        if cell.key in found:
+        run = work / cell.key.replace("/", "_").replace(" ", "-")
+        if cell.key in found and not (run.exists() and found[cell.key].items < items):
             continue
         progress.say(cell.key)
-        found[cell.key] = _run_cell(cell, base, items, work, progress)
+        found[cell.key] = _run_cell(cell, base, items, run, progress)
         # Read again: another process may work on other cells of the same file.
         write_results(results, read_results(results) | {cell.key: found[cell.key]})
+        if not keep:
+            shutil.rmtree(run)
     return [found[cell.key] for cell in wanted]
 
 
@@ -79,12 +84,11 @@ def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
     return splits_of(config), tasks_of(config, items)
 
 
-def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progress) -> Result:
+def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Progress) -> Result:
     config = cell.config(base)
     splits, tasks = _data(with_values(base, {"data": cell.domain, "seed": cell.seed}), items)
     accelerator = accelerate(config)
-    dense = _dense_baseline(config, base, splits, accelerator, work, progress)
-    folder = work / cell.key.replace("/", "_").replace(" ", "-")
+    dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
     run = open_run(with_values(config, {"out": str(folder)}))
     if not run.dense.exists():
         run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
@@ -92,17 +96,16 @@ def _run_cell(cell: Cell, base: Config, items: int, work: Path, progress: Progre
     slim, figures = train(config, run, splits, accelerator, progress)
     progress.say("scoring the tasks")
     reference = dense.parts()["tune_dense"]
-    result = Result(
+    return Result(
         cell=cell,
         dense_perplexity=reference["perplexity"],
         dense_block_losses=reference["block_losses"],
         recovery=reference["perplexity"] / figures["perplexity"],
         tasks=_task_recovery(dense, slim, tasks, config, accelerator),
+        items=items,
         tokens=config.steps * config.train.batch_blocks * config.dataset.block_tokens,
         **figures,
     )
-    shutil.rmtree(folder)
-    return result
 
 
 Trained = tuple[PreTrainedModel, dict[str, Any]]
