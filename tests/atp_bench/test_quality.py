@@ -17,6 +17,8 @@ from atp_bench.quality.runner import run_matrix
 from rich.console import Console
 
 from atp_edge.config import Config
+from atp_edge.run_folder import RunFolder
+from atp_edge.train_stage import train
 from tests.conftest import dense_run
 
 
@@ -86,6 +88,12 @@ def test_a_kept_run_is_scored_by_more_items_and_not_trained_again(
         return result
 
     few = scored(4, keep=True)
+    (folder,) = (tmp_path / "work").glob("atp_*")
+    progress.said.clear()
+    run = RunFolder(folder)
+    train(run.config(), run, progress)
+    assert progress.said == ["reading the domain text"], "a kept run is a run that is trained"
+    assert run.metrics()["train"]["recovery"] == few.recovery
     progress.said.clear()
     more = scored(8, keep=False)
     assert progress.said == [few.cell.key, "scoring the tasks"]

@@ -60,8 +60,8 @@ def run_matrix(
     """Run every cell that the results file lacks; returns all results of these cells.
 
     work: where runs lie. results: JSON, written after every cell. items: of every task, at most.
-    keep: leave a finished cell's run where it is; when more items are asked of it than it was
-    scored by, it is scored again and not trained again.
+    keep: leave a finished cell's run where it is, for `atp-edge run` to go on from; when more items
+    are asked of it than it was scored by, it is scored again and not trained again.
     """
     base = base or Config()
     wanted = list(dict.fromkeys(cells))
@@ -92,10 +92,12 @@ def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Prog
     run = open_run(with_values(config, {"out": str(folder)}))
     if not run.dense.exists():
         run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
+    reference = dense.parts()[tune_dense.__name__]
+    # So that a kept run is like any other: `atp-edge run --config` goes on from it.
+    run.add_part(tune_dense.__name__, reference)
     train = _without_layers if cell.method == LAYERS else _with_plan
     slim, figures = train(config, run, splits, accelerator, progress)
     progress.say("scoring the tasks")
-    reference = dense.parts()["tune_dense"]
     return Result(
         cell=cell,
         dense_perplexity=reference["perplexity"],
