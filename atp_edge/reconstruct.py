@@ -15,6 +15,7 @@ not do in its stead, and one that goes leaves behind what they can do for it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,39 @@ from atp_edge.structures import to_rows
 DAMPING = 1e-1
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """How much of each removed input every kept one stands for: stands_for [kept, removed] of a
+    site with this mask [size]; kept and removed: the inputs' places."""
+
+    mask: Tensor
+    kept: Tensor
+    removed: Tensor
+    stands_for: Tensor
+
+
+def _solve(gram: Tensor, module: MaskedLoraLinear, mask: Tensor) -> _Fold:
+    rows = to_rows(mask, module.in_features, module.space)
+    kept, removed = rows.nonzero().squeeze(1), (~rows).nonzero().squeeze(1)
+    of_kept = gram[kept]
+    within = of_kept[:, kept]
+    within.diagonal().add_(DAMPING * within.diagonal().mean())
+    # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
+    stands_for = torch.cholesky_solve(of_kept[:, removed], torch.linalg.cholesky(within))
+    return _Fold(mask=mask, kept=kept, removed=removed, stands_for=stands_for)
+
+
+def _add(module: MaskedLoraLinear, fold: _Fold, sign: int) -> None:
+    weight = module.get_base_layer().weight
+    share = weight[:, fold.removed].float() @ fold.stands_for.T
+    weight[:, fold.kept] += sign * share.to(weight.dtype)
+
+
 class Repair:
     """A repaired decision: masks (bool [size] a site) folded into the base weights in place.
 
-    Keeps a Gram matrix [in, in] a site, in fp32, of what o_proj and down_proj read.
+    Keeps a Gram matrix [in, in] a site, in fp32, of what o_proj and down_proj read, and the fold
+    that it made (a quarter of that at most).
     """
 
     @torch.no_grad()
@@ -41,10 +71,11 @@ class Repair:
         layers = range(len(model_shape(model.get_base_model().config).layers))
         self.modules = [lora_layer(model, i, name) for i in layers for name in READS.values()]
         self.grams: list[Tensor] = []
+        self.folds: list[_Fold] = []
         set_decision(model, masks, "whole", skip=False)
         hooks = [
-            module.register_forward_pre_hook(partial(self._measure, site, mask))
-            for site, (module, mask) in enumerate(zip(self.modules, masks, strict=True))
+            module.register_forward_pre_hook(partial(self._measure, mask))
+            for module, mask in zip(self.modules, masks, strict=True)
         ]
         ids = blocks.input_ids.to(model.device)
         try:
@@ -54,31 +85,18 @@ class Repair:
             for hook in hooks:
                 hook.remove()
 
-    def _measure(
-        self, site: int, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]
-    ) -> None:
+    def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()
         with torch.autocast(z.device.type, enabled=False):
             self.grams.append(z.T @ z)
-            self._fold(site, mask)
+            self.folds.append(_solve(self.grams[-1], module, mask))
+            _add(module, self.folds[-1], 1)
 
     @torch.no_grad()
-    def move(self, now: list[Tensor], to: list[Tensor]) -> None:
-        """Repair for the decision `to` in place of `now`, for which it repairs so far."""
-        for site, (before, after) in enumerate(zip(now, to, strict=True)):
-            if not torch.equal(before, after):
-                self._fold(site, before, sign=-1)
-                self._fold(site, after)
-
-    def _fold(self, site: int, mask: Tensor, sign: int = 1) -> None:
-        module, gram = self.modules[site], self.grams[site]
-        rows = to_rows(mask, module.in_features, module.space)
-        kept, removed = rows.nonzero().squeeze(1), (~rows).nonzero().squeeze(1)
-        if not len(removed):
-            return
-        within = gram[kept][:, kept]
-        within.diagonal().add_(DAMPING * within.diagonal().mean())
-        # [kept, removed]: how much of each removed input every kept one stands for.
-        stands_for = torch.linalg.solve(within, gram[kept][:, removed])
-        weight = module.get_base_layer().weight
-        weight[:, kept] += sign * (weight[:, removed].float() @ stands_for.T).to(weight.dtype)
+    def move(self, masks: list[Tensor]) -> None:
+        """Repair for another decision in place of the one so far."""
+        for site, (module, mask) in enumerate(zip(self.modules, masks, strict=True)):
+            if not torch.equal(self.folds[site].mask, mask):
+                _add(module, self.folds[site], -1)
+                self.folds[site] = _solve(self.grams[site], module, mask)
+                _add(module, self.folds[site], 1)

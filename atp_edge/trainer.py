@@ -223,7 +223,7 @@ class JointLearner:
     def _hold(self, masks: list[Tensor]) -> int:
         """Hold another decision; how many structures changed sides."""
         if self.repair is not None:
-            self.repair.move(self.masks, masks)
+            self.repair.move(masks)
         changed = sum(int((a != b).sum()) for a, b in zip(self.masks, masks, strict=True))
         self.masks = masks
         return changed

@@ -163,7 +163,7 @@ def test_a_repair_that_moves_is_the_repair_of_where_it_went() -> None:
     untouched = copy.deepcopy(model)
     first, second = (random_masks(space_of(model), seed=seed) for seed in (2, 3))
     moved = Repair(model, first, BLOCKS)
-    moved.move(first, second)
+    moved.move(second)
     afresh = Repair(untouched, second, BLOCKS)
     # The first layer reads the same in both; later ones what another repair before them wrote.
     ours, theirs = (repair.modules[0].get_base_layer().weight for repair in (moved, afresh))
@@ -176,10 +176,10 @@ def test_a_repair_that_comes_back_leaves_no_trace(structures: StructureSpace) ->
     first, second, third = (random_masks(space_of(model), seed=seed) for seed in (2, 3, 4))
     repair = Repair(model, first, BLOCKS)
     before = [module.get_base_layer().weight.clone() for module in repair.modules]
-    repair.move(first, second)
+    repair.move(second)
     assert not torch.allclose(repair.modules[0].get_base_layer().weight, before[0], atol=1e-2)
-    repair.move(second, third)
-    repair.move(third, first)
+    repair.move(third)
+    repair.move(first)
     for module, weight in zip(repair.modules, before, strict=True):
         torch.testing.assert_close(module.get_base_layer().weight, weight, atol=1e-4, rtol=1e-3)
 
