@@ -43,8 +43,9 @@ def document(results: Sequence[Result]) -> str:
         "Written by `atp-edge bench quality --json FILE --report docs/quality.md`; the cells with "
         "their seeds, tasks and intervals are in the JSON. Recovery: dense over slim perplexity on "
         "the test split. Tasks: slim over dense, the mean over the domain's tasks. Both against "
-        "the dense model tuned by LoRA with the same tokens. What the methods are is in "
-        "[recovery.md](recovery.md).\n\n"
+        "the dense model tuned by LoRA with the same tokens. A promise is judged by its lowest "
+        "value: of cells, and for tasks of domains, each over its seeds. What the methods are is "
+        "in [recovery.md](recovery.md).\n\n"
     )
     parts = [head, claims_markdown(claims(results)), "\n"]
     for domain in dict.fromkeys(s.domain for s in summaries):
