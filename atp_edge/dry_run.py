@@ -56,7 +56,8 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     trained = 3 if config.recovery.retrain else 0  # a gradient and two moments a parameter
     joint = count.whole + trained * count.decoder + 4 * generator
     if config.repairs_along:
-        joint += sum((x.heads * x.head_dim) ** 2 + x.channels**2 for x in shape.layers)
+        grams = sum((x.heads * x.head_dim) ** 2 + x.channels**2 for x in shape.layers)
+        joint += grams * 5 // 4  # and its folds, largest where half is kept
     recovery = count.around + slim + trained * slim
     tokens = config.train.batch_blocks * config.dataset.block_tokens
     # What a layer keeps for its backward pass, in values a token: the inputs of its norms and

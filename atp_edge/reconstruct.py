@@ -46,10 +46,12 @@ def _solve(gram: Tensor, module: MaskedLoraLinear, mask: Tensor) -> _Fold:
     rows = to_rows(mask, module.in_features, module.space)
     kept, removed = rows.nonzero().squeeze(1), (~rows).nonzero().squeeze(1)
     of_kept = gram[kept]
-    within = of_kept[:, kept]
-    within.diagonal().add_(DAMPING * within.diagonal().mean())
-    # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
-    stands_for = torch.cholesky_solve(of_kept[:, removed], torch.linalg.cholesky(within))
+    stands_for = of_kept[:, removed]
+    if len(removed):  # Most attentions stay whole.
+        within = of_kept[:, kept]
+        within.diagonal().add_(DAMPING * within.diagonal().mean())
+        # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
+        stands_for = torch.cholesky_solve(stands_for, torch.linalg.cholesky(within))
     return _Fold(mask=mask, kept=kept, removed=removed, stands_for=stands_for)
 
 

@@ -73,8 +73,10 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             if (r.cell.method, r.cell.share, r.cell.widths, r.cell.steps) == wanted
         ]
 
-    def promise(text: str, asked: float, measured: Iterable[Measured], **how: bool) -> Claim:
-        return Claim(text=text, asked=asked, measured=tuple(measured), **how)
+    def promise(
+        text: str, asked: float, measured: Iterable[Measured], *, above: bool = False
+    ) -> Claim:
+        return Claim(text=text, asked=asked, measured=tuple(measured), above=above)
 
     main, fifth = ours(0.6, 200), ours(0.8, 200)
     short = "40 % cut, 0.1 M tokens: "
