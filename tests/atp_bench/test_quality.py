@@ -16,7 +16,7 @@ from atp_bench.quality.results import Result, Summary, read_results, summarize
 from atp_bench.quality.runner import run_matrix
 from rich.console import Console
 
-from atp_edge.config import Config
+from atp_edge.config import Config, with_values
 from atp_edge.run_folder import RunFolder
 from atp_edge.train_stage import train
 from tests.conftest import dense_run
@@ -60,8 +60,9 @@ def test_a_matrix_shares_its_dense_baseline_and_goes_on_where_it_was(
     first = Silent()
     run_matrix(cells[:1], work=tmp_path / "work", results=file, progress=first, base=base, items=8)
     second = Silent()
+    changed = with_values(base, {"decision.penalty": 4.0})  # of no matter to a dense model
     both = run_matrix(
-        cells, work=tmp_path / "work", results=file, progress=second, base=base, items=8
+        cells, work=tmp_path / "work", results=file, progress=second, base=changed, items=8
     )
     assert cells[0].key in first.said
     assert cells[0].key not in second.said

@@ -46,6 +46,9 @@ from atp_edge.train_stage import (
 )
 from atp_edge.trainer import Tuner
 
+# Settings that a dense baseline does not read.
+UNREAD_BY_DENSE = ("budget", "widths", "recipe", "decision", "recovery", "export", "bench")
+
 
 def run_matrix(
     cells: Iterable[Cell],
@@ -192,13 +195,13 @@ def _dense_baseline(
 ) -> RunFolder:
     """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
     name = f"dense_{Path(config.data).stem}_{config.seed}_{config.steps}_{config.lora.rank}"
+    made = RunFolder(work / name)
+    # What it does not read may have had other defaults when it was tuned.
+    unread = made.config() if made.config_toml.is_file() else base
     shared = replace(
         config,
-        budget=base.budget,
-        widths=base.widths,
-        decision=base.decision,
-        recovery=base.recovery,
-        out=str(work / name),
+        out=str(made.path),
+        **{name: getattr(unread, name) for name in UNREAD_BY_DENSE},
     )
     run = open_run(shared)
     run_part(tune_dense, shared, run, splits, accelerator, progress)
