@@ -150,12 +150,11 @@ def quality(
             results = run_matrix(
                 chosen, work=out, results=file, progress=progress, items=items, keep=keep
             )
-    summaries = summarize(results)
-    console.print(table(summaries))
+    console.print(table(summarize(results)))
     console.print(claims_table(claims(results)))
     if report is not None:
         markdown = report.suffix == ".md"
-        write_atomically(report, document(results) if markdown else page(summaries))
+        write_atomically(report, document(results) if markdown else page(results))
 
 
 @bench.command()

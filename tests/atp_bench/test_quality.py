@@ -151,12 +151,27 @@ def test_table_page_and_markdown_show_every_method() -> None:
     console.print(table(summaries))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80
-    for view in (" ".join(shown.split()), markdown(summaries), page(summaries)):
+    for view in (" ".join(shown.split()), markdown(summaries), page(results())):
         assert "atp" in view
         assert "taylor" in view
     assert "0.500 to 0.600" in shown
     assert "| 102,400 | atp | 2 |" in document(results())
-    assert "http" not in page(summaries).rsplit("</script>", 1)[-1]
+    assert "http" not in page(results()).rsplit("</script>", 1)[-1]
+
+
+def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:
+    first, *others = results()
+    assert "mermaid" not in document([first, *others])
+    longer = replace(
+        first, cell=replace(first.cell, steps=800), tokens=409_600, perplexity=15.0, recovery=0.8
+    )
+    shown = document([longer, first, *others])
+    assert 'title "legal, 40% cut, seeds 0: recovery by tokens of training"' in shown
+    assert 'x-axis ["0.1 M", "0.4 M"]' in shown
+    assert "line [0.600, 0.800]" in shown
+    assert "legal, 40% cut, seeds 0" in page([longer, first, *others])
+    other_seed = replace(longer, cell=replace(longer.cell, seed=7))
+    assert "mermaid" not in document([other_seed, first, *others]), "nothing to compare"
 
 
 def claim(results: list[Result], ending: str) -> Claim:

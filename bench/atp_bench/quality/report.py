@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from rich.table import Table
@@ -50,7 +51,8 @@ def document(results: Sequence[Result]) -> str:
     parts = [head, claims_markdown(claims(results)), "\n"]
     for domain in dict.fromkeys(s.domain for s in summaries):
         own = [s for s in summaries if s.domain == domain]
-        parts += [f"## {domain}\n\n", markdown(own), "\n", _mermaid(own)]
+        parts += [f"## {domain}\n\n", markdown(own), "\n"]
+        parts += [_mermaid(c) for c in _curves(results) if c.domain == domain]
     return "".join(parts)
 
 
@@ -69,24 +71,51 @@ def markdown(summaries: Sequence[Summary]) -> str:
     return head + "".join(rows)
 
 
-def _mermaid(summaries: Sequence[Summary]) -> str:
-    """Recovery of ATP by tokens at one budget, where it ran at more than one length."""
-    rows = _by_tokens(summaries, share=0.6)
-    if len(rows) < 2:
-        return ""
-    tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in rows)
-    values = ", ".join(f"{s.recovery:.3f}" for s in rows)
+def _mermaid(curve: _Curve) -> str:
+    tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in curve.points)
+    values = ", ".join(f"{s.recovery:.3f}" for s in curve.points)
     return (
-        '```mermaid\nxychart-beta\n  title "40 % cut: recovery by tokens of training"\n'
+        f'```mermaid\nxychart-beta\n  title "{curve.name}: recovery by tokens of training"\n'
         f"  x-axis [{tokens}]\n  y-axis 0.5 --> 1\n  line [{values}]\n```\n\n"
     )
 
 
-def _by_tokens(summaries: Sequence[Summary], *, share: float) -> list[Summary]:
-    own = ("atp", "per-layer", share)
-    return sorted(
-        (s for s in summaries if (s.method, s.widths, s.share) == own), key=lambda s: s.tokens
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    """ATP by tokens of training: means over the seeds that ran at every length."""
+
+    domain: str
+    share: float
+    seeds: tuple[int, ...]
+    points: tuple[Summary, ...]
+
+    @property
+    def name(self) -> str:
+        seeds = ", ".join(map(str, self.seeds))
+        return f"{self.domain}, {1 - self.share:.0%} cut, seeds {seeds}"
+
+
+def _curves(results: Sequence[Result]) -> list[_Curve]:
+    """Of every domain and budget that ran at more than one length."""
+    own = [r for r in results if (r.cell.method, r.cell.widths) == ("atp", "per-layer")]
+    curves = []
+    for domain, share in dict.fromkeys((r.cell.domain, r.cell.share) for r in own):
+        rows = [r for r in own if (r.cell.domain, r.cell.share) == (domain, share)]
+        at_length: dict[int, set[int]] = {}
+        for r in rows:
+            at_length.setdefault(r.tokens, set()).add(r.cell.seed)
+        seeds = set.intersection(*at_length.values())
+        if len(at_length) > 1 and seeds:
+            points = summarize(r for r in rows if r.cell.seed in seeds)
+            curves.append(
+                _Curve(
+                    domain=domain,
+                    share=share,
+                    seeds=tuple(sorted(seeds)),
+                    points=tuple(sorted(points, key=lambda s: s.tokens)),
+                )
+            )
+    return curves
 
 
 def _spread(s: Summary) -> str:
@@ -95,9 +124,9 @@ def _spread(s: Summary) -> str:
     return f"{s.recovery:.3f} ({s.recovery_spread[0]:.3f} to {s.recovery_spread[1]:.3f})"
 
 
-def page(summaries: Sequence[Summary]) -> str:
+def page(results: Sequence[Result]) -> str:
     """One self-contained HTML page: recovery by method, and recovery against tokens."""
-    figures = [_methods(summaries), _tokens(summaries)]
+    figures = [_methods(summarize(results)), _tokens(_curves(results))]
     parts = [
         f.to_html(full_html=False, include_plotlyjs=i == 0)
         for i, f in enumerate(f for f in figures if f is not None)
@@ -137,21 +166,18 @@ def _methods(summaries: Sequence[Summary]) -> go.Figure:
     return figure
 
 
-def _tokens(summaries: Sequence[Summary]) -> go.Figure | None:
-    """Recovery of ATP by tokens of training, where it ran at more than one length."""
-    figure = go.Figure()
-    for domain, share in dict.fromkeys((s.domain, s.share) for s in summaries):
-        rows = _by_tokens([s for s in summaries if s.domain == domain], share=share)
-        if len(rows) > 1:
-            figure.add_scatter(
-                x=[s.tokens for s in rows],
-                y=[s.recovery for s in rows],
-                mode="lines+markers",
-                name=f"{domain}, {1 - share:.0%} cut",
-            )
-    if not figure.data:
+def _tokens(curves: Sequence[_Curve]) -> go.Figure | None:
+    if not curves:
         return None
-    figure.update_layout(title="Recovery by tokens of training")
+    figure = go.Figure()
+    for curve in curves:
+        figure.add_scatter(
+            x=[s.tokens for s in curve.points],
+            y=[s.recovery for s in curve.points],
+            mode="lines+markers",
+            name=curve.name,
+        )
+    figure.update_layout(title="Recovery by tokens of training", showlegend=True)
     figure.update_xaxes(type="log", title="tokens")
     figure.update_yaxes(range=[0, 1])
     return figure
