@@ -115,8 +115,9 @@ class TrainConfig:
     warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     save_every: int = field(default=50, metadata={"help": "steps between checkpoints", "least": 1})
-    patience: int = field(
-        default=3, metadata={"help": "checkpoints without a better one that end a phase; 0: none"}
+    patience: float = field(
+        default=0.5,
+        metadata={"help": "share of a phase without a better step that ends it; 0: none"},
     )
 
 
@@ -271,7 +272,7 @@ def _check(key: Key, value: Any) -> Any:
             )
         return value
     if key.type is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
         raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
     if key.type in (int, float) and value < key.least:

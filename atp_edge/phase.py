@@ -62,21 +62,23 @@ def run_phase(
     save_every: int,
     on_record: Callable[[Record], None],
     say: Callable[[str], None] = lambda text: None,
-    patience: int = 0,
+    patience: float = 0.0,
 ) -> PhaseState:
     """Drive a learner through its phase, from the last checkpoint of the phase if there is one.
 
     folder: the run's; checkpoint/ and history.jsonl are written every `save_every` steps. A phase
-    that diverges goes back to its last checkpoint at half the learning rate. patience: validations
-    (one a checkpoint) without a better one after which the phase stops at its best step; 0: never.
+    that diverges goes back to its last checkpoint at half the learning rate. patience: the share of
+    the phase that may pass without a better validation (one a checkpoint) before it stops at its
+    best step; 0: never. A share, for a rate that falls over the phase brings much of its gain late.
     Raises FloatingPointError when a phase diverges more than `MOST_RETURNS` times.
     """
     checkpoints = _Checkpoints(folder / "checkpoint", learner)
     state = checkpoints.load() or checkpoints.save(PhaseState(step=learner.first_step))
     learner.rate = state.rate
+    may_be_worse = math.ceil(patience * (learner.last_step - learner.first_step) / save_every)
     past = [r for r in read_history(folder) if r.phase != learner.phase]
     ours = [r for r in read_history(folder) if r.phase == learner.phase and r.step < state.step]
-    while state.step < learner.last_step and not 0 < patience <= state.worse:
+    while state.step < learner.last_step and not 0 < may_be_worse <= state.worse:
         began = time.perf_counter()
         record = learner.step(state.step)
         ours.append(replace(record, seconds=time.perf_counter() - began))

@@ -32,6 +32,7 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"steps": "many"}, r"steps = 'many': expected int"),
         ({"steps": 0}, r"steps = 0: expected 1 or more"),
         ({"lora.lr": -1.0}, r"lora.lr = -1.0: expected 0 or more"),
+        ({"lora.lr": -1}, r"lora.lr = -1.0: expected 0 or more"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

@@ -483,15 +483,33 @@ def test_a_phase_stops_early_and_keeps_its_best_step(tmp_path: Path) -> None:
                      validation=other)  # fmt: skip
 
     made = tuner()
-    state = run_phase(made, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=2)
+    state = run_phase(made, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=0.05)
     assert state.worse == 2
     assert state.best_step == state.step - 20 < 380
     assert made.validate() == pytest.approx(state.best_loss)
     # A finished phase that is asked again takes the same step.
     again = tuner()
-    run_phase(again, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=2)
+    run_phase(again, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=0.05)
     for name, parameter in made.parameters.items():
         assert torch.equal(parameter, again.parameters[name]), name
+
+
+@pytest.mark.parametrize(("patience", "ends", "keeps"), [(0.5, 40, 40), (0.3, 20, 8), (0, 40, 40)])
+def test_patience_is_a_share_of_the_phase(
+    tmp_path: Path, patience: float, ends: int, keeps: int
+) -> None:
+    made = learner()
+    made.last_step = 40
+    losses = iter([3.0, 2.0, 2.1, 2.2, 2.1, 2.1, 1.9, 1.8, 1.8, 1.7])  # of every 4 steps
+    made.validate = lambda: next(losses)  # type: ignore[method-assign]
+    made.step = lambda index: Record(  # type: ignore[method-assign]
+        step=index, phase="control", loss=1.0, lr=0.1, tokens=1
+    )
+    state = run_phase(
+        made, folder=tmp_path, save_every=4, on_record=lambda r: None, patience=patience
+    )
+    assert state.step == ends
+    assert (state.best_step if state.worse else state.step) == keeps
 
 
 def test_a_plan_there_and_back(tmp_path: Path) -> None:
