@@ -25,6 +25,8 @@ from atp_edge.domains import DOMAINS
 SPLITS = ("train", "decision", "test")
 # A document of which this share of 8-word shingles also occurs in another split is a near copy.
 NEAR_DUPLICATE_SHARE = 0.5
+# Packed of a split where there is so much, however short the run: their order is then the same.
+ENOUGH_BLOCKS = 4096
 _SHINGLE_WORDS = 8
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -218,7 +220,7 @@ def make_splits(
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
-    most_blocks: int = 4096,
+    most_blocks: int = ENOUGH_BLOCKS,
 ) -> Splits:
     """Three disjoint splits of packed blocks [N, block_tokens].
 

@@ -18,7 +18,7 @@ from atp_edge.baselines import check_start
 from atp_edge.budget import Space, make_space, parse_budget
 from atp_edge.config import Config
 from atp_edge.cpu import attention_implementation, keep_freed_memory
-from atp_edge.data import Splits, load_documents, make_splits
+from atp_edge.data import ENOUGH_BLOCKS, Splits, load_documents, make_splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.families import model_shape
 
@@ -76,7 +76,7 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
 
 
 def splits_of(config: Config) -> Splits:
-    """The run's three splits, disjoint by document."""
+    """The run's three splits, disjoint by document; no block twice where the text suffices."""
     tokenizer = tokenizer_of(config)
     return make_splits(
         load_documents(config.data, tokenizer),
@@ -85,6 +85,7 @@ def splits_of(config: Config) -> Splits:
         seed=config.seed,
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
+        most_blocks=max(ENOUGH_BLOCKS, config.steps * config.train.batch_blocks),
     )
 
 

@@ -64,6 +64,9 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     accelerator = accelerate(config)
     progress.say("reading the domain text")
     splits = splits_of(config)
+    epochs = config.steps * config.train.batch_blocks / len(splits.train.input_ids)
+    if epochs > 1:
+        progress.say(f"the train split is read {epochs:.1f} times")
     for part in (tune_dense, learn_decision, recover):
         run_part(part, config, run, splits, accelerator, progress)
     plan = read_plan(run.plan)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks, Document, Segment, batches, load_documents, make_splits
+from atp_edge.inputs import splits_of
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,16 @@ def test_prompts_carry_no_loss(tokenizer: Any) -> None:
 def test_too_little_text_names_the_split(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"split has no block of 512 tokens"):
         make_splits(corpus(3), tokenizer, seed=0, block_tokens=512)
+
+
+def test_a_long_run_is_given_as_much_text_as_it_reads(tmp_path: Path, real_folder: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": document.text}) for document in corpus()))
+    short = with_values(
+        Config(), {"model": str(real_folder), "data": str(path), "dataset.block_tokens": 4}
+    )
+    long = with_values(short, {"steps": 2600, "train.batch_blocks": 2})
+    assert [len(splits_of(c).train.input_ids) for c in (short, long)] == [4096, 5200]
 
 
 def test_the_batch_of_a_step_follows_from_seed_and_step() -> None:

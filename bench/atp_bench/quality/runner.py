@@ -82,14 +82,16 @@ def run_matrix(
     return [found[cell.key] for cell in wanted]
 
 
-@lru_cache(maxsize=1)  # cells of a domain and seed follow one another
+@lru_cache(maxsize=1)  # cells of a domain, seed and length follow one another
 def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
     return splits_of(config), tasks_of(config, items)
 
 
 def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Progress) -> Result:
     config = cell.config(base)
-    splits, tasks = _data(with_values(base, {"data": cell.domain, "seed": cell.seed}), items)
+    splits, tasks = _data(
+        with_values(base, {"data": cell.domain, "seed": cell.seed, "steps": cell.steps}), items
+    )
     accelerator = accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
     run = open_run(with_values(config, {"out": str(folder)}))
