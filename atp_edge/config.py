@@ -184,6 +184,16 @@ class Config:
         return round(self.steps * self.decision.control_share)
 
     @property
+    def train_blocks(self) -> int:
+        """Blocks that the steps read, those read again counted again."""
+        return self.steps * self.train.batch_blocks
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of `train_blocks`."""
+        return self.train_blocks * self.dataset.block_tokens
+
+    @property
     def repairs_along(self) -> bool:
         """Whether the repair has a moving decision to follow."""
         repaired = self.recovery.reconstruct_blocks > 0

@@ -24,7 +24,6 @@ def cost_table(config: Config) -> Table:
     count = count_parameters(shape)
     slim = space.fixed + space.allowed
     each = BYTES_PER_PARAMETER[config.export.precision]
-    tokens = config.steps * config.train.batch_blocks * config.dataset.block_tokens
     shown = Table(title=f"{config.model}, {config.data}, {config.budget}", title_justify="left")
     shown.add_column("", no_wrap=True)
     shown.add_column("dense", justify="right", no_wrap=True)
@@ -39,7 +38,7 @@ def cost_table(config: Config) -> Table:
     joint = config.control_steps
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
-    shown.add_row("train tokens", f"{tokens:,}", f"{tokens:,}")
+    shown.add_row("train tokens", f"{config.train_tokens:,}", f"{config.train_tokens:,}")
     shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, shape, space)))
     return shown
 

@@ -85,7 +85,7 @@ def splits_of(config: Config) -> Splits:
         seed=config.seed,
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
-        most_blocks=max(ENOUGH_BLOCKS, config.steps * config.train.batch_blocks),
+        most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
     )
 
 

@@ -64,7 +64,7 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     accelerator = accelerate(config)
     progress.say("reading the domain text")
     splits = splits_of(config)
-    epochs = config.steps * config.train.batch_blocks / len(splits.train.input_ids)
+    epochs = config.train_blocks / len(splits.train.input_ids)
     if epochs > 1:
         progress.say(f"the train split is read {epochs:.1f} times")
     for part in (tune_dense, learn_decision, recover):
@@ -84,7 +84,7 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
             "recovery": dense_perplexity / parts["recover"]["perplexity"],
             "masked_narrow_max_error": parts["learn_decision"]["masked_narrow_max_error"],
             "steps": config.steps,
-            "tokens": config.steps * config.train.batch_blocks * config.dataset.block_tokens,
+            "tokens": config.train_tokens,
             "seconds": time.perf_counter() - began,
             "kernels": backend_name(),
             "budget": config.budget,

@@ -38,7 +38,7 @@ def document(results: Sequence[Result]) -> str:
 
     Its plot is Mermaid's, which GitHub draws.
     """
-    summaries = summarize(results)
+    summaries, curves = summarize(results), _curves(results)
     head = (
         "# Recovery, measured\n\n"
         "Written by `atp-edge bench quality --json FILE --report docs/quality.md`; the cells with "
@@ -52,7 +52,7 @@ def document(results: Sequence[Result]) -> str:
     for domain in dict.fromkeys(s.domain for s in summaries):
         own = [s for s in summaries if s.domain == domain]
         parts += [f"## {domain}\n\n", markdown(own), "\n"]
-        parts += [_mermaid(c) for c in _curves(results) if c.domain == domain]
+        parts += [_mermaid(c) for c in curves if c.domain == domain]
     return "".join(parts)
 
 
@@ -84,37 +84,33 @@ def _mermaid(curve: _Curve) -> str:
 class _Curve:
     """ATP by tokens of training: means over the seeds that ran at every length."""
 
-    domain: str
-    share: float
     seeds: tuple[int, ...]
     points: tuple[Summary, ...]
 
     @property
+    def domain(self) -> str:
+        return self.points[0].domain
+
+    @property
     def name(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
-        return f"{self.domain}, {1 - self.share:.0%} cut, seeds {seeds}"
+        return f"{self.domain}, {1 - self.points[0].share:.0%} cut, seeds {seeds}"
 
 
 def _curves(results: Sequence[Result]) -> list[_Curve]:
     """Of every domain and budget that ran at more than one length."""
-    own = [r for r in results if (r.cell.method, r.cell.widths) == ("atp", "per-layer")]
+    budgets: dict[tuple[str, float], list[Result]] = {}
+    for r in results:
+        if (r.cell.method, r.cell.widths) == ("atp", "per-layer"):
+            budgets.setdefault((r.cell.domain, r.cell.share), []).append(r)
     curves = []
-    for domain, share in dict.fromkeys((r.cell.domain, r.cell.share) for r in own):
-        rows = [r for r in own if (r.cell.domain, r.cell.share) == (domain, share)]
-        at_length: dict[int, set[int]] = {}
-        for r in rows:
-            at_length.setdefault(r.tokens, set()).add(r.cell.seed)
-        seeds = set.intersection(*at_length.values())
-        if len(at_length) > 1 and seeds:
-            points = summarize(r for r in rows if r.cell.seed in seeds)
-            curves.append(
-                _Curve(
-                    domain=domain,
-                    share=share,
-                    seeds=tuple(sorted(seeds)),
-                    points=tuple(sorted(points, key=lambda s: s.tokens)),
-                )
-            )
+    for rows in budgets.values():
+        lengths = {r.tokens for r in rows}
+        seeds = set.intersection(*({r.cell.seed for r in rows if r.tokens == n} for n in lengths))
+        points = summarize(r for r in rows if r.cell.seed in seeds)
+        if len(points) > 1:
+            points.sort(key=lambda s: s.tokens)
+            curves.append(_Curve(seeds=tuple(sorted(seeds)), points=tuple(points)))
     return curves
 
 

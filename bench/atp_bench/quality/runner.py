@@ -110,7 +110,7 @@ def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Prog
         recovery=reference["perplexity"] / figures["perplexity"],
         tasks=_task_recovery(dense, slim, tasks, config, accelerator),
         items=items,
-        tokens=config.steps * config.train.batch_blocks * config.dataset.block_tokens,
+        tokens=config.train_tokens,
         **figures,
     )
 
