@@ -11,6 +11,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+# Of a run that does not say how often it saves.
+CHECKPOINTS = 40
+FEWEST_STEPS_SAVED = 50
+
 StructureSpace = Literal["groups", "head-dims"]
 WidthsPolicy = Literal["uniform", "per-layer"]
 
@@ -114,7 +118,10 @@ class TrainConfig:
     )
     warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
-    save_every: int = field(default=50, metadata={"help": "steps between checkpoints", "least": 1})
+    save_every: int = field(
+        default=0,
+        metadata={"help": "steps between checkpoints; 0: a fortieth of the run, 50 at least"},
+    )
     patience: float = field(
         default=0.5,
         metadata={"help": "share of a phase without a better step that ends it; 0: none"},
@@ -192,6 +199,11 @@ class Config:
     def train_tokens(self) -> int:
         """Tokens of `train_blocks`."""
         return self.train_blocks * self.dataset.block_tokens
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints; each takes seconds, so a long run has no more of them."""
+        return self.train.save_every or max(FEWEST_STEPS_SAVED, self.steps // CHECKPOINTS)
 
     @property
     def repairs_along(self) -> bool:

@@ -2,31 +2,82 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside `path` and rename it into place."""
+
+@contextmanager
+def file_atomically(path: Path) -> Iterator[Path]:
+    """A path beside `path`, renamed into place when the block ends without an error.
+
+    Raises OSError, which says how much room there is, when the file does not fit.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)
+    with _beside(path) as beside:
+        yield beside
+        beside.replace(path)
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """A fresh folder beside `path`, renamed into place when the block ends without an error."""
+    """A fresh folder beside `path`, renamed into place when the block ends without an error.
+
+    Raises OSError, which says how much room there is, when the files in it do not fit.
+    """
+    with _beside(path) as beside:
+        beside.mkdir(parents=True)
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside `path` and rename it into place."""
+    with file_atomically(path) as beside:
+        beside.write_text(text)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A free name beside `path`; what an error leaves there is removed."""
     beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    shutil.rmtree(path, ignore_errors=True)
-    beside.rename(path)
+    _remove(beside)
+    try:
+        yield beside
+    except Exception as error:
+        _remove(beside)
+        if _lacks_room(error):
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(
+                f"no room for {path}: with what was written of it removed again, {free / 1e6:,.0f} "
+                "MB are free there; make room and call it again, or name another folder"
+            ) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lacks_room(error: BaseException | None) -> bool:
+    """Whether a write failed for want of room, by its error number: safetensors has it in its text,
+    and torch's own error comes on top of the one that has it."""
+    if error is None:
+        return False
+    named = re.search(r"os error (\d+)", str(error))
+    number = int(named[1]) if named else getattr(error, "errno", None)
+    return number in NO_ROOM or _lacks_room(error.__context__)
 
 
 def read_json(path: Path) -> dict[str, Any]:

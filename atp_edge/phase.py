@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from atp_edge.files import write_atomically
+from atp_edge.files import file_atomically, write_atomically
 from atp_edge.history import Phase, Record, diverges, read_history
 
 MOST_RETURNS = 3
@@ -152,7 +152,6 @@ class _Checkpoints:
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    torch.save(content, beside)
-    beside.replace(path)
+    # To an open file: to a path, torch's error does not say why a write failed.
+    with file_atomically(path) as beside, beside.open("wb") as file:
+        torch.save(content, file)

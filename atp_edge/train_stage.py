@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from atp_edge.families import (
     model_shape,
     module_path,
 )
-from atp_edge.files import folder_atomically
+from atp_edge.files import file_atomically, folder_atomically
 from atp_edge.generator import DecisionGenerator
 from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.inputs import (
@@ -236,7 +235,7 @@ def learn_decision(
     error = masked_narrow_error(model, narrow, masks, splits.decision)
     if config.recovery.adapter != "lora":
         narrow = add_recovery_adapter(merge(narrow), config, plan)
-    save_file(_plain_state(narrow), _made(run.checkpoint / "frozen.safetensors"))
+    _save_narrow_peft(narrow, run, "frozen")
     write_plan(plan, run.plan)
     loss = loss_on_test(config, narrow, splits.test, accelerator)
     kept = shares(
@@ -300,7 +299,7 @@ def recover(
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, config, run, progress)
-    save_file(_plain_state(narrow), run.checkpoint / "tuned.safetensors")
+    _save_narrow_peft(narrow, run, "tuned")
     return figures_of(loss_on_test(config, narrow, splits.test, accelerator)) | _story(state)
 
 
@@ -316,7 +315,7 @@ def drive(learner: Learner, config: Config, run: RunFolder, progress: Progress) 
     return run_phase(
         learner,
         folder=run.path,
-        save_every=config.train.save_every,
+        save_every=config.save_every,
         on_record=progress.record,
         say=progress.say,
         patience=config.train.patience,
@@ -349,6 +348,11 @@ def _plain_state(model: PeftModel) -> dict[str, Tensor]:
     if model.get_base_model().config.tie_word_embeddings:
         del state["base_model.model.lm_head.weight"]
     return state
+
+
+def _save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
+    with file_atomically(run.checkpoint / f"{name}.safetensors") as beside:
+        save_file(_plain_state(model), beside)
 
 
 def _load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
@@ -386,8 +390,3 @@ def _save_adapter(config: Config, run: RunFolder, plan: Plan) -> None:
     set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
     with folder_atomically(run.adapter) as beside:
         wide.save_pretrained(beside)
-
-
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -65,3 +65,11 @@ def test_a_recipe_lies_under_what_is_said_and_comes_back_from_its_file(tmp_path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_names_settings_that_exist(recipe: str) -> None:
     assert configured({"recipe": recipe}).recipe == recipe
+
+
+@pytest.mark.parametrize(("steps", "said", "every"), [(200, 0, 50), (40_000, 0, 1000), (200, 5, 5)])
+def test_a_long_run_has_no_more_checkpoints_than_a_short_one(
+    steps: int, said: int, every: int
+) -> None:
+    config = with_values(Config(), {"steps": steps, "train.save_every": said})
+    assert config.save_every == every

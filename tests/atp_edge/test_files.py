@@ -1,0 +1,67 @@
+"""Files are whole or not there, and a full disk is said in one line."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from atp_edge.files import file_atomically, folder_atomically, write_atomically
+
+LARGE = {"weight": torch.zeros(1 << 18)}  # 1 MiB
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: writes then fail as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _by_torch(path: Path) -> None:
+    with file_atomically(path) as beside, beside.open("wb") as file:
+        torch.save(LARGE, file)
+
+
+def _by_safetensors(path: Path) -> None:
+    with folder_atomically(path) as beside:
+        save_file(LARGE, beside / "model.safetensors")
+
+
+def _as_text(path: Path) -> None:
+    write_atomically(path, "x" * (1 << 20))
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("write", [_by_torch, _by_safetensors, _as_text])
+def test_what_does_not_fit_is_one_error_and_leaves_the_old_file(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "kept"
+    write(path)
+    before = _files(tmp_path)
+    with room_for(1 << 19), pytest.raises(OSError, match=rf"no room for {path}: .* MB are free"):
+        write(path)
+    assert _files(tmp_path) == before
+
+
+def _fail(path: Path) -> None:
+    with folder_atomically(path) as beside:
+        (beside / "half").write_text("written")
+        raise KeyError("mine")
+
+
+def test_another_error_is_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        _fail(tmp_path / "made")
+    assert list(tmp_path.iterdir()) == []
