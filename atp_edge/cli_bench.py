@@ -127,6 +127,7 @@ def quality(
     ] = None,
 ) -> None:
     """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
+    from atp_bench.quality.ablations import ablations, ablations_tables
     from atp_bench.quality.cells import matrix
     from atp_bench.quality.claims import claims, claims_table
     from atp_bench.quality.report import document, page, table
@@ -151,6 +152,8 @@ def quality(
                 chosen, work=out, results=file, progress=progress, items=items, keep=keep
             )
     console.print(table(summarize(results)))
+    for shown in ablations_tables(ablations(results)):
+        console.print(shown)
     console.print(claims_table(claims(results)))
     if report is not None:
         markdown = report.suffix == ".md"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from atp_bench.quality.ablations import ablations, ablations_tables
 from atp_bench.quality.cells import LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.report import document, markdown, page, table
@@ -240,3 +241,34 @@ def test_tasks_are_judged_over_the_seeds_of_a_domain() -> None:
     assert legal.interval == pytest.approx((0.92 - 0.08 / 2**0.5, 0.92 + 0.06 / 2**0.5))
     assert claim(seeds, "0.1 M tokens: tasks").verdict == "yes"
     assert claim(seeds[:1], "0.1 M tokens: tasks").verdict == "no"
+
+
+def test_each_part_is_told_by_what_the_default_leads_without_it() -> None:
+    ours = results()[:2]
+
+    def changed(part: str, seed: int, perplexity: float) -> Result:
+        cell = replace(ours[seed].cell, method=part)
+        return replace(ours[seed], cell=cell, perplexity=perplexity, recovery=12.0 / perplexity)
+
+    rows = [
+        *ours,
+        changed("no regularizer", 0, 20.0),
+        changed("LoRA alone", 0, 30.0),
+        changed("LoRA alone", 1, 30.0),
+        replace(changed("DoRA alone", 0, 24.0), cell=replace(ours[0].cell, method="DoRA alone",
+                                                              steps=400)),
+    ]  # fmt: skip
+    first, second = ablations(rows)
+    assert (first.part, first.seeds, second.part) == ("LoRA alone", 2, "no regularizer")
+    assert first.recovery == pytest.approx(0.4)
+    assert first.lead.value == pytest.approx((0.2 + 0.1) / 2)
+    assert second.lead.value == 0
+    shown = document(rows)
+    assert "| LoRA alone | 2 | 0.400 | 0.900 | 0.150 |" in shown
+    assert "| 102,400 | LoRA alone |" not in shown, "the methods' table is the methods'"
+    assert "What each part buys" not in document(ours)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*ablations_tables([first, second]))
+    table = console.export_text()
+    assert max(map(len, table.splitlines())) <= 80
+    assert "ATP with one part changed: legal, 40% cut, per-layer, 102,400 tokens" in table

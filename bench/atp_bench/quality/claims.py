@@ -8,28 +8,17 @@ compared block by block on the test split, and a lead whose interval holds zero 
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import eq
 
-import numpy as np
 from rich.table import Table
 
+from atp_bench.quality.measured import Measured, lead_over, mean_of_apart
 from atp_bench.quality.results import Result
-from atp_edge.evaluate import middle, resampled
 
 TWINS = ("frozen", "frozen, cut at once")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A figure and its 95 % interval, where one can be told."""
-
-    value: float
-    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +97,7 @@ def _recoveries(results: Iterable[Result]) -> list[Measured]:
 def _tasks(results: Sequence[Result]) -> list[Measured]:
     """A domain's mean over its seeds; their items differ, so that intervals add in squares."""
     return [
-        _mean_of_apart([_task_average(r) for r in results if r.cell.domain == domain])
+        mean_of_apart([_task_average(r) for r in results if r.cell.domain == domain])
         for domain in dict.fromkeys(r.cell.domain for r in results)
     ]
 
@@ -116,17 +105,6 @@ def _tasks(results: Sequence[Result]) -> list[Measured]:
 def _task_average(result: Result) -> Measured:
     interval = result.tasks.get("interval")
     return Measured(value=result.tasks["average"], interval=interval and tuple(interval))
-
-
-def _mean_of_apart(figures: Sequence[Measured]) -> Measured:
-    """Mean of figures that were measured apart from one another."""
-    mean = statistics.mean(f.value for f in figures)
-    intervals = [(f.value, *f.interval) for f in figures if f.interval]
-    if len(intervals) < len(figures):
-        return Measured(value=mean)
-    below = math.hypot(*(value - low for value, low, _ in intervals)) / len(intervals)
-    above = math.hypot(*(high - value for value, _, high in intervals)) / len(intervals)
-    return Measured(value=mean, interval=(mean - below, mean + above))
 
 
 def _leads(
@@ -141,21 +119,8 @@ def _leads(
             if is_rival(r.cell.method) and replace(r.cell, method="atp") == result.cell
         ]
         if rivals:
-            leads.append(_lead(result, max(rivals, key=lambda r: r.recovery)))
+            leads.append(lead_over(result, max(rivals, key=lambda r: r.recovery)))
     return leads
-
-
-def _lead(ours: Result, rival: Result) -> Measured:
-    """Recovery less the rival's, and its interval over the test blocks: both answered all."""
-    value = ours.recovery - rival.recovery
-    if not (ours.block_losses and rival.block_losses):
-        return Measured(value=value)
-    drawn = resampled(len(ours.block_losses))
-    dense, slim, other = (
-        np.array(losses)[drawn].mean(axis=1)
-        for losses in (ours.dense_block_losses, ours.block_losses, rival.block_losses)
-    )
-    return Measured(value=value, interval=middle(np.exp(dense - slim) - np.exp(dense - other)))
 
 
 def claims_table(made: Iterable[Claim]) -> Table:
@@ -183,7 +148,6 @@ def _row(claim: Claim) -> tuple[str, ...]:
     if not claim.measured:
         return claim.text, asked, "", "", "", "0", claim.verdict
     lowest = claim.lowest
-    interval = "{:.3f} to {:.3f}".format(*lowest.interval) if lowest.interval else ""
     highest = max(m.value for m in claim.measured)
-    return (claim.text, asked, f"{lowest.value:.3f}", interval, f"{highest:.3f}",
+    return (claim.text, asked, f"{lowest.value:.3f}", lowest.interval_text, f"{highest:.3f}",
             str(len(claim.measured)), claim.verdict)  # fmt: skip

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from rich.table import Table
 
+from atp_bench.quality.ablations import ablations, ablations_markdown
+from atp_bench.quality.cells import ABLATIONS
 from atp_bench.quality.claims import claims, claims_markdown
 from atp_bench.quality.results import Result, Summary, summarize
 
@@ -34,7 +36,8 @@ def table(summaries: Sequence[Summary]) -> Table:
 
 
 def document(results: Sequence[Result]) -> str:
-    """A Markdown document: what is promised, every cell's mean over seeds, and recovery by tokens.
+    """A Markdown document: what is promised, every method's mean over seeds, recovery by tokens,
+    and what each part buys.
 
     Its plot is Mermaid's, which GitHub draws.
     """
@@ -49,10 +52,14 @@ def document(results: Sequence[Result]) -> str:
         "in [recovery.md](recovery.md).\n\n"
     )
     parts = [head, claims_markdown(claims(results)), "\n"]
-    for domain in dict.fromkeys(s.domain for s in summaries):
-        own = [s for s in summaries if s.domain == domain]
+    methods = [s for s in summaries if s.method not in ABLATIONS]
+    for domain in dict.fromkeys(s.domain for s in methods):
+        own = [s for s in methods if s.domain == domain]
         parts += [f"## {domain}\n\n", markdown(own), "\n"]
         parts += [_mermaid(c) for c in curves if c.domain == domain]
+    made = ablations(results)
+    if made:
+        parts += ["## What each part buys\n\n", ablations_markdown(made)]
     return "".join(parts)
 
 

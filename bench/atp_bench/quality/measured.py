@@ -1,0 +1,49 @@
+"""Figures with their 95 % intervals, and how they are compared."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atp_bench.quality.results import Result
+from atp_edge.evaluate import middle, resampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A figure and its 95 % interval, where one can be told."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def interval_text(self) -> str:
+        return "{:.3f} to {:.3f}".format(*self.interval) if self.interval else ""
+
+
+def mean_of_apart(figures: Sequence[Measured]) -> Measured:
+    """Mean of figures that were measured apart from one another."""
+    mean = statistics.mean(f.value for f in figures)
+    intervals = [(f.value, *f.interval) for f in figures if f.interval]
+    if len(intervals) < len(figures):
+        return Measured(value=mean)
+    below = math.hypot(*(value - low for value, low, _ in intervals)) / len(intervals)
+    above = math.hypot(*(high - value for value, _, high in intervals)) / len(intervals)
+    return Measured(value=mean, interval=(mean - below, mean + above))
+
+
+def lead_over(ours: Result, rival: Result) -> Measured:
+    """Recovery less the rival's, and its interval over the test blocks: both answered all."""
+    value = ours.recovery - rival.recovery
+    if not (ours.block_losses and rival.block_losses):
+        return Measured(value=value)
+    drawn = resampled(len(ours.block_losses))
+    dense, slim, other = (
+        np.array(losses)[drawn].mean(axis=1)
+        for losses in (ours.dense_block_losses, ours.block_losses, rival.block_losses)
+    )
+    return Measured(value=value, interval=middle(np.exp(dense - slim) - np.exp(dense - other)))
