@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
-from atp_bench.quality.cells import LAYERS, METHODS, Cell, matrix
+from atp_bench.quality.cells import BATCHED, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.report import document, markdown, page, table
 from atp_bench.quality.results import Result, Summary, read_results, summarize
@@ -113,6 +113,8 @@ def test_every_preset_names_known_methods_and_the_quick_one_is_small() -> None:
         assert len(set(matrix(preset))) == len(matrix(preset))  # type: ignore[arg-type]
     assert len(matrix("quick")) == 2
     assert {c.method for c in matrix("cpu")} >= set(METHODS)
+    longest = max(c.config(Config()).train_tokens for c in matrix("gpu"))
+    assert longest >= 20_000_000
 
 
 def test_an_unknown_method_is_named(base: Config) -> None:
@@ -171,6 +173,11 @@ def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:
     assert 'x-axis ["0.1 M", "0.4 M"]' in shown
     assert "line [0.600, 0.800]" in shown
     assert "legal, 40% cut, seeds 0" in page([longer, first, *others])
+    (batched,) = BATCHED
+    most = replace(
+        longer, cell=replace(longer.cell, method=batched), tokens=20_480_000, recovery=0.9
+    )
+    assert "line [0.600, 0.800, 0.900]" in document([longer, first, most])
     other_seed = replace(longer, cell=replace(longer.cell, seed=7))
     assert "mermaid" not in document([other_seed, first, *others]), "nothing to compare"
 

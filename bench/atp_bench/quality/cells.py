@@ -29,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # ShortGPT's: layers of least influence removed; `_without_layers`.
     LAYERS: TWO_STAGE,
 }
+# For a GPU, which one block a step leaves idle.
+BATCHED: dict[str, dict[str, Any]] = {"atp, 16 blocks a step": {"train.batch_blocks": 16}}
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"recipe: {name}": values for name, values in RECIPES.items() if values},
     "RoPE pairs, not KV groups": {"decision.space": "head-dims"},
@@ -71,7 +73,7 @@ class Cell:
 
     def config(self, base: Config) -> Config:
         """The settings of this run. Raises ValueError for a method that is none."""
-        known = METHODS | ABLATIONS
+        known = METHODS | BATCHED | ABLATIONS
         if self.method not in known:
             raise ValueError(f"method {self.method!r}: expected one of {', '.join(known)}")
         own = {
@@ -134,5 +136,5 @@ def _cells_of(preset: Preset) -> list[Cell]:
                 ),
                 *cells(ABLATIONS, seeds=(0, 1, 2)),
                 *cells(main, steps=1600, seeds=(0, 1, 2)),
-                *cells(("atp",), steps=40_000),
+                *cells(BATCHED, steps=2500),
             ]

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from atp_bench.quality.ablations import ablations, ablations_markdown
-from atp_bench.quality.cells import ABLATIONS
+from atp_bench.quality.cells import ABLATIONS, BATCHED
 from atp_bench.quality.claims import claims, claims_markdown
 from atp_bench.quality.results import Result, Summary, summarize
 
@@ -108,7 +108,7 @@ def _curves(results: Sequence[Result]) -> list[_Curve]:
     """Of every domain and budget that ran at more than one length."""
     budgets: dict[tuple[str, float], list[Result]] = {}
     for r in results:
-        if (r.cell.method, r.cell.widths) == ("atp", "per-layer"):
+        if r.cell.method in ("atp", *BATCHED) and r.cell.widths == "per-layer":
             budgets.setdefault((r.cell.domain, r.cell.share), []).append(r)
     curves = []
     for rows in budgets.values():

@@ -1,7 +1,7 @@
 """Training runs of the matrix, cell by cell.
 
-A cell is one training run. Cells of a domain, seed and length share one dense baseline. Every
-finished cell is in the results file at once, so that a killed matrix goes on where it was.
+A cell is one training run. Cells of a domain, seed, length and batch share one dense baseline.
+Every finished cell is in the results file at once, so that a killed matrix goes on where it was.
 """
 
 from __future__ import annotations
@@ -89,9 +89,13 @@ def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
 
 def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Progress) -> Result:
     config = cell.config(base)
-    splits, tasks = _data(
-        with_values(base, {"data": cell.domain, "seed": cell.seed, "steps": cell.steps}), items
-    )
+    read = {
+        "data": cell.domain,
+        "seed": cell.seed,
+        "steps": cell.steps,
+        "train.batch_blocks": config.train.batch_blocks,
+    }
+    splits, tasks = _data(with_values(base, read), items)
     accelerator = accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
     run = open_run(with_values(config, {"out": str(folder)}))
@@ -196,8 +200,8 @@ def _dense_baseline(
     progress: Progress,
 ) -> RunFolder:
     """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
-    name = f"dense_{Path(config.data).stem}_{config.seed}_{config.steps}_{config.lora.rank}"
-    made = RunFolder(work / name)
+    parts = (Path(config.data).stem, config.seed, config.steps, config.train.batch_blocks)
+    made = RunFolder(work / "_".join(map(str, ("dense", *parts, config.lora.rank))))
     # What it does not read may have had other defaults when it was tuned.
     unread = made.config() if made.config_toml.is_file() else base
     shared = replace(
