@@ -1,22 +1,33 @@
 """atp-edge: from a Hugging Face decoder and domain text to a slim model shipped as ONNX.
 
-Importing the package lets `AutoModelForCausalLM` load checkpoints of per-layer widths: as soon as
-transformers' own registry is there and not before, for importing that takes seconds and the command
-line answers without it.
+Importing the package lets `AutoModelForCausalLM` load checkpoints of per-layer widths, from its
+first call on: importing transformers takes seconds, and the command line answers without it.
 """
 
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
-from wrapt import when_imported
+from wrapt import when_imported, wrap_function_wrapper
 
 
+# Not registered here: whoever imports this module may be in the middle of the very classes that
+# ours are made of, as transformers' own `modeling_layers` is.
 @when_imported("transformers.models.auto.modeling_auto")
-def _load(_: ModuleType) -> None:
-    import_module("atp_edge.modeling_per_layer")
+def _register_at_first_call(module: ModuleType) -> None:
+    for name in ("from_pretrained", "from_config"):
+        wrap_function_wrapper(module, f"AutoModelForCausalLM.{name}", _registered)
 
 
-# Not in `_load`: whoever imports the module first is still in the middle of it there.
-@when_imported("atp_edge.modeling_per_layer")
-def _register(module: ModuleType) -> None:
-    module.register()
+def _registered(
+    wrapped: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    _register()
+    return wrapped(*args, **kwargs)
+
+
+@cache
+def _register() -> None:
+    import_module("atp_edge.modeling_per_layer").register()

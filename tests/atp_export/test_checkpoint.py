@@ -113,11 +113,16 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
         "import atp_edge.modeling_per_layer",
         "from atp_edge.train_stage import train",
         "from transformers import AutoModelForCausalLM; import atp_edge",
+        # These are what our classes are made of, and import the registry before they are whole.
+        "import atp_edge; from transformers import LlamaForCausalLM",
+        "import atp_edge; from transformers import GPT2LMHeadModel",
     ],
 )
 def test_per_layer_widths_are_known_whatever_is_imported_first(first: str) -> None:
     code = (
         f"{first}; from transformers import AutoModelForCausalLM, LlamaConfig; "
+        "tiny = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2); "
+        "AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=1, **tiny)); "
         "assert 'PerLayer' in AutoModelForCausalLM._model_mapping[LlamaConfig].__name__"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
