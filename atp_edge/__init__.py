@@ -13,12 +13,9 @@ from typing import Any
 from wrapt import when_imported, wrap_function_wrapper
 
 
-# Not registered here: whoever imports this module may be in the middle of the very classes that
-# ours are made of, as transformers' own `modeling_layers` is.
-@when_imported("transformers.models.auto.modeling_auto")
-def _register_at_first_call(module: ModuleType) -> None:
-    for name in ("from_pretrained", "from_config"):
-        wrap_function_wrapper(module, f"AutoModelForCausalLM.{name}", _registered)
+@cache
+def _register() -> None:
+    import_module("atp_edge.modeling_per_layer").register()
 
 
 def _registered(
@@ -28,6 +25,9 @@ def _registered(
     return wrapped(*args, **kwargs)
 
 
-@cache
-def _register() -> None:
-    import_module("atp_edge.modeling_per_layer").register()
+# Not registered here: whoever imports this module may be in the middle of the very classes that
+# ours are made of, as transformers' own `modeling_layers` is.
+@when_imported("transformers.models.auto.modeling_auto")
+def _register_at_first_call(module: ModuleType) -> None:
+    for name in ("from_pretrained", "from_config"):
+        wrap_function_wrapper(module, f"AutoModelForCausalLM.{name}", _registered)

@@ -298,10 +298,10 @@ def kernels(
     plot: Annotated[Path | None, typer.Option(help="write the roofline page here")] = None,
 ) -> None:
     """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand;
-    SwiGLU and its mask against Liger's."""
+    SwiGLU and its mask against Liger's; on a CPU attention against eager and fused."""
     import torch
     from atp_bench.kernels import KEPT, bench_kernels
-    from atp_bench.training_report import kernels_table, roofline, swiglu_table
+    from atp_bench.training_report import attention_table, kernels_table, roofline, swiglu_table
 
     gpu = torch.cuda.is_available()
     figures = bench_kernels(
@@ -319,6 +319,8 @@ def kernels(
         console.print(kernels_table(measured))
     for measured in figures["swiglu"]:
         console.print(swiglu_table(measured))
+    for measured in figures["attention"]:
+        console.print(attention_table(measured))
     console.print(f"backend {figures['backend']}; GPU figures: {figures['gpu_figures']}")
     if json_file is not None:
         write_json(json_file, figures)

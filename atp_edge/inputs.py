@@ -48,10 +48,9 @@ def load_dense(config: Config) -> PreTrainedModel:
     ).eval()
 
 
-def placed(model: PreTrainedModel, config: Config, accelerator: Accelerator) -> PreTrainedModel:
+def placed(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
     """The model on the device, with the attention to train with."""
-    tokens = config.dataset.block_tokens
-    model.set_attn_implementation(attention_implementation(accelerator.device.type, tokens))
+    model.set_attn_implementation(attention_implementation(accelerator.device.type))
     return model.to(accelerator.device)
 
 

@@ -46,7 +46,17 @@ class _PerLayer(PreTrainedModel):
         )
         for layer in self.model.layers:
             _keep_rope_pairs(layer.self_attn)
+        self._tell_layers()
         self.post_init()
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which does not know of the layers' own configurations."""
+        super().set_attn_implementation(*args, **kwargs)
+        self._tell_layers()
+
+    def _tell_layers(self) -> None:
+        for layer in self.model.layers:
+            layer.self_attn.config._attn_implementation = self.config._attn_implementation
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:

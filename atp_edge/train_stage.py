@@ -174,7 +174,7 @@ def tune_dense(
 ) -> dict[str, Any]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
-    model = placed(load_dense(config), config, accelerator)
+    model = placed(load_dense(config), accelerator)
     untuned = loss_on_test(config, model, splits.test, accelerator)
     tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
@@ -191,7 +191,7 @@ def learn_decision(
     config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
 ) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, the repair, and the narrow model to recover."""
-    dense = placed(load_dense(config), config, accelerator).requires_grad_(False)
+    dense = placed(load_dense(config), accelerator).requires_grad_(False)
     space = space_of(config, dense.config)
     if config.decision.space == "head-dims":
         progress.say("turning the values so that few dimensions carry most")
@@ -285,7 +285,7 @@ def recover(
 ) -> dict[str, Any]:
     """The narrow model tuned for the rest of the steps, with the dense tuned one as its teacher."""
     narrow = _load_narrow_peft(config, run, "frozen")
-    placed(narrow.get_base_model(), config, accelerator)
+    placed(narrow.get_base_model(), accelerator)
     learner = Tuner(
         narrow,
         splits.train,
@@ -307,7 +307,7 @@ def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTra
     """The dense tuned model, if the run distils from it."""
     if not config.recovery.distill:
         return None
-    return placed(load_narrow(run.dense), config, accelerator).requires_grad_(False)
+    return placed(load_narrow(run.dense), accelerator).requires_grad_(False)
 
 
 def drive(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:

@@ -1,4 +1,4 @@
-"""One masked LoRA layer (and the masked SwiGLU) against its rivals in the same run.
+"""One masked LoRA layer (and the masked SwiGLU, and a CPU's attention) against its rivals.
 
 Setup is apart from timing: a rival is a function of the case that gives a callable x -> y. All take
 turns round by round. A rival's speed is kept only where its output and its gradients are right.
@@ -19,6 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atp_bench.attention import AttentionCase, bench_attention
 from atp_bench.environment import environment
 from atp_bench.swiglu import SwigluCase, bench_swiglu
 from atp_bench.turns import Times, clocked, in_turns, rows
@@ -30,6 +31,8 @@ SHAPES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 # of the same models' MLPs
 CHANNELS: dict[str, tuple[int, ...]] = {"small": (1536,), "7b": (11008, 14336)}
+# heads, key and value heads, dimensions of a head
+HEADS: dict[str, tuple[int, int, int]] = {"small": (9, 3, 64), "7b": (32, 8, 128)}
 KEPT = (1.0, 0.75, 0.6, 0.5, 0.25)
 SCALING = 2.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -272,9 +275,18 @@ def bench_kernels(
             bench_swiglu(one, DTYPES[dtype], tolerance=TOLERANCE[dtype], rounds=rounds,
                          device=device, compiled=compiled)
         )  # fmt: skip
+    attention = []
+    heads, groups, size = HEADS[shapes]
+    for count in tokens if device == "cpu" else ():
+        progress(f"attention of {heads} heads, {count} tokens")
+        asked = AttentionCase(heads=heads, groups=groups, size=size, tokens=count, dtype=dtype)
+        attention.append(
+            bench_attention(asked, DTYPES[dtype], tolerance=TOLERANCE[dtype], rounds=rounds)
+        )
     return {
         "cases": cases,
         "swiglu": swiglu,
+        "attention": attention,
         "roofs": roofs(dtype, device),
         "backend": backend_name(),
         "gpu_figures": "measured" if device == "cuda" else "not measured yet",

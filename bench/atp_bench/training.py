@@ -73,7 +73,7 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     if device == "cpu":
         keep_freed_memory()
     dense = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_implementation(device, tokens)
+        folder, dtype=torch.float32, attn_implementation=attention_implementation(device)
     ).to(device)
     shape = model_shape(dense.config)
     space = make_space(shape, parse_budget(f"params={kept}"), widths="per-layer", width_multiple=32)

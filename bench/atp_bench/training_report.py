@@ -49,6 +49,17 @@ def swiglu_table(measured: dict[str, Any]) -> Table:
     return shown
 
 
+def attention_table(measured: dict[str, Any]) -> Table:
+    """A row a rival of one attention."""
+    case = measured["case"]
+    shown = Table(
+        title=f"causal attention, {case['heads']} heads of {case['size']} on {case['groups']}, "
+        f"{case['tokens']} tokens, {case['dtype']}",
+        title_justify="left",
+    )
+    return _with_rows(shown, measured)
+
+
 def _with_rows(shown: Table, measured: dict[str, Any]) -> Table:
     shown.add_column("layer", overflow="fold")
     for name in ("fwd, ms", "bwd, ms", "MB", "speedup"):

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from atp_bench import kernels, swiglu, training
+from atp_bench import attention, kernels, swiglu, training
+from atp_bench.attention import AttentionCase
 from atp_bench.kernels import Case, bench_case, bench_kernels, error_of, make_inputs
 from atp_bench.swiglu import SwigluCase
 from atp_bench.training import bench_training
-from atp_bench.training_report import kernels_table, roofline, swiglu_table
+from atp_bench.training_report import attention_table, kernels_table, roofline, swiglu_table
 from atp_kernels import reference
 from rich.console import Console
 from typer.testing import CliRunner
@@ -166,3 +167,26 @@ def test_tables_and_the_roofline_page() -> None:
     page = roofline(figures)
     assert "ours, narrow output" in page
     assert "roof (measured)" in page
+
+
+def test_attention_keeps_no_scores_and_a_wrong_rival_gets_no_speedup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = AttentionCase(heads=4, groups=2, size=8, tokens=200, dtype="fp32")
+
+    def measured() -> dict[str, Any]:
+        return attention.bench_attention(case, torch.float32, tolerance=1e-4, rounds=1)
+
+    found = measured()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(attention_table(found))
+    assert "4 heads of 8 on 2, 200 tokens" in console.export_text()
+    for name, row in found["rows"].items():
+        assert row["error"] < 1e-5, name
+        assert row["speedup"] > 0
+    inputs_bytes = (4 + 2 + 2) * 200 * 8 * 4
+    ours, eager = (found["rows"][n]["memory_bytes"] for n in ("ours", "transformers, eager"))
+    assert ours <= 2 * inputs_bytes < 4 * 200 * 200 * 4 <= eager
+    right = attention.causal_attention
+    monkeypatch.setattr(attention, "causal_attention", lambda *a, **k: 1.01 * right(*a, **k))
+    assert measured()["rows"]["ours"]["speedup"] is None

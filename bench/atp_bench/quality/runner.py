@@ -145,7 +145,7 @@ def _without_layers(
 ) -> Trained:
     """The dense model without its layers of least influence, then tuned by LoRA."""
     began = time.perf_counter()
-    dense = placed(load_dense(config), config, accelerator)
+    dense = placed(load_dense(config), accelerator)
     space = space_of(config, dense.config)
     sample = splits.train.first(config.decision.importance_blocks)
     with accelerator.autocast():
