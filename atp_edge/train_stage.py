@@ -55,6 +55,7 @@ from atp_edge.trainer import JointLearner, Tuner
 from atp_edge.value_basis import rebase_values
 
 VALIDATION_BLOCKS = 8
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: Config, run: RunFolder, progress: Progress) -> None:
@@ -307,7 +308,17 @@ def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTra
     """The dense tuned model, if the run distils from it."""
     if not config.recovery.distill:
         return None
-    return placed(load_narrow(run.dense), accelerator).requires_grad_(False)
+    return frozen_for(config.train.precision, placed(load_narrow(run.dense), accelerator))
+
+
+def frozen_for(precision: str, model: PreTrainedModel) -> PreTrainedModel:
+    """A model that no step changes, its projections kept in the type that autocast gives them:
+    half the memory, the same outputs, and nothing cast at every step."""
+    head = model.get_output_embeddings()  # may be the embeddings, whose outputs are fp32
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head and precision in AUTOCAST:
+            module.to(AUTOCAST[precision])
+    return model.requires_grad_(False)
 
 
 def drive(learner: Learner, config: Config, run: RunFolder, progress: Progress) -> PhaseState:

@@ -7,7 +7,7 @@ import torch
 from atp_export.narrow import merge, narrow_peft
 
 from atp_edge.config import Config, with_values
-from atp_edge.train_stage import add_recovery_adapter, redistributed_ranks
+from atp_edge.train_stage import add_recovery_adapter, frozen_for, redistributed_ranks
 from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
 from tests.conftest import tiny_model
 
@@ -40,3 +40,19 @@ def test_ranks_follow_what_was_cut_and_keep_their_mean() -> None:
     sites = [ranks[f"model.layers.{i}.{p}"] for i in range(3)
              for p in ("self_attn.q_proj", "mlp.up_proj")]  # fmt: skip
     assert sum(sites) / len(sites) == pytest.approx(16, abs=0.5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_teacher_takes_half_the_memory_and_says_the_same(tied: bool) -> None:
+    ids = torch.arange(40).view(2, 20)
+
+    def said(precision: str) -> tuple[torch.Tensor, int]:
+        teacher = frozen_for(precision, tiny_model("llama-biases", tied=tied))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = teacher(ids).logits
+        layers = teacher.model.layers.parameters()
+        return logits, sum(p.nbytes for p in layers if p.ndim == 2)
+
+    (plain, whole), (kept, half) = said("no"), said("bf16")
+    assert torch.equal(plain, kept)
+    assert whole == 2 * half
