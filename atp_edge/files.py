@@ -20,7 +20,6 @@ def file_atomically(path: Path) -> Iterator[Path]:
 
     Raises OSError, which says how much room there is, when the file does not fit.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _beside(path) as beside:
         yield beside
         beside.replace(path)
@@ -33,7 +32,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     Raises OSError, which says how much room there is, when the files in it do not fit.
     """
     with _beside(path) as beside:
-        beside.mkdir(parents=True)
+        beside.mkdir()
         yield beside
         shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)
@@ -47,7 +46,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A free name beside `path`; what an error leaves there is removed."""
+    """A free name beside `path`, in a folder that is there; what an error leaves is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     _remove(beside)
     try:

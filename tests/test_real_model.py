@@ -121,9 +121,10 @@ def test_the_repaired_slim_model_is_better_and_its_onnx_equal_on_twenty_prompts(
         tmp_path / "onnx", load_narrow(tmp_path / "slim"), tokenizer, prompts, new_tokens=64
     )
     assert report.passed, report
-    # Logits up to 40: both computations round by 1e-4 to 2e-4 themselves, and how far the worst of
-    # millions is off depends on the machine; `passed` has held it against float64.
-    assert report.logits_max_error <= 1e-3
+    # Logits up to 40. Where both computations' rounding adds up to more than the tolerance, ONNX's
+    # own distance to float64 was measured, and is what is bounded.
+    own = report.rounding
+    assert (own.onnx if own else report.logits_max_error) <= 3e-4
     assert report.logits_mean_error <= 2e-5
     assert report.greedy_same == report.greedy_total == 20
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from atp_kernels.autocast import compute_type
+
 CHUNK_QUERIES = 128
 
 
@@ -30,8 +32,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor
     """
     batch, heads, tokens, _ = q.shape
     groups = batch * k.shape[1]
-    autocast = torch.is_autocast_enabled("cpu")
-    kind = torch.get_autocast_dtype("cpu") if autocast else q.dtype
+    kind = compute_type(q)
     grouped = (q * scale).to(kind).reshape(groups, -1, tokens, q.shape[-1])
     keys, values = (x.to(kind).reshape(groups, tokens, x.shape[-1]) for x in (k, v))
     out: Tensor = _CausalAttention.apply(grouped, keys, values)

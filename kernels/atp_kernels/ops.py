@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from atp_kernels import library, reference
+from atp_kernels.autocast import compute_type
 from atp_kernels.backend import on_triton
 from atp_kernels.library import masked_gemm
 from atp_kernels.reference import LoraLayer, Placement
@@ -74,8 +75,7 @@ def fused_masked_lora(
     placement: Placement,
 ) -> Tensor:
     """`masked_lora_linear` through the registered operators, whichever backend they run on."""
-    device = x.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    kind = compute_type(x)
     parts = [None if t is None else t.to(kind) for t in (weight, lora_a, lora_b, bias)]
     # flatten(0, -2) of a vector's x [K] would fail: reshape does both.
     flat = x.reshape(-1, x.shape[-1]).to(kind)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from atp_kernels.autocast import compute_type
 from atp_kernels.reference import LoraLayer
 
 
@@ -29,8 +30,7 @@ def prefix_lora_linears(x: Tensor, layers: Sequence[LoraLayer], *, scaling: floa
     Under autocast it computes in autocast's type, like `torch.nn.functional.linear`.
     Raises ValueError when a weight is wider than x or than its B.
     """
-    device = x.device.type
-    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    kind = compute_type(x)
     flat: list[Tensor | None] = []
     for layer in layers:
         shape = tuple(layer.weight.shape)
