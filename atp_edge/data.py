@@ -64,6 +64,12 @@ class Blocks:
     def first(self, count: int) -> Blocks:
         return Blocks(input_ids=self.input_ids[:count], labels=self.labels[:count])
 
+    def spread(self, count: int) -> Blocks:
+        """`count` blocks evenly spaced over all (all, if they are fewer): neighbours are often of
+        one document."""
+        total = len(self.input_ids)
+        return self.rows(torch.linspace(0, total - 1, min(count, total)).round().long())
+
     def to(self, device: torch.device | str) -> Blocks:
         return Blocks(input_ids=self.input_ids.to(device), labels=self.labels.to(device))
 

@@ -179,7 +179,7 @@ def tune_dense(
     untuned = loss_on_test(config, model, splits.test, accelerator)
     tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
-    validation = splits.decision.first(VALIDATION_BLOCKS)
+    validation = splits.decision.spread(VALIDATION_BLOCKS)
     learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
     state = drive(learner, config, run, progress)
     merged = merge(tuned)
@@ -296,7 +296,7 @@ def recover(
         first_step=config.control_steps,
         teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
-        validation=splits.decision.first(VALIDATION_BLOCKS),
+        validation=splits.decision.spread(VALIDATION_BLOCKS),
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, config, run, progress)

@@ -150,6 +150,14 @@ def test_the_batch_of_a_step_follows_from_seed_and_step() -> None:
     assert sorted(epoch[:, 0].tolist()) == ids[:, 0].tolist()
 
 
+def test_blocks_are_spread_over_the_whole_split() -> None:
+    ids = torch.arange(10)[:, None].expand(10, 4)
+    blocks = Blocks(input_ids=ids, labels=-ids)
+    assert blocks.spread(4).input_ids[:, 0].tolist() == [0, 3, 6, 9]
+    assert blocks.spread(4).labels[:, 0].tolist() == [0, -3, -6, -9]
+    assert torch.equal(blocks.spread(12).input_ids, ids)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("domain", ["legal", "health"])
 def test_built_in_domains_are_read_from_their_packages(domain: str, tokenizer: Any) -> None:

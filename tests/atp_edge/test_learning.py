@@ -470,6 +470,10 @@ def test_the_signs_of_divergence() -> None:
     # Blocks that are hard for any model, as they came in a row of licence texts.
     hard = [2.9, 3.6, 2.4, 3.0, 4.9, 2.6, 2.7, 4.6, 2.3, 3.6, 2.3, 4.8, 3.3, 3.5, 5.9, 5.3]
     assert diverges(records([2.6] * 32 + hard)) is None
+    # A window of easy text, a nat below one of hard text that came a hundred steps later.
+    easy = [1.6, 1.0, 1.4, 0.7, 1.8, 2.2, 2.5, 1.1, 1.4, 1.0, 1.7, 1.5, 1.3, 1.1, 3.2, 2.1]
+    hard = [2.7, 2.0, 3.3, 3.0, 2.8, 2.3, 0.8, 2.2, 2.6, 2.5, 2.3, 2.3, 2.7, 2.8, 1.8, 3.6]
+    assert diverges(records([2.3] * 384 + easy + [2.3] * 79 + hard)) is None
     assert diverges(records([3.0] * 8, churn=0.3)) == "30% of the decision changes at every step"
     assert diverges(records([3.0] * 8, churn=0.02)) is None
 

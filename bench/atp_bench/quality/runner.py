@@ -153,7 +153,7 @@ def _without_layers(
     kept = shares(model_shape(dense.config), model_shape(slim.config))
     cut = loss_on_test(config, slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
-    validation = splits.decision.first(VALIDATION_BLOCKS)
+    validation = splits.decision.spread(VALIDATION_BLOCKS)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=validation
     )
