@@ -27,7 +27,7 @@ class DataConfig:
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
     test_blocks: int = field(
-        default=40, metadata={"help": "blocks of the test at most", "least": 1}
+        default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
     )
 
 

@@ -27,6 +27,7 @@ SPLITS = ("train", "decision", "test")
 NEAR_DUPLICATE_SHARE = 0.5
 # Packed of a split where there is so much, however short the run: their order is then the same.
 ENOUGH_BLOCKS = 4096
+VALIDATION_BLOCKS = 8
 _SHINGLE_WORDS = 8
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -92,6 +93,11 @@ class Splits:
     decision: Blocks
     test: Blocks
     report: SplitReport
+
+    @property
+    def validation(self) -> Blocks:
+        """The blocks that tuning is validated on as it goes."""
+        return self.decision.spread(VALIDATION_BLOCKS)
 
 
 def load_documents(source: str, tokenizer: Any) -> list[Document]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
 
 
 def splits_of(config: Config) -> Splits:
-    """The run's three splits, disjoint by document; no block twice where the text suffices."""
+    """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
+    test split, the blocks that the run is tested on, spread over it."""
     tokenizer = tokenizer_of(config)
-    return make_splits(
+    splits = make_splits(
         load_documents(config.data, tokenizer),
         tokenizer,
         block_tokens=config.dataset.block_tokens,
@@ -86,6 +88,7 @@ def splits_of(config: Config) -> Splits:
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
     )
+    return replace(splits, test=splits.test.spread(config.dataset.test_blocks))
 
 
 def accelerate(config: Config) -> Accelerator:

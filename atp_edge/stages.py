@@ -61,7 +61,7 @@ def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
     progress.say(f"slim model in {run.slim}; measuring it from there")
     dense_shape, slim_shape = _shape(run.dense), _shape(run.slim)
     kept = shares(dense_shape, slim_shape)
-    blocks = splits_of(config).test.first(config.dataset.test_blocks)
+    blocks = splits_of(config).test
     run.add_metrics(
         "shrink",
         {
@@ -122,7 +122,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
 
 def calibration_of(splits: Splits) -> Tensor:
     """Token ids [N, T] of the train split, for the quantizer that reads them."""
-    return splits.train.first(CALIBRATION_BLOCKS).input_ids
+    return splits.train.spread(CALIBRATION_BLOCKS).input_ids
 
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
@@ -168,7 +168,7 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     figures: dict[str, Any] = {"providers": {k: asdict(v) for k, v in proofs.items()}}
     if config.export.precision != "fp32":
         progress.say("measuring what the rounded weights cost on the test split")
-        figures["quality"] = _rounding_cost(run.onnx, model, test.first(config.dataset.test_blocks))
+        figures["quality"] = _rounding_cost(run.onnx, model, test)
     run.add_metrics("verify", figures)
     for provider, proof in proofs.items():
         if not proof.passed:
@@ -261,7 +261,7 @@ def bench_rounding(
     config = run.config()
     run.require("slim")
     splits = splits_of(config)
-    blocks, calibration = splits.test.first(config.dataset.test_blocks), calibration_of(splits)
+    blocks, calibration = splits.test, calibration_of(splits)
     found = []
     exact = perplexity(load_narrow(run.slim), blocks)
     pairs: Any = itertools.product(precisions or ["int4"], quantizers or get_args(Quantizer))

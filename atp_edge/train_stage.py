@@ -54,7 +54,6 @@ from atp_edge.run_folder import RunFolder
 from atp_edge.trainer import JointLearner, Tuner
 from atp_edge.value_basis import rebase_values
 
-VALIDATION_BLOCKS = 8
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -157,12 +156,10 @@ def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
     return ranks
 
 
-def loss_on_test(
-    config: Config, model: nn.Module, test: Blocks, accelerator: Accelerator
-) -> TextLoss:
-    """What a model loses on the run's test blocks, in the precision it trains in."""
+def loss_on(blocks: Blocks, model: nn.Module, accelerator: Accelerator) -> TextLoss:
+    """What a model loses on blocks, in the precision it trains in."""
     with accelerator.autocast():
-        return text_loss(model, test.first(config.dataset.test_blocks))
+        return text_loss(model, blocks)
 
 
 def figures_of(loss: TextLoss) -> dict[str, Any]:
@@ -176,15 +173,16 @@ def tune_dense(
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
     model = placed(load_dense(config), accelerator)
-    untuned = loss_on_test(config, model, splits.test, accelerator)
+    untuned = loss_on(splits.test, model, accelerator)
     tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
-    validation = splits.decision.spread(VALIDATION_BLOCKS)
-    learner = Tuner(tuned, splits.train, config, accelerator, phase="dense", validation=validation)
+    learner = Tuner(
+        tuned, splits.train, config, accelerator, phase="dense", validation=splits.validation
+    )
     state = drive(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, tokenizer_of(config), run.dense)
-    loss = loss_on_test(config, merged, splits.test, accelerator)
+    loss = loss_on(splits.test, merged, accelerator)
     return {"untuned_perplexity": untuned.perplexity} | figures_of(loss) | _story(state)
 
 
@@ -197,7 +195,7 @@ def learn_decision(
     if config.decision.space == "head-dims":
         progress.say("turning the values so that few dimensions carry most")
         with accelerator.autocast():
-            rebase_values(dense, splits.train.first(config.decision.importance_blocks))
+            rebase_values(dense, splits.train.spread(config.decision.importance_blocks))
     start = _start(config, dense, space, splits.train, accelerator, progress)
     model = with_lora(config, dense)
     with torch.random.fork_rng(devices=[]):
@@ -217,7 +215,7 @@ def learn_decision(
     )
     if config.recovery.reconstruct_blocks:
         progress.say("repairing what the first decision cuts")
-        sample = splits.train.first(config.recovery.reconstruct_blocks)
+        sample = splits.train.spread(config.recovery.reconstruct_blocks)
         with accelerator.autocast():
             learner.repair = Repair(model, learner.masks, sample)
         if not config.repairs_along:
@@ -238,7 +236,7 @@ def learn_decision(
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     _save_narrow_peft(narrow, run, "frozen")
     write_plan(plan, run.plan)
-    loss = loss_on_test(config, narrow, splits.test, accelerator)
+    loss = loss_on(splits.test, narrow, accelerator)
     kept = shares(
         model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
     )
@@ -271,7 +269,7 @@ def _start(
     if kind == "all-kept":
         return _Start()
     progress.say(f"scoring the structures ({kind})")
-    sample = blocks.first(config.decision.importance_blocks)
+    sample = blocks.spread(config.decision.importance_blocks)
     with accelerator.autocast():
         if kind == "importance":
             scores = taylor_importance(dense, sample, space, lambda b: language_loss(dense, b))
@@ -296,12 +294,12 @@ def recover(
         first_step=config.control_steps,
         teacher=_teacher(config, run, accelerator),
         retrain=config.recovery.retrain,
-        validation=splits.decision.spread(VALIDATION_BLOCKS),
+        validation=splits.validation,
     )
     progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, config, run, progress)
     _save_narrow_peft(narrow, run, "tuned")
-    return figures_of(loss_on_test(config, narrow, splits.test, accelerator)) | _story(state)
+    return figures_of(loss_on(splits.test, narrow, accelerator)) | _story(state)
 
 
 def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:

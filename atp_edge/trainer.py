@@ -290,8 +290,8 @@ class JointLearner:
         the logits' base with it. before: generator steps that did so."""
         assert self.importance is not None
         more = self.config.train.batch_blocks
-        start = self.stream.blocks.first(self.config.decision.importance_blocks)
-        seen = len(start.input_ids) + before * more
+        start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))
+        seen = start + before * more
         now = importance_of(scores, blocks=more, a_batch=more)
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.space))

@@ -69,12 +69,12 @@ def map_losses(run: RunFolder, progress: Progress, *, site_blocks: int) -> LossM
     splits = splits_of(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dense, slim = (load_narrow(folder).to(device) for folder in (run.dense, run.slim))
-    test = splits.test.first(config.dataset.test_blocks).to(device)
+    test = splits.test.to(device)
     progress.say(f"{len(test.input_ids)} test blocks, token by token")
     ours, theirs = (_by_token(model, test) for model in (slim, dense))
     plan = read_plan(run.plan)
     progress.say(f"{site_blocks} test blocks for each of {len(plan.sites)} sites")
-    losses = site_losses(dense, slim, test.first(site_blocks))
+    losses = site_losses(dense, slim, test.spread(site_blocks))
     return LossMap(
         dense=float(theirs.mean()),
         slim=float(ours.mean()),

@@ -139,6 +139,27 @@ def test_a_long_run_is_given_as_much_text_as_it_reads(tmp_path: Path, real_folde
     assert [len(splits_of(c).train.input_ids) for c in (short, long)] == [4096, 5200]
 
 
+def test_the_test_is_spread_over_its_split(tmp_path: Path, real_folder: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": document.text}) for document in corpus()))
+    few, all_ = (
+        splits_of(
+            with_values(
+                Config(),
+                {
+                    "model": str(real_folder),
+                    "data": str(path),
+                    "dataset.block_tokens": 64,
+                    "dataset.test_blocks": count,
+                },
+            )
+        ).test.input_ids
+        for count in (3, 10_000)
+    )
+    assert len(all_) > 6
+    assert torch.equal(few, all_[[0, round((len(all_) - 1) / 2), -1]])
+
+
 def test_the_batch_of_a_step_follows_from_seed_and_step() -> None:
     ids = torch.arange(14).view(7, 2)
     blocks = Blocks(input_ids=ids, labels=ids)

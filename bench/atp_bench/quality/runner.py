@@ -33,12 +33,11 @@ from atp_edge.progress import Progress
 from atp_edge.run_folder import RunFolder, open_run
 from atp_edge.tasks import Task
 from atp_edge.train_stage import (
-    VALIDATION_BLOCKS,
     drive,
     figures_of,
     learn_decision,
     load_tuned,
-    loss_on_test,
+    loss_on,
     recover,
     run_part,
     tune_dense,
@@ -147,19 +146,18 @@ def _without_layers(
     began = time.perf_counter()
     dense = placed(load_dense(config), accelerator)
     space = space_of(config, dense.config)
-    sample = splits.train.first(config.decision.importance_blocks)
+    sample = splits.train.spread(config.decision.importance_blocks)
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, space)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    cut = loss_on_test(config, slim, splits.test, accelerator)
+    cut = loss_on(splits.test, slim, accelerator)
     tuned = with_lora(config, slim)
-    validation = splits.decision.spread(VALIDATION_BLOCKS)
     learner = Tuner(
-        tuned, splits.train, config, accelerator, phase="recovery", validation=validation
+        tuned, splits.train, config, accelerator, phase="recovery", validation=splits.validation
     )
     progress.phase("recovery", 0, config.steps, None)
     drive(learner, config, run, progress)
-    after = loss_on_test(config, tuned, splits.test, accelerator)
+    after = loss_on(splits.test, tuned, accelerator)
     return merge(tuned), {
         "perplexity_at_freeze": cut.perplexity,
         "decoder_share": kept.decoder,
