@@ -130,9 +130,10 @@ def quality(
     from atp_bench.quality.ablations import ablations, ablations_tables
     from atp_bench.quality.cells import matrix
     from atp_bench.quality.claims import claims, claims_table
-    from atp_bench.quality.report import document, page, table
-    from atp_bench.quality.results import read_results, summarize
+    from atp_bench.quality.report import document, page, tables
+    from atp_bench.quality.results import read_results
     from atp_bench.quality.runner import run_matrix
+    from atp_bench.quality.summary import summarize
 
     from atp_edge.progress import Terminal
 
@@ -151,8 +152,7 @@ def quality(
             results = run_matrix(
                 chosen, work=out, results=file, progress=progress, items=items, keep=keep
             )
-    console.print(table(summarize(results)))
-    for shown in ablations_tables(ablations(results)):
+    for shown in (*tables(summarize(results)), *ablations_tables(ablations(results))):
         console.print(shown)
     console.print(claims_table(claims(results)))
     if report is not None:

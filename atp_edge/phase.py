@@ -110,7 +110,7 @@ def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> Phas
     if len(state.returns) >= MOST_RETURNS:
         raise FloatingPointError(
             f"training diverges ({trouble}) at {state.rate:g} of its learning rates; "
-            "take smaller ones (--lora-lr, --recovery-retrain-lr, --decision-lr)"
+            "take smaller ones (--lora-lr, --recovery-retrain-lr, --decision-lr) in a new --out"
         )
     last = checkpoints.load()
     assert last is not None

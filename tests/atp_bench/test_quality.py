@@ -12,9 +12,11 @@ import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
 from atp_bench.quality.cells import BATCHED, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
-from atp_bench.quality.report import document, markdown, page, table
-from atp_bench.quality.results import Result, Summary, read_results, summarize
+from atp_bench.quality.measured import recovery_of
+from atp_bench.quality.report import document, markdown, page, tables
+from atp_bench.quality.results import Result, read_results
 from atp_bench.quality.runner import run_matrix
+from atp_bench.quality.summary import Summary, summarize
 from rich.console import Console
 
 from atp_edge.config import Config, with_values
@@ -144,21 +146,23 @@ def results() -> list[Result]:
 def test_summaries_are_over_seeds_and_the_best_comes_first() -> None:
     first, second = summarize(reversed(results()))
     assert (first.method, first.seeds, second.method) == ("atp", 2, "two-stage: group-taylor")
-    assert first.recovery == pytest.approx((0.6 + 0.5) / 2)
+    assert first.recovery.value == pytest.approx((0.6 + 0.5) / 2)
     assert first.recovery_spread == (0.5, 0.6)
 
 
 def test_table_page_and_markdown_show_every_method() -> None:
     summaries: list[Summary] = summarize(results())
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table(summaries))
+    console.print(*tables(summaries))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80
+    assert "perplexity: legal, 40% cut, per-layer, 102,400 tokens" in shown
     for view in (" ".join(shown.split()), markdown(summaries), page(results())):
         assert "atp" in view
         assert "taylor" in view
-    assert "0.500 to 0.600" in shown
-    assert "| 102,400 | atp | 2 |" in document(results())
+    assert "| 102,400 | atp | 2 | 12.00 | 22.00 | 0.550 |  | 0.500 to 0.600 | 0.900 |" in document(
+        results()
+    )
     assert "http" not in page(results()).rsplit("</script>", 1)[-1]
 
 
@@ -233,6 +237,28 @@ def test_twins_are_compared_block_by_block(rival_losses: tuple[float, ...], verd
     assert measured.interval
     assert measured.interval[0] <= measured.value <= measured.interval[1]
     assert lead.verdict == verdict
+
+
+def test_a_recovery_tells_how_far_other_blocks_would_move_it() -> None:
+    lost = [0.1, 0.3, 0.2, 0.2] * 10
+    even = replace(
+        results()[0],
+        perplexity=12.0 * math.exp(0.2),
+        recovery=math.exp(-0.2),
+        block_losses=[2.5 + x for x in lost],
+        dense_block_losses=[2.5] * 40,
+    )
+    shown = recovery_of(even)
+    assert shown.interval
+    low, high = shown.interval
+    assert low < shown.value < high
+    # The mean of 40 blocks that lose 0.2 with a deviation of 0.07: its standard error is 0.011.
+    assert high - low == pytest.approx(2 * 1.96 * 0.011 * shown.value, rel=0.15)
+    assert claim([even], "0.1 M tokens: recovery").lowest == shown
+    assert shown.interval_text in document([even])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*tables(summarize([even])))
+    assert shown.interval_text in console.export_text()
 
 
 def test_tasks_are_judged_over_the_seeds_of_a_domain() -> None:

@@ -34,11 +34,9 @@ def ablations(results: Sequence[Result]) -> list[Ablation]:
     whole = {r.cell: r for r in results if r.cell.method == "atp"}
     groups: dict[tuple[str, str], list[tuple[Result, Result]]] = {}
     for r in results:
-        c = r.cell
-        ours = whole.get(replace(c, method="atp"))
-        if c.method in ABLATIONS and ours is not None:
-            where = f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {r.tokens:,} tokens"
-            groups.setdefault((where, c.method), []).append((ours, r))
+        ours = whole.get(replace(r.cell, method="atp"))
+        if r.cell.method in ABLATIONS and ours is not None:
+            groups.setdefault((r.where, r.cell.method), []).append((ours, r))
     made = [
         Ablation(
             part=part,

@@ -16,7 +16,7 @@ from operator import eq
 from rich.table import Table
 
 from atp_bench.quality.cells import BATCHED
-from atp_bench.quality.measured import Measured, lead_over, mean_of_apart
+from atp_bench.quality.measured import Measured, lead_over, mean_of_apart, recovery_of
 from atp_bench.quality.results import Result
 
 TWINS = ("frozen", "frozen, cut at once")
@@ -72,12 +72,14 @@ def claims(results: Sequence[Result]) -> list[Claim]:
     short = "40 % cut, 0.1 M tokens: "
     two_stage = _leads(main, results, lambda method: method.startswith("two-stage"))
     return [
-        promise(f"{short}recovery", 0.56, _recoveries(main)),
-        promise("40 % cut, 0.2 M tokens: recovery", 0.62, _recoveries(ours(0.6, 400))),
-        promise("40 % cut, 0.8 M tokens: recovery", 0.75, _recoveries(ours(0.6, 1600))),
-        promise("40 % cut, 20 M tokens: recovery", 0.85, _recoveries(ours(0.6, 2500, BATCHED))),
+        promise(f"{short}recovery", 0.56, map(recovery_of, main)),
+        promise("40 % cut, 0.2 M tokens: recovery", 0.62, map(recovery_of, ours(0.6, 400))),
+        promise("40 % cut, 0.8 M tokens: recovery", 0.75, map(recovery_of, ours(0.6, 1600))),
+        promise(
+            "40 % cut, 20 M tokens: recovery", 0.85, map(recovery_of, ours(0.6, 2500, BATCHED))
+        ),
         promise(f"{short}tasks", 0.91, _tasks(main)),
-        promise("20 % cut, 0.1 M tokens: recovery", 0.80, _recoveries(fifth)),
+        promise("20 % cut, 0.1 M tokens: recovery", 0.80, map(recovery_of, fifth)),
         promise("20 % cut, 0.1 M tokens: tasks", 0.97, _tasks(fifth)),
         promise(f"{short}over the best two-stage way", 0.15, two_stage),
         *(
@@ -90,10 +92,6 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             for twin in TWINS
         ),
     ]
-
-
-def _recoveries(results: Iterable[Result]) -> list[Measured]:
-    return [Measured(value=r.recovery) for r in results]
 
 
 def _tasks(results: Sequence[Result]) -> list[Measured]:

@@ -36,6 +36,15 @@ def mean_of_apart(figures: Sequence[Measured]) -> Measured:
     return Measured(value=mean, interval=(mean - below, mean + above))
 
 
+def recovery_of(result: Result) -> Measured:
+    """A cell's recovery, and its interval over the test blocks: dense and slim answered all."""
+    if not result.block_losses:
+        return Measured(value=result.recovery)
+    lost = np.array(result.block_losses) - np.array(result.dense_block_losses)
+    drawn = lost[resampled(len(lost))].mean(axis=1)
+    return Measured(value=result.recovery, interval=middle(np.exp(-drawn)))
+
+
 def lead_over(ours: Result, rival: Result) -> Measured:
     """Recovery less the rival's, and its interval over the test blocks: both answered all."""
     value = ours.recovery - rival.recovery

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
 from atp_bench.quality.ablations import ablations, ablations_markdown
 from atp_bench.quality.cells import ABLATIONS, BATCHED
 from atp_bench.quality.claims import claims, claims_markdown
-from atp_bench.quality.results import Result, Summary, summarize
+from atp_bench.quality.results import Result
+from atp_bench.quality.summary import Summary, summarize
 
 FIRST, REST = "#0f8b8d", "#8a94a6"
 
 
-def table(summaries: Sequence[Summary]) -> Table:
-    """One row a method, at 80 columns; recoveries over seeds as lowest to highest."""
-    shown = Table(title="perplexity on the test split, equal tokens", title_justify="left")
-    shown.add_column("cell", overflow="fold")
-    shown.add_column("method", overflow="fold")
-    for name in ("seeds", "dense", "slim", "recovery", "tasks"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    last = ""
-    for s in summaries:
-        cell = f"{s.domain} {1 - s.share:.0%} cut, {s.widths}, {s.steps} steps"
-        low, high = s.recovery_spread
-        spread = f"{s.recovery:.3f}" if s.seeds == 1 else f"{low:.3f} to {high:.3f}"
-        shown.add_row("" if cell == last else cell, s.method, str(s.seeds),
-                      f"{s.dense_perplexity:.2f}", f"{s.perplexity:.2f}", spread,
-                      f"{s.task_recovery:.2f}")  # fmt: skip
-        last = cell
-    return shown
+def tables(summaries: Iterable[Summary]) -> Iterator[Table]:
+    """A table where something was measured, one row a method, at 80 columns; the 95 % interval
+    under its recovery."""
+    for where, rows in itertools.groupby(summaries, key=lambda s: s.where):
+        shown = Table(title=f"perplexity: {where}", title_justify="left")
+        shown.add_column("method", overflow="fold")
+        for name in ("seeds", "dense", "slim", "recovery", "tasks"):
+            shown.add_column(name, justify="right", no_wrap=True)
+        for s in rows:
+            recovery = f"{s.recovery.value:.3f}\n{s.recovery.interval_text}".strip()
+            shown.add_row(s.method, str(s.seeds), f"{s.dense_perplexity:.2f}",
+                          f"{s.perplexity:.2f}", recovery, f"{s.task_recovery:.2f}")  # fmt: skip
+        yield shown
 
 
 def document(results: Sequence[Result]) -> str:
@@ -67,11 +66,13 @@ def markdown(summaries: Sequence[Summary]) -> str:
     """The table's rows for a document; the whole model's share beside the decoder's."""
     head = (
         "| kept of decoder (of whole) | widths | tokens | method | seeds | dense | slim "
-        "| recovery | tasks |\n|---|---|---:|---|---:|---:|---:|---:|---:|\n"
+        "| recovery | its 95 % interval | over seeds | tasks |\n"
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     rows = [
         f"| {s.share:.0%} ({s.whole_share:.1%}) | {s.widths} | {s.tokens:,} | {s.method} "
-        f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} | {_spread(s)} "
+        f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} "
+        f"| {s.recovery.value:.3f} | {s.recovery.interval_text} | {_spread(s)} "
         f"| {s.task_recovery:.3f} |\n"
         for s in summaries
     ]
@@ -80,7 +81,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _mermaid(curve: _Curve) -> str:
     tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in curve.points)
-    values = ", ".join(f"{s.recovery:.3f}" for s in curve.points)
+    values = ", ".join(f"{s.recovery.value:.3f}" for s in curve.points)
     return (
         f'```mermaid\nxychart-beta\n  title "{curve.name}: recovery by tokens of training"\n'
         f"  x-axis [{tokens}]\n  y-axis 0.5 --> 1\n  line [{values}]\n```\n\n"
@@ -122,9 +123,7 @@ def _curves(results: Sequence[Result]) -> list[_Curve]:
 
 
 def _spread(s: Summary) -> str:
-    if s.seeds == 1:
-        return f"{s.recovery:.3f}"
-    return f"{s.recovery:.3f} ({s.recovery_spread[0]:.3f} to {s.recovery_spread[1]:.3f})"
+    return "" if s.seeds == 1 else "{:.3f} to {:.3f}".format(*s.recovery_spread)
 
 
 def page(results: Sequence[Result]) -> str:
@@ -145,21 +144,23 @@ def _methods(summaries: Sequence[Summary]) -> go.Figure:
     figure = go.Figure()
     for domain in dict.fromkeys(s.domain for s in summaries):
         rows = [s for s in summaries if s.domain == domain]
+        values = np.array([s.recovery.value for s in rows])
+        ends = np.array([s.recovery.interval or (s.recovery.value,) * 2 for s in rows])
         figure.add_bar(
             y=[f"{s.method} · {1 - s.share:.0%} cut · {s.widths} · {s.steps}" for s in rows],
-            x=[s.recovery for s in rows],
+            x=values,
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [s.recovery_spread[1] - s.recovery for s in rows],
-                "arrayminus": [s.recovery - s.recovery_spread[0] for s in rows],
+                "array": ends[:, 1] - values,
+                "arrayminus": values - ends[:, 0],
             },
             orientation="h",
             name=domain,
             marker_color=[FIRST if s.method == "atp" else REST for s in rows],
         )
     figure.update_layout(
-        title="Recovery by method (dense / slim perplexity; whiskers: lowest and highest seed)",
+        title="Recovery by method (dense / slim perplexity; whiskers: 95 % interval)",
         height=160 + 26 * len(summaries),
         margin={"l": 320},
         showlegend=False,
@@ -176,7 +177,7 @@ def _tokens(curves: Sequence[_Curve]) -> go.Figure | None:
     for curve in curves:
         figure.add_scatter(
             x=[s.tokens for s in curve.points],
-            y=[s.recovery for s in curve.points],
+            y=[s.recovery.value for s in curve.points],
             mode="lines+markers",
             name=curve.name,
         )

@@ -1,9 +1,8 @@
-"""What cells gave: a file that grows by one cell at a time, and means over seeds."""
+"""What cells gave: a file that grows by one cell at a time."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,12 @@ class Result:
     block_losses: Sequence[float] = ()
     dense_block_losses: Sequence[float] = ()
 
+    @property
+    def where(self) -> str:
+        """All of the cell but its method and seed, for a heading."""
+        c = self.cell
+        return f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {self.tokens:,} tokens"
+
 
 def read_results(path: Path) -> dict[str, Result]:
     """Results by their cells' keys; none when there is no file."""
@@ -48,50 +53,3 @@ def read_results(path: Path) -> dict[str, Result]:
 def write_results(path: Path, found: Mapping[str, Result]) -> None:
     rows = [asdict(r) for r in found.values()]
     write_json(path, {"environment": environment(), "results": rows})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Results of one method over seeds."""
-
-    method: str
-    domain: str
-    share: float
-    widths: str
-    steps: int
-    tokens: int
-    seeds: int
-    perplexity: float
-    dense_perplexity: float
-    recovery: float
-    recovery_spread: tuple[float, float]
-    """Lowest and highest of the seeds."""
-    task_recovery: float
-    whole_share: float
-
-
-def summarize(results: Iterable[Result]) -> list[Summary]:
-    """Means over seeds, best method first within a domain, share, widths and length."""
-    groups: dict[tuple[str, float, str, int, str], list[Result]] = {}
-    for r in results:
-        c = r.cell
-        groups.setdefault((c.domain, c.share, c.widths, c.steps, c.method), []).append(r)
-    made = [
-        Summary(
-            method=method,
-            domain=domain,
-            share=share,
-            widths=widths,
-            steps=steps,
-            tokens=rows[0].tokens,
-            seeds=len(rows),
-            perplexity=statistics.mean(r.perplexity for r in rows),
-            dense_perplexity=statistics.mean(r.dense_perplexity for r in rows),
-            recovery=statistics.mean(r.recovery for r in rows),
-            recovery_spread=(min(r.recovery for r in rows), max(r.recovery for r in rows)),
-            task_recovery=statistics.mean(r.tasks["average"] for r in rows),
-            whole_share=statistics.mean(r.whole_share for r in rows),
-        )
-        for (domain, share, widths, steps, method), rows in groups.items()
-    ]
-    return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.steps, -s.recovery))

@@ -1,0 +1,59 @@
+"""Means over seeds, method by method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from atp_bench.quality.measured import Measured, mean_of_apart, recovery_of
+from atp_bench.quality.results import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Results of one method over seeds."""
+
+    method: str
+    where: str
+    domain: str
+    share: float
+    widths: str
+    steps: int
+    tokens: int
+    seeds: int
+    perplexity: float
+    dense_perplexity: float
+    recovery: Measured
+    recovery_spread: tuple[float, float]
+    """Lowest and highest of the seeds."""
+    task_recovery: float
+    whole_share: float
+
+
+def summarize(results: Iterable[Result]) -> list[Summary]:
+    """Means over seeds, best method first within a domain, share, widths and length."""
+    groups: dict[tuple[str, float, str, int, str], list[Result]] = {}
+    for r in results:
+        c = r.cell
+        groups.setdefault((c.domain, c.share, c.widths, c.steps, c.method), []).append(r)
+    made = [
+        Summary(
+            method=method,
+            where=rows[0].where,
+            domain=domain,
+            share=share,
+            widths=widths,
+            steps=steps,
+            tokens=rows[0].tokens,
+            seeds=len(rows),
+            perplexity=statistics.mean(r.perplexity for r in rows),
+            dense_perplexity=statistics.mean(r.dense_perplexity for r in rows),
+            recovery=mean_of_apart([recovery_of(r) for r in rows]),
+            recovery_spread=(min(r.recovery for r in rows), max(r.recovery for r in rows)),
+            task_recovery=statistics.mean(r.tasks["average"] for r in rows),
+            whole_share=statistics.mean(r.whole_share for r in rows),
+        )
+        for (domain, share, widths, steps, method), rows in groups.items()
+    ]
+    return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.steps, -s.recovery.value))
