@@ -112,13 +112,15 @@ def _cells_of(preset: Preset) -> list[Cell]:
             for method in methods
         ]
 
-    main = ("atp", "frozen", "frozen, cut at once", "two-stage: group-taylor")
+    # The best two-stage way, and the one that the field knows best.
+    main = ("atp", "frozen", "two-stage: importance", "two-stage: group-taylor")
     match preset:
         case "quick":
             return cells(("atp", "two-stage: group-taylor"), domains=("legal",), steps=8)
         case "cpu":
             return [
                 *cells(main, seeds=(0, 1, 2)),
+                *cells(("frozen, cut at once",)),
                 *cells(("atp",), domains=("legal",), steps=400),
                 *cells(("atp",), shares=(0.8, 0.5)),
                 *cells(("atp",), domains=("legal",), widths=("uniform",)),
