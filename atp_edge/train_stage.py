@@ -156,7 +156,7 @@ def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
     return ranks
 
 
-def loss_on(blocks: Blocks, model: nn.Module, accelerator: Accelerator) -> TextLoss:
+def loss_of(model: nn.Module, blocks: Blocks, accelerator: Accelerator) -> TextLoss:
     """What a model loses on blocks, in the precision it trains in."""
     with accelerator.autocast():
         return text_loss(model, blocks)
@@ -173,7 +173,7 @@ def tune_dense(
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     progress.say("measuring the dense model as it came")
     model = placed(load_dense(config), accelerator)
-    untuned = loss_on(splits.test, model, accelerator)
+    untuned = loss_of(model, splits.test, accelerator)
     tuned = with_lora(config, model)
     progress.phase("dense baseline", 0, config.steps, None)
     learner = Tuner(
@@ -182,7 +182,7 @@ def tune_dense(
     state = drive(learner, config, run, progress)
     merged = merge(tuned)
     save_narrow(merged, tokenizer_of(config), run.dense)
-    loss = loss_on(splits.test, merged, accelerator)
+    loss = loss_of(merged, splits.test, accelerator)
     return {"untuned_perplexity": untuned.perplexity} | figures_of(loss) | _story(state)
 
 
@@ -236,7 +236,7 @@ def learn_decision(
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     _save_narrow_peft(narrow, run, "frozen")
     write_plan(plan, run.plan)
-    loss = loss_on(splits.test, narrow, accelerator)
+    loss = loss_of(narrow, splits.test, accelerator)
     kept = shares(
         model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
     )
@@ -299,7 +299,7 @@ def recover(
     progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, config, run, progress)
     _save_narrow_peft(narrow, run, "tuned")
-    return figures_of(loss_on(splits.test, narrow, accelerator)) | _story(state)
+    return figures_of(loss_of(narrow, splits.test, accelerator)) | _story(state)
 
 
 def _teacher(config: Config, run: RunFolder, accelerator: Accelerator) -> PreTrainedModel | None:

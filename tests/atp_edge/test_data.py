@@ -129,31 +129,22 @@ def test_too_little_text_names_the_split(tokenizer: Any) -> None:
         make_splits(corpus(3), tokenizer, seed=0, block_tokens=512)
 
 
-def test_a_long_run_is_given_as_much_text_as_it_reads(tmp_path: Path, real_folder: Path) -> None:
+def corpus_config(tmp_path: Path, real_folder: Path, settings: dict[str, Any]) -> Config:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": document.text}) for document in corpus()))
-    short = with_values(
-        Config(), {"model": str(real_folder), "data": str(path), "dataset.block_tokens": 4}
-    )
+    return with_values(Config(), {"model": str(real_folder), "data": str(path)} | settings)
+
+
+def test_a_long_run_is_given_as_much_text_as_it_reads(tmp_path: Path, real_folder: Path) -> None:
+    short = corpus_config(tmp_path, real_folder, {"dataset.block_tokens": 4})
     long = with_values(short, {"steps": 2600, "train.batch_blocks": 2})
     assert [len(splits_of(c).train.input_ids) for c in (short, long)] == [4096, 5200]
 
 
 def test_the_test_is_spread_over_its_split(tmp_path: Path, real_folder: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps({"text": document.text}) for document in corpus()))
+    config = corpus_config(tmp_path, real_folder, {"dataset.block_tokens": 64})
     few, all_ = (
-        splits_of(
-            with_values(
-                Config(),
-                {
-                    "model": str(real_folder),
-                    "data": str(path),
-                    "dataset.block_tokens": 64,
-                    "dataset.test_blocks": count,
-                },
-            )
-        ).test.input_ids
+        splits_of(with_values(config, {"dataset.test_blocks": count})).test.input_ids
         for count in (3, 10_000)
     )
     assert len(all_) > 6

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atp_bench.quality.results import Result
-from atp_edge.evaluate import middle, resampled
+from atp_edge.evaluate import Floats, middle, resampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,8 @@ def recovery_of(result: Result) -> Measured:
     """A cell's recovery, and its interval over the test blocks: dense and slim answered all."""
     if not result.block_losses:
         return Measured(value=result.recovery)
-    lost = np.array(result.block_losses) - np.array(result.dense_block_losses)
-    drawn = lost[resampled(len(lost))].mean(axis=1)
-    return Measured(value=result.recovery, interval=middle(np.exp(-drawn)))
+    drawn = _drawn_recoveries(result.dense_block_losses, result.block_losses)
+    return Measured(value=result.recovery, interval=middle(drawn))
 
 
 def lead_over(ours: Result, rival: Result) -> Measured:
@@ -50,9 +49,13 @@ def lead_over(ours: Result, rival: Result) -> Measured:
     value = ours.recovery - rival.recovery
     if not (ours.block_losses and rival.block_losses):
         return Measured(value=value)
-    drawn = resampled(len(ours.block_losses))
-    dense, slim, other = (
-        np.array(losses)[drawn].mean(axis=1)
-        for losses in (ours.dense_block_losses, ours.block_losses, rival.block_losses)
+    mine, theirs = (
+        _drawn_recoveries(ours.dense_block_losses, result.block_losses) for result in (ours, rival)
     )
-    return Measured(value=value, interval=middle(np.exp(dense - slim) - np.exp(dense - other)))
+    return Measured(value=value, interval=middle(mine - theirs))
+
+
+def _drawn_recoveries(dense: Sequence[float], slim: Sequence[float]) -> Floats:
+    """Recovery over every resample of the test blocks: the same draws for every model."""
+    gained = np.array(dense) - np.array(slim)
+    return np.exp(gained[resampled(len(gained))].mean(axis=1))

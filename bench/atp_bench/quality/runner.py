@@ -37,7 +37,7 @@ from atp_edge.train_stage import (
     figures_of,
     learn_decision,
     load_tuned,
-    loss_on,
+    loss_of,
     recover,
     run_part,
     tune_dense,
@@ -150,14 +150,14 @@ def _without_layers(
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, space)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    cut = loss_on(splits.test, slim, accelerator)
+    cut = loss_of(slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=splits.validation
     )
     progress.phase("recovery", 0, config.steps, None)
     drive(learner, config, run, progress)
-    after = loss_on(splits.test, tuned, accelerator)
+    after = loss_of(tuned, splits.test, accelerator)
     return merge(tuned), {
         "perplexity_at_freeze": cut.perplexity,
         "decoder_share": kept.decoder,
