@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from atp_kernels import (
     ops,
     reference,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +30,7 @@ interpreted_bf16.patch()
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -49,14 +50,44 @@ def mask_of(size: int, kept: str, seed: int) -> torch.Tensor:
     return mask
 
 
-def exact(inputs: dict[str, torch.Tensor], **options: object) -> torch.Tensor:
-    """The reference in float64."""
-    wide = {
-        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point()
+def rounded_again(value: torch.Tensor, kind: torch.dtype, draw: int | None) -> torch.Tensor:
+    """In `kind`, and as if `value`'s type had rounded it once more, up or down; None: as it is."""
+    if draw is None:
+        return value.to(kind)
+    generator = torch.Generator().manual_seed(value.numel() * 10 + draw)
+    share = torch.rand(value.shape, generator=generator, dtype=kind) - 0.5
+    return value.to(kind) * (1 + torch.finfo(value.dtype).eps * share)
+
+
+def leaves_of(
+    inputs: dict[str, Any], kind: torch.dtype, draw: int | None
+) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """The arguments in a type, and those of them that take gradients (bool masks do not)."""
+    made = {
+        name: rounded_again(value, kind, draw).requires_grad_()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
         else value
-        for name, value in {**inputs, **options}.items()
-    }  # fmt: skip
-    return reference.masked_lora_linear(**wide)  # type: ignore[arg-type]
+        for name, value in inputs.items()
+    }
+    return made, [v for v in made.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+
+
+def assert_close(
+    ours: Sequence[torch.Tensor],
+    plain: Sequence[torch.Tensor],
+    exact: Callable[[int | None], Sequence[torch.Tensor]],
+    units: int,
+) -> None:
+    """No error is over twice torch's at this precision or, as that may be small by luck, over six
+    standard deviations of the result when its inputs are rounded once more; and units in the last
+    place. exact(draw): in float64."""
+    want = exact(None)
+    others = zip(*(exact(draw) for draw in range(8)), strict=True)
+    for found, torchs, right, again in zip(ours, plain, want, others, strict=True):
+        deviation = (torch.stack(again) - right).square().mean(0).sqrt()
+        allowed = torch.maximum(2 * (torchs - right).abs().max(), 6 * deviation.max())
+        last_place = torch.finfo(found.dtype).eps * (1 + right.abs().max())
+        assert (found - right).abs().max() <= allowed + units * last_place
 
 
 def test_the_interpreter_is_what_runs() -> None:
@@ -88,41 +119,25 @@ def test_forward_equals_float64(
 ) -> None:
     inputs = case(m, n, k, r, seed, dtype)
     bias = torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    options = {
+    inputs |= {
         "bias": bias if biased else None,
         "out_mask": mask_of(n, kept, seed),
         "in_mask": mask_of(k, kept, seed + 1),
         "scaling": 0.7,
         "placement": placement,
     }
-    ours = masked_lora_linear(**inputs, **options)  # type: ignore[arg-type]
-    want = exact(inputs, **options)
-    plain = reference.masked_lora_linear(**inputs, **options)  # type: ignore[arg-type]
-    # Not worse than twice torch's own error at this precision, plus one unit in the last place: of
-    # the largest output or, as one output may be small by luck, of what LoRA's r terms come to when
-    # they add up as roundings do. Sums are in fp32: a unit of it for all that is summed.
-    hidden = inputs["x"].double() @ inputs["lora_a"].double().T
-    terms = 0.7 * (hidden.square() @ inputs["lora_b"].double().square().T).sqrt()
-    summed = exact({name: value.abs() for name, value in inputs.items()}, **options).abs()
-    allowed = (
-        2 * (plain.double() - want).abs().max()
-        + torch.finfo(dtype).eps * (1 + torch.maximum(want.abs().max(), terms.max()))
-        + torch.finfo(torch.float32).eps * summed.max()
+
+    def result(function: Any, kind: torch.dtype, draw: int | None = None) -> list[torch.Tensor]:
+        arguments, _ = leaves_of(inputs, kind, draw)
+        return [function(**arguments).detach()]
+
+    plain = reference.masked_lora_linear
+    assert_close(
+        result(masked_lora_linear, dtype),
+        result(plain, dtype),
+        lambda draw: result(plain, torch.float64, draw),
+        units=1,
     )
-    assert (ours.double() - want).abs().max() <= allowed
-
-
-def leaves_of(
-    inputs: dict[str, torch.Tensor], options: dict[str, Any], dtype: torch.dtype
-) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """The arguments in a type, and those of them that take gradients (bool masks do not)."""
-    made = {
-        name: value.to(dtype).requires_grad_()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in {**inputs, **options}.items()
-    }
-    return made, [v for v in made.values() if isinstance(v, torch.Tensor) and v.requires_grad]
 
 
 @settings(max_examples=25, deadline=None)
@@ -144,7 +159,7 @@ def test_gradients_equal_float64(
 ) -> None:  # fmt: skip
     inputs = case(m, n, k, r, seed, dtype)
     out_mask, in_mask = mask_of(n, kept, seed), mask_of(k, kept, seed + 1)
-    options = {
+    inputs |= {
         "bias": torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(dtype),
         "out_mask": None if sides == "in" else out_mask if fixed else out_mask.to(dtype) * 0.75,
         "in_mask": None if sides == "out" else in_mask if fixed else in_mask.to(dtype) * 0.75,
@@ -152,20 +167,19 @@ def test_gradients_equal_float64(
         "placement": placement,
     }
     weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
-    found = []
-    for function, kind in (
-        (masked_lora_linear, dtype),
-        (reference.masked_lora_linear, dtype),
-        (reference.masked_lora_linear, torch.float64),
-    ):
-        arguments, leaves = leaves_of(inputs, options, kind)
-        y = function(**arguments)
-        loss = (y.double() * weights.double()).sum()
-        found.append(torch.autograd.grad(loss, leaves, allow_unused=True))
-    for ours, plain, want in zip(*found, strict=True):
-        scale = torch.finfo(dtype).eps * (1 + want.abs().max()) * 4
-        allowed = 2 * (plain.double() - want).abs().max() + scale
-        assert (ours.double() - want).abs().max() <= allowed
+
+    def result(function: Any, kind: torch.dtype, draw: int | None = None) -> Any:
+        arguments, leaves = leaves_of(inputs, kind, draw)
+        loss = (function(**arguments).double() * weights.double()).sum()
+        return torch.autograd.grad(loss, leaves)
+
+    plain = reference.masked_lora_linear
+    assert_close(
+        result(masked_lora_linear, dtype),
+        result(plain, dtype),
+        lambda draw: result(plain, torch.float64, draw),
+        units=4,
+    )
 
 
 def test_gradients_are_the_same_bits_again() -> None:
@@ -173,7 +187,7 @@ def test_gradients_are_the_same_bits_again() -> None:
     options = {"in_mask": torch.rand(50), "out_mask": torch.rand(40), "scaling": 0.5}
     runs = []
     for _ in range(2):
-        arguments, leaves = leaves_of(inputs, options, torch.float32)
+        arguments, leaves = leaves_of(inputs | options, torch.float32, None)
         runs.append(torch.autograd.grad(masked_lora_linear(**arguments).square().sum(), leaves))
     for one, two in zip(*runs, strict=True):
         assert torch.equal(one, two)
@@ -215,6 +229,9 @@ def test_every_element_is_written(kept: str) -> None:
     biased=st.booleans(),
     seed=st.integers(0, 1000),
 )
+# Torch's own error is small here by luck.
+@example("whole", False, "all", torch.float32, 26, 3, 1, 8, True, 218)
+@example("base", False, "none", torch.float32, 1, 1, 48, 8, False, 38)
 def test_mlp_and_qkv_with_their_gradients(
     placement: str, fixed: bool, kept: str, dtype: torch.dtype, tokens: int, hidden: int,
     channels: int, rank: int, biased: bool, seed: int,
@@ -222,32 +239,29 @@ def test_mlp_and_qkv_with_their_gradients(
     sizes = tokens, hidden, channels, rank
     masks = mask_of(channels, kept, seed), mask_of(3, kept, seed)
 
-    def results(kind: torch.dtype) -> list[torch.Tensor]:
-        return both_sites(sizes, masks, placement, fixed, biased, seed, dtype, kind)
+    def results(kind: torch.dtype, draw: int | None = None) -> list[torch.Tensor]:
+        return both_sites(sizes, masks, placement, fixed, biased, seed, dtype, kind, draw)
 
-    ours, want = results(dtype), results(torch.float64)
+    ours = results(dtype)
     with pytest.MonkeyPatch.context() as patch:
         for module in (ops, library):
             patch.setattr(module, "on_triton", lambda x: False)
         plain = results(dtype)
-    for found, torchs, exact in zip(ours, plain, want, strict=True):
-        scale = torch.finfo(dtype).eps * (1 + exact.abs().max()) * 4
-        allowed = 2 * (torchs.double() - exact).abs().max() + scale
-        assert (found.double() - exact).abs().max() <= allowed
+    assert_close(ours, plain, lambda draw: results(torch.float64, draw), units=4)
 
 
 def both_sites(
     sizes: tuple[int, ...], masks: tuple[torch.Tensor, torch.Tensor], placement: Any,
-    fixed: bool, biased: bool, seed: int, dtype: torch.dtype, kind: torch.dtype,
+    fixed: bool, biased: bool, seed: int, dtype: torch.dtype, kind: torch.dtype, again: int | None,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Outputs and gradients of an MLP and of q, k, v, of values of `dtype` computed in `kind`;
-    float64 takes the torch path."""
+    """Outputs and gradients of an MLP and of q, k, v, of values of `dtype` (`rounded_again` unless
+    again is None) computed in `kind`; float64 takes the torch path."""
     tokens, hidden, size, rank = sizes
     draw = torch.Generator().manual_seed(seed)
 
     def leaf(*shape: int) -> torch.Tensor:
         value = torch.randn(*shape, generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
-        return value.to(dtype).to(kind).requires_grad_()
+        return rounded_again(value.to(dtype), kind, again).requires_grad_()
 
     x = leaf(1, tokens, hidden)
     gate, up, down = parts = [
