@@ -140,6 +140,17 @@ def test_forward_equals_float64(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_long_sum_is_kept_in_fp32(dtype: torch.dtype) -> None:
+    inputs = case(16, 16, 2048, 4, 0, dtype)
+    want = reference.masked_lora_linear(**leaves_of(inputs, torch.float64, None)[0])
+    ours, plain = (
+        (function(**inputs) - want).square().mean().sqrt()
+        for function in (masked_lora_linear, reference.masked_lora_linear)
+    )
+    assert ours <= plain  # torch sums in fp32 too, and rounds once more before it adds LoRA
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     m=st.integers(1, 70),
