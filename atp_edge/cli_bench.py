@@ -154,7 +154,9 @@ def quality(
             )
     for shown in (*tables(summarize(results)), *ablations_tables(ablations(results))):
         console.print(shown)
-    console.print(claims_table(claims(results)))
+    # --only asks about its own cells: what they say nothing of is not "not measured".
+    if made := [claim for claim in claims(results) if claim.measured or not only]:
+        console.print(claims_table(made))
     if report is not None:
         markdown = report.suffix == ".md"
         write_atomically(report, document(results) if markdown else page(results))

@@ -14,11 +14,13 @@ from atp_bench.quality.cells import BATCHED, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.measured import recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
-from atp_bench.quality.results import Result, read_results
+from atp_bench.quality.results import Result, read_results, write_results
 from atp_bench.quality.runner import run_matrix
 from atp_bench.quality.summary import Summary, summarize
 from rich.console import Console
+from typer.testing import CliRunner
 
+from atp_edge.cli import app
 from atp_edge.config import Config, with_values
 from atp_edge.run_folder import RunFolder
 from atp_edge.train_stage import train
@@ -141,6 +143,22 @@ def results() -> list[Result]:
         )  # fmt: skip
 
     return [made("atp", 0, 20.0), made("atp", 1, 24.0), made("two-stage: group-taylor", 0, 30.0)]
+
+
+def test_some_cells_are_shown_with_the_promises_they_say_something_of(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    write_results(file, {r.cell.key: r for r in results()})
+
+    def shown(*only: str) -> str:
+        asked = ["bench", "quality", "--show", "--json", str(file), *only]
+        done = CliRunner().invoke(app, asked, catch_exceptions=False)
+        return " ".join(done.output.split())
+
+    assert "not measured" in shown()
+    atp = shown("--only", "atp/legal/0")
+    assert "0.600 │ 0.600 │ 1 │ yes" in atp
+    assert "not measured" not in atp
+    assert "promised" not in shown("--only", "group-taylor/legal/0")
 
 
 def test_summaries_are_over_seeds_and_the_best_comes_first() -> None:
