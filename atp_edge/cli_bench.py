@@ -112,8 +112,9 @@ def quality(
         list[str] | None, typer.Option(help="cells whose name holds this text; may be repeated")
     ] = None,
     items: Annotated[int, typer.Option(min=1, help="of every task, at most")] = 50,
+    blocks: Annotated[int, typer.Option(min=40, help="of the test split, at most")] = 40,
     keep: Annotated[
-        bool, typer.Option("--keep", help="leave the runs: to look at, or to score by more items")
+        bool, typer.Option("--keep", help="leave the runs: --items and --blocks score them again")
     ] = False,
     show: Annotated[
         bool, typer.Option("--show", help="run nothing: what the results file has of these cells")
@@ -150,7 +151,13 @@ def quality(
     else:
         with Terminal(console) as progress:
             results = run_matrix(
-                chosen, work=out, results=file, progress=progress, items=items, keep=keep
+                chosen,
+                work=out,
+                results=file,
+                progress=progress,
+                items=items,
+                blocks=blocks,
+                keep=keep,
             )
     for shown in (*tables(summarize(results)), *ablations_tables(ablations(results))):
         console.print(shown)

@@ -81,16 +81,17 @@ def test_a_matrix_shares_its_dense_baseline_and_goes_on_where_it_was(
     assert [p.name[:5] for p in (tmp_path / "work").iterdir()] == ["dense"]
 
 
-def test_a_kept_run_is_scored_by_more_items_and_not_trained_again(
+def test_a_kept_run_is_scored_by_more_items_and_blocks_and_not_trained_again(
     base: Config, tmp_path: Path
 ) -> None:
     file, progress = tmp_path / "results.json", Silent()
 
-    def scored(items: int, keep: bool) -> Result:
-        (result,) = run_matrix(
+    def scored(items: int, blocks: int = 2, keep: bool = False) -> Result:
+        run_matrix(
             [cell("atp", base)], work=tmp_path / "work", results=file, progress=progress,
-            base=base, items=items, keep=keep,
+            base=base, items=items, blocks=blocks, keep=keep,
         )  # fmt: skip
+        (result,) = read_results(file).values()
         return result
 
     few = scored(4, keep=True)
@@ -101,13 +102,19 @@ def test_a_kept_run_is_scored_by_more_items_and_not_trained_again(
     assert progress.said == ["reading the domain text"], "a kept run is a run that is trained"
     assert run.metrics()["train"]["recovery"] == few.recovery
     progress.said.clear()
-    more = scored(8, keep=False)
-    assert progress.said == [few.cell.key, "scoring the tasks"]
-    assert (few.items, more.items) == (4, 8)
-    assert replace(few, tasks=more.tasks, items=8) == more
+    wider = scored(4, blocks=5, keep=True)
+    assert progress.said == [few.cell.key, "testing on more blocks"]
+    assert len(wider.block_losses) == len(wider.dense_block_losses) == 5
+    assert wider.recovery == wider.dense_perplexity / wider.perplexity != few.recovery
+    assert (wider.tasks, wider.items) == (few.tasks, 4)
+    assert wider.beside(wider)
+    assert not wider.beside(few)
+    progress.said.clear()
+    more = scored(8)
+    assert progress.said == [few.cell.key, "testing on more blocks", "scoring the tasks"]
+    assert replace(wider, tasks=more.tasks, items=8) == more, "by more, never by less"
     assert few.tasks != more.tasks
-    assert scored(16, keep=False).items == 8, "its run is gone"
-    assert read_results(file)[few.cell.key].items == 8
+    assert scored(16).items == 8, "its run is gone"
 
 
 def test_every_preset_names_known_methods_and_the_quick_one_is_small() -> None:

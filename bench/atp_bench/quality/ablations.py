@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -31,10 +31,10 @@ class Ablation:
 
 def ablations(results: Sequence[Result]) -> list[Ablation]:
     """Every ablation that has its ATP twin among the results; what buys most comes first."""
-    whole = {r.cell: r for r in results if r.cell.method == "atp"}
+    whole = [r for r in results if r.cell.method == "atp"]
     groups: dict[tuple[str, str], list[tuple[Result, Result]]] = {}
     for r in results:
-        ours = whole.get(replace(r.cell, method="atp"))
+        ours = next(filter(r.beside, whole), None)
         if r.cell.method in ABLATIONS and ours is not None:
             groups.setdefault((r.where, r.cell.method), []).append((ours, r))
     made = [

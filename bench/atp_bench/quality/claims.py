@@ -9,7 +9,7 @@ compared block by block on the test split, and a lead whose interval holds zero 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import eq
 
@@ -110,14 +110,10 @@ def _task_average(result: Result) -> Measured:
 def _leads(
     ours: Iterable[Result], results: Sequence[Result], is_rival: Callable[[str], bool]
 ) -> list[Measured]:
-    """Over the best rival on the same data, seed, budget, widths and steps."""
+    """Over the best rival on the same data, seed, budget, widths, steps and test blocks."""
     leads = []
     for result in ours:
-        rivals = [
-            r
-            for r in results
-            if is_rival(r.cell.method) and replace(r.cell, method="atp") == result.cell
-        ]
+        rivals = [r for r in results if is_rival(r.cell.method) and r.beside(result)]
         if rivals:
             leads.append(lead_over(result, max(rivals, key=lambda r: r.recovery)))
     return leads

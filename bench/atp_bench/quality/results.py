@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class Result:
     recovery: dense over slim perplexity. tasks: slim over dense of every task, their mean as the
     paper takes it with its 95 % interval over items, and the mean above chance. block_losses: nats
     a token of every test block, by which two results are compared in pairs. seconds: of the
-    training, from its last kill on. items: of every task, at most.
+    training, from its last kill on. items: of every task, blocks: of the test split, at most.
     """
 
     cell: Cell
@@ -33,6 +33,7 @@ class Result:
     tokens: int
     seconds: float
     items: int = 50
+    blocks: int = 40
     block_losses: Sequence[float] = ()
     dense_block_losses: Sequence[float] = ()
 
@@ -41,6 +42,11 @@ class Result:
         """All of the cell but its method and seed, for a heading."""
         c = self.cell
         return f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {self.tokens:,} tokens"
+
+    def beside(self, other: Result) -> bool:
+        """Whether only the method differs: the same data, seed, budget, steps and test blocks."""
+        same_cell = replace(self.cell, method=other.cell.method) == other.cell
+        return same_cell and len(self.block_losses) == len(other.block_losses)
 
 
 def read_results(path: Path) -> dict[str, Result]:

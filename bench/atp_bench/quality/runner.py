@@ -24,7 +24,7 @@ from atp_bench.quality.results import Result, read_results, write_results
 from atp_bench.tasks import recovery_where_able, tasks_of
 from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
-from atp_edge.data import Splits
+from atp_edge.data import Blocks, Splits
 from atp_edge.evaluate import TaskScore, evaluate
 from atp_edge.families import model_shape
 from atp_edge.inputs import accelerate, load_dense, placed, space_of, splits_of, tokenizer_of
@@ -57,23 +57,26 @@ def run_matrix(
     progress: Progress,
     base: Config | None = None,
     items: int = 50,
+    blocks: int = 40,
     keep: bool = False,
 ) -> list[Result]:
     """Run every cell that the results file lacks; returns all results of these cells.
 
     work: where runs lie. results: JSON, written after every cell. items: of every task, at most.
-    keep: leave a finished cell's run where it is, for `atp-edge run` to go on from; when more items
-    are asked of it than it was scored by, it is scored again and not trained again.
+    blocks: of the test split, at most, where more than `dataset.test_blocks`. keep: leave a
+    finished cell's run where it is, for `atp-edge run` to go on from; when more items or blocks are
+    asked of it than it was scored by, it is scored again and not trained again.
     """
     base = base or Config()
     wanted = list(dict.fromkeys(cells))
     found = read_results(results)
     for cell in wanted:
         run = work / cell.key.replace("/", "_").replace(" ", "-")
-        if cell.key in found and not (run.exists() and found[cell.key].items < items):
+        known = found.get(cell.key)
+        if known and not (run.exists() and (known.items < items or known.blocks < blocks)):
             continue
         progress.say(cell.key)
-        found[cell.key] = _run_cell(cell, base, items, run, progress)
+        found[cell.key] = _run_cell(cell, base, known, items, blocks, run, progress)
         # Read again: another process may work on other cells of the same file.
         write_results(results, read_results(results) | {cell.key: found[cell.key]})
         if not keep:
@@ -81,20 +84,37 @@ def run_matrix(
     return [found[cell.key] for cell in wanted]
 
 
-@lru_cache(maxsize=1)  # cells of a domain, seed and length follow one another
+# Cells of a domain, seed and length follow one another.
+@lru_cache(maxsize=1)
 def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
     return splits_of(config), tasks_of(config, items)
 
 
-def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Progress) -> Result:
+@lru_cache(maxsize=1)
+def _test(config: Config, blocks: int) -> Blocks:
+    return splits_of(with_values(config, {"dataset.test_blocks": blocks})).test
+
+
+def _run_cell(
+    cell: Cell,
+    base: Config,
+    known: Result | None,
+    items: int,
+    blocks: int,
+    folder: Path,
+    progress: Progress,
+) -> Result:
     config = cell.config(base)
+    if known:
+        items, blocks = max(items, known.items), max(blocks, known.blocks)
     read = {
         "data": cell.domain,
         "seed": cell.seed,
         "steps": cell.steps,
         "train.batch_blocks": config.train.batch_blocks,
     }
-    splits, tasks = _data(with_values(base, read), items)
+    base = with_values(base, read)
+    splits, tasks = _data(base, items)
     accelerator = accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
     run = open_run(with_values(config, {"out": str(folder)}))
@@ -105,14 +125,24 @@ def _run_cell(cell: Cell, base: Config, items: int, folder: Path, progress: Prog
     run.add_part(tune_dense.__name__, reference)
     train = _without_layers if cell.method == LAYERS else _with_plan
     slim, figures = train(config, run, splits, accelerator, progress)
-    progress.say("scoring the tasks")
+    if blocks > config.dataset.test_blocks:
+        progress.say("testing on more blocks")
+        test = _test(base, blocks)
+        reference = _dense_figures(dense, test, accelerator)
+        figures |= figures_of(loss_of(slim, test, accelerator))
+    if known and known.items == items:
+        scores = known.tasks
+    else:
+        progress.say("scoring the tasks")
+        scores = _task_recovery(dense, slim, tasks, config, accelerator)
     return Result(
         cell=cell,
         dense_perplexity=reference["perplexity"],
         dense_block_losses=reference["block_losses"],
         recovery=reference["perplexity"] / figures["perplexity"],
-        tasks=_task_recovery(dense, slim, tasks, config, accelerator),
+        tasks=scores,
         items=items,
+        blocks=blocks,
         tokens=config.train_tokens,
         **figures,
     )
@@ -164,6 +194,15 @@ def _without_layers(
         "whole_share": kept.whole,
         "seconds": time.perf_counter() - began,
     } | figures_of(after)
+
+
+def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> dict[str, Any]:
+    """The dense model's loss on these blocks; kept in its folder, for its cells share it."""
+    name = f"test-{len(test.input_ids)}"
+    if name not in dense.parts():
+        model = placed(load_narrow(dense.dense), accelerator)
+        dense.add_part(name, figures_of(loss_of(model, test, accelerator)))
+    return dense.parts()[name]
 
 
 def _task_recovery(
