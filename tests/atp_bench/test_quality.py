@@ -12,7 +12,7 @@ import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
 from atp_bench.quality.cells import BATCHED, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
-from atp_bench.quality.measured import recovery_of
+from atp_bench.quality.measured import Measured, recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
 from atp_bench.quality.results import Result, read_results, write_results
 from atp_bench.quality.runner import run_matrix
@@ -173,6 +173,9 @@ def test_summaries_are_over_seeds_and_the_best_comes_first() -> None:
     assert (first.method, first.seeds, second.method) == ("atp", 2, "two-stage: group-taylor")
     assert first.recovery.value == pytest.approx((0.6 + 0.5) / 2)
     assert first.recovery_spread == (0.5, 0.6)
+    assert first.lead is None
+    assert second.lead == Measured(value=pytest.approx(0.6 - 0.4)), "of the one seed that both have"
+    assert "| 0.900 | 0.200 |  |" in markdown([second])
 
 
 def test_table_page_and_markdown_show_every_method() -> None:
@@ -317,10 +320,10 @@ def test_each_part_is_told_by_what_the_default_leads_without_it() -> None:
                                                               steps=400)),
     ]  # fmt: skip
     first, second = ablations(rows)
-    assert (first.part, first.seeds, second.part) == ("LoRA alone", 2, "no regularizer")
-    assert first.recovery == pytest.approx(0.4)
-    assert first.lead.value == pytest.approx((0.2 + 0.1) / 2)
-    assert second.lead.value == 0
+    assert (first.method, first.seeds, second.method) == ("LoRA alone", 2, "no regularizer")
+    assert first.recovery.value == pytest.approx(0.4)
+    assert first.lead == Measured(value=pytest.approx((0.2 + 0.1) / 2))
+    assert second.lead == Measured(value=0)
     shown = document(rows)
     assert "| LoRA alone | 2 | 0.400 | 0.900 | 0.150 |" in shown
     assert "| 102,400 | LoRA alone |" not in shown, "the methods' table is the methods'"

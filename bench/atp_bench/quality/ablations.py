@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 
 from rich.table import Table
 
 from atp_bench.quality.cells import ABLATIONS
-from atp_bench.quality.measured import Measured, lead_over, mean_of_apart
 from atp_bench.quality.results import Result
+from atp_bench.quality.summary import Summary, lead_cells, summarize
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """One part changed, over the seeds of a domain, budget, widths and length.
-
-    lead: recovery of ATP as it is less this one's, seed by seed.
-    """
-
-    part: str
-    where: str
-    seeds: int
-    recovery: float
-    tasks: float
-    lead: Measured
-
-
-def ablations(results: Sequence[Result]) -> list[Ablation]:
+def ablations(results: Sequence[Result]) -> list[Summary]:
     """Every ablation that has its ATP twin among the results; what buys most comes first."""
-    whole = [r for r in results if r.cell.method == "atp"]
-    groups: dict[tuple[str, str], list[tuple[Result, Result]]] = {}
-    for r in results:
-        ours = next(filter(r.beside, whole), None)
-        if r.cell.method in ABLATIONS and ours is not None:
-            groups.setdefault((r.where, r.cell.method), []).append((ours, r))
-    made = [
-        Ablation(
-            part=part,
-            where=where,
-            seeds=len(pairs),
-            recovery=statistics.mean(changed.recovery for _, changed in pairs),
-            tasks=statistics.mean(changed.tasks["average"] for _, changed in pairs),
-            lead=mean_of_apart([lead_over(*pair) for pair in pairs]),
-        )
-        for (where, part), pairs in groups.items()
+    led = [
+        (s.where, -s.lead.value, s) for s in summarize(results) if s.method in ABLATIONS and s.lead
     ]
-    return sorted(made, key=lambda a: (a.where, -a.lead.value))
+    return [s for *_, s in sorted(led, key=itemgetter(0, 1))]
 
 
-def ablations_tables(made: Iterable[Ablation]) -> Iterator[Table]:
+def ablations_tables(made: Iterable[Summary]) -> Iterator[Table]:
     """A table where something was measured, one row a changed part, at 80 columns."""
     for where, rows in itertools.groupby(made, key=lambda a: a.where):
         shown = Table(title=f"ATP with one part changed: {where}", title_justify="left")
@@ -64,7 +34,7 @@ def ablations_tables(made: Iterable[Ablation]) -> Iterator[Table]:
         yield shown
 
 
-def ablations_markdown(made: Iterable[Ablation]) -> str:
+def ablations_markdown(made: Iterable[Summary]) -> str:
     """The same for a document."""
     head = (
         "| changed | seeds | recovery | tasks | the default leads by | its 95 % interval |\n"
@@ -77,6 +47,6 @@ def ablations_markdown(made: Iterable[Ablation]) -> str:
     return "".join(parts)
 
 
-def _row(a: Ablation) -> tuple[str, ...]:
-    return (a.part, str(a.seeds), f"{a.recovery:.3f}", f"{a.tasks:.3f}",
-            f"{a.lead.value:.3f}", a.lead.interval_text)  # fmt: skip
+def _row(s: Summary) -> tuple[str, ...]:
+    return (s.method, str(s.seeds), f"{s.recovery.value:.3f}", f"{s.task_recovery:.3f}",
+            *lead_cells(s))  # fmt: skip

@@ -14,7 +14,7 @@ from atp_bench.quality.ablations import ablations, ablations_markdown
 from atp_bench.quality.cells import ABLATIONS, BATCHED
 from atp_bench.quality.claims import claims, claims_markdown
 from atp_bench.quality.results import Result
-from atp_bench.quality.summary import Summary, summarize
+from atp_bench.quality.summary import Summary, lead_cells, summarize
 
 FIRST, REST = "#0f8b8d", "#8a94a6"
 
@@ -66,14 +66,14 @@ def markdown(summaries: Sequence[Summary]) -> str:
     """The table's rows for a document; the whole model's share beside the decoder's."""
     head = (
         "| kept of decoder (of whole) | widths | tokens | method | seeds | dense | slim "
-        "| recovery | its 95 % interval | over seeds | tasks |\n"
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|\n"
+        "| recovery | its 95 % interval | over seeds | tasks | ATP leads by | its 95 % interval |\n"
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     rows = [
         f"| {s.share:.0%} ({s.whole_share:.1%}) | {s.widths} | {s.tokens:,} | {s.method} "
         f"| {s.seeds} | {s.dense_perplexity:.2f} | {s.perplexity:.2f} "
         f"| {s.recovery.value:.3f} | {s.recovery.interval_text} | {_spread(s)} "
-        f"| {s.task_recovery:.3f} |\n"
+        f"| {s.task_recovery:.3f} | {' | '.join(lead_cells(s))} |\n"
         for s in summaries
     ]
     return head + "".join(rows)

@@ -1,4 +1,4 @@
-"""Means over seeds, method by method."""
+"""Means over seeds, method by method, and what ATP leads each of them by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from atp_bench.quality.measured import Measured, mean_of_apart, recovery_of
+from atp_bench.quality.measured import Measured, lead_over, mean_of_apart, recovery_of
 from atp_bench.quality.results import Result
 
 
@@ -27,6 +27,8 @@ class Summary:
     recovery: Measured
     recovery_spread: tuple[float, float]
     """Lowest and highest of the seeds."""
+    lead: Measured | None
+    """Recovery of ATP less this one's, seed by seed; None where no ATP was measured beside it."""
     task_recovery: float
     whole_share: float
 
@@ -34,6 +36,8 @@ class Summary:
 def summarize(results: Iterable[Result]) -> list[Summary]:
     """Means over seeds, best method first within a domain, share, widths and length."""
     groups: dict[tuple[str, float, str, int, str], list[Result]] = {}
+    results = list(results)
+    ours = [r for r in results if r.cell.method == "atp"]
     for r in results:
         c = r.cell
         groups.setdefault((c.domain, c.share, c.widths, c.steps, c.method), []).append(r)
@@ -51,9 +55,20 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             dense_perplexity=statistics.mean(r.dense_perplexity for r in rows),
             recovery=mean_of_apart([recovery_of(r) for r in rows]),
             recovery_spread=(min(r.recovery for r in rows), max(r.recovery for r in rows)),
+            lead=_lead(ours, rows),
             task_recovery=statistics.mean(r.tasks["average"] for r in rows),
             whole_share=statistics.mean(r.whole_share for r in rows),
         )
         for (domain, share, widths, steps, method), rows in groups.items()
     ]
     return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.steps, -s.recovery.value))
+
+
+def _lead(ours: list[Result], rows: list[Result]) -> Measured | None:
+    leads = [lead_over(a, r) for r in rows for a in ours if a is not r and a.beside(r)]
+    return mean_of_apart(leads) if leads else None
+
+
+def lead_cells(s: Summary) -> tuple[str, str]:
+    """What ATP leads by and its interval, as a table shows them."""
+    return (f"{s.lead.value:.3f}", s.lead.interval_text) if s.lead else ("", "")
