@@ -90,6 +90,17 @@ def assert_close(
         assert (found - right).abs().max() <= allowed + units * last_place
 
 
+def assert_linear_close(result: Callable[..., Any], dtype: torch.dtype, units: int) -> None:
+    """`assert_close` of masked_lora_linear: result(function, kind, draw)."""
+    plain = reference.masked_lora_linear
+    assert_close(
+        result(masked_lora_linear, dtype, None),
+        result(plain, dtype, None),
+        lambda draw: result(plain, torch.float64, draw),
+        units,
+    )
+
+
 def test_the_interpreter_is_what_runs() -> None:
     assert backend_name() == "triton"
 
@@ -127,17 +138,11 @@ def test_forward_equals_float64(
         "placement": placement,
     }
 
-    def result(function: Any, kind: torch.dtype, draw: int | None = None) -> list[torch.Tensor]:
+    def result(function: Any, kind: torch.dtype, draw: int | None) -> list[torch.Tensor]:
         arguments, _ = leaves_of(inputs, kind, draw)
         return [function(**arguments).detach()]
 
-    plain = reference.masked_lora_linear
-    assert_close(
-        result(masked_lora_linear, dtype),
-        result(plain, dtype),
-        lambda draw: result(plain, torch.float64, draw),
-        units=1,
-    )
+    assert_linear_close(result, dtype, units=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -179,18 +184,12 @@ def test_gradients_equal_float64(
     }
     weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
 
-    def result(function: Any, kind: torch.dtype, draw: int | None = None) -> Any:
+    def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
         arguments, leaves = leaves_of(inputs, kind, draw)
         loss = (function(**arguments).double() * weights.double()).sum()
         return torch.autograd.grad(loss, leaves)
 
-    plain = reference.masked_lora_linear
-    assert_close(
-        result(masked_lora_linear, dtype),
-        result(plain, dtype),
-        lambda draw: result(plain, torch.float64, draw),
-        units=4,
-    )
+    assert_linear_close(result, dtype, units=4)
 
 
 def test_gradients_are_the_same_bits_again() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -84,15 +84,9 @@ def run_matrix(
     return [found[cell.key] for cell in wanted]
 
 
-# Cells of a domain, seed and length follow one another.
-@lru_cache(maxsize=1)
-def _data(config: Config, items: int) -> tuple[Splits, list[Task]]:
-    return splits_of(config), tasks_of(config, items)
-
-
-@lru_cache(maxsize=1)
-def _test(config: Config, blocks: int) -> Blocks:
-    return splits_of(with_values(config, {"dataset.test_blocks": blocks})).test
+# Cells of a domain, seed and length follow one another; each may be tested on more blocks too.
+_splits = lru_cache(maxsize=2)(splits_of)
+_tasks = lru_cache(maxsize=1)(tasks_of)
 
 
 def _run_cell(
@@ -114,7 +108,7 @@ def _run_cell(
         "train.batch_blocks": config.train.batch_blocks,
     }
     base = with_values(base, read)
-    splits, tasks = _data(base, items)
+    splits = _splits(base)
     accelerator = accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
     run = open_run(with_values(config, {"out": str(folder)}))
@@ -127,14 +121,14 @@ def _run_cell(
     slim, figures = train(config, run, splits, accelerator, progress)
     if blocks > config.dataset.test_blocks:
         progress.say("testing on more blocks")
-        test = _test(base, blocks)
+        test = _splits(with_values(base, {"dataset.test_blocks": blocks})).test
         reference = _dense_figures(dense, test, accelerator)
         figures |= figures_of(loss_of(slim, test, accelerator))
     if known and known.items == items:
         scores = known.tasks
     else:
         progress.say("scoring the tasks")
-        scores = _task_recovery(dense, slim, tasks, config, accelerator)
+        scores = _task_recovery(dense, slim, _tasks(base, items), config, accelerator)
     return Result(
         cell=cell,
         dense_perplexity=reference["perplexity"],
@@ -197,11 +191,18 @@ def _without_layers(
 
 
 def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> dict[str, Any]:
-    """The dense model's loss on these blocks; kept in its folder, for its cells share it."""
-    name = f"test-{len(test.input_ids)}"
+    """The dense model's loss on these blocks."""
+
+    def tested() -> dict[str, Any]:
+        return figures_of(loss_of(placed(load_narrow(dense.dense), accelerator), test, accelerator))
+
+    return _once(dense, f"test-{len(test.input_ids)}", tested)
+
+
+def _once(dense: RunFolder, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured of a dense model; kept in its folder, for its cells share it."""
     if name not in dense.parts():
-        model = placed(load_narrow(dense.dense), accelerator)
-        dense.add_part(name, figures_of(loss_of(model, test, accelerator)))
+        dense.add_part(name, measure())
     return dense.parts()[name]
 
 
@@ -212,19 +213,18 @@ def _task_recovery(
     config: Config,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Scores of both models on the same items; the dense model's are kept in its folder."""
+    """Scores of both models on the same items."""
     tokenizer = tokenizer_of(config)
 
     def scored(model: PreTrainedModel) -> dict[str, TaskScore]:
         with accelerator.autocast():
             return evaluate(model.to(accelerator.device), tokenizer, tasks)
 
-    # The dense model's scores lie beside it: its cells share them, as long as the items are these.
-    name = f"tasks-{sum(len(task.items) for task in tasks)}"
-    if name not in dense.parts():
-        scores = {key: asdict(score) for key, score in scored(load_narrow(dense.dense)).items()}
-        dense.add_part(name, scores)
-    reference = {key: TaskScore(**score) for key, score in dense.parts()[name].items()}
+    def of_dense() -> dict[str, Any]:
+        return {key: asdict(score) for key, score in scored(load_narrow(dense.dense)).items()}
+
+    shared = _once(dense, f"tasks-{sum(len(task.items) for task in tasks)}", of_dense)
+    reference = {key: TaskScore(**score) for key, score in shared.items()}
     return asdict(recovery_where_able(reference, scored(slim)))
 
 
