@@ -105,6 +105,7 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
 
 def _stages(config: Config, names: tuple[str, ...], *, dry_run: bool) -> None:
     from atp_edge.dry_run import cost_table
+    from atp_edge.files import alone
     from atp_edge.progress import Terminal
     from atp_edge.run_folder import open_run
     from atp_edge.stages import STAGES
@@ -113,8 +114,8 @@ def _stages(config: Config, names: tuple[str, ...], *, dry_run: bool) -> None:
     console.print(cost_table(config))
     if dry_run:
         return
-    folder = open_run(config)
-    with Terminal(console) as progress:
+    with alone(Path(config.out)), Terminal(console) as progress:
+        folder = open_run(config)
         for name in names:
             if name in folder.metrics():
                 progress.say(f"{name}: done before")
@@ -127,13 +128,14 @@ def _stages(config: Config, names: tuple[str, ...], *, dry_run: bool) -> None:
 
 def _one_stage(name: str, out: Path) -> None:
     """Run one stage again on a run's folder."""
+    from atp_edge.files import alone
     from atp_edge.progress import Terminal
     from atp_edge.run_folder import RunFolder
     from atp_edge.stages import STAGES
 
     folder = RunFolder(out)
     config = folder.config()
-    with Terminal(console) as progress:
+    with alone(out), Terminal(console) as progress:
         STAGES[name](config, folder, progress)
 
 

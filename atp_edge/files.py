@@ -1,4 +1,4 @@
-"""Files written beside and renamed into place, so that nothing is ever half-written."""
+"""Files written beside and renamed into place, so that nothing is ever half-written, and locks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from atp_edge.errors import TakenError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -78,6 +82,30 @@ def _lacks_room(error: BaseException | None) -> bool:
     named = re.search(r"os error (\d+)", str(error))
     number = int(named[1]) if named else getattr(error, "errno", None)
     return number in NO_ROOM or _lacks_room(error.__context__)
+
+
+@contextmanager
+def alone(path: Path, *, waiting: Callable[[], object] | None = None) -> Iterator[None]:
+    """Keep other processes from `path` while the block runs, by a lock beside it.
+
+    The system lifts the lock of a process that is killed. waiting: called where another process
+    holds it, before waiting until that one ends. Raises TakenError where none is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is None:
+            raise TakenError(
+                f"another process works on {path}; wait until it ends, or name another folder"
+            ) from None
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from atp_edge.cli import app
 from atp_edge.config import Config, with_values
+from atp_edge.files import alone
 from atp_edge.run_folder import RunFolder
 from atp_edge.train_stage import train
 from tests.conftest import dense_run
@@ -78,7 +79,22 @@ def test_a_matrix_shares_its_dense_baseline_and_goes_on_where_it_was(
     assert all(0.3 < r.decoder_share <= 0.6 for r in both)
     assert all(set(r.tasks["tasks"]) >= {"continuation", "clause"} for r in both)
     assert read_results(file)[cells[0].key] == both[0]
-    assert [p.name[:5] for p in (tmp_path / "work").iterdir()] == ["dense"]
+    assert [p.name[:5] for p in (tmp_path / "work").glob("[!.]*")] == ["dense"]
+
+
+def test_processes_share_a_matrix_cell_by_cell(base: Config, tmp_path: Path) -> None:
+    taken, free = cell("atp", base), cell("two-stage: flap", base)
+    work, file, progress = tmp_path / "work", tmp_path / "results.json", Silent()
+
+    def made() -> list[Result]:
+        return run_matrix(
+            [taken, free], work=work, results=file, progress=progress, base=base, items=4
+        )
+
+    with alone(work / taken.key.replace("/", "_")):
+        assert [r.cell for r in made()] == [free]
+    assert progress.said[0] == f"{taken.key}: another process is at it"
+    assert [r.cell for r in made()] == [taken, free]
 
 
 def test_a_kept_run_is_scored_by_more_items_and_blocks_and_not_trained_again(

@@ -15,6 +15,7 @@ import pytest
 from atp_export.checkpoint import save_narrow
 from transformers import AutoTokenizer
 
+from atp_edge.files import alone
 from tests.atp_edge.test_data import text
 from tests.conftest import tiny_model
 
@@ -104,6 +105,14 @@ def test_a_finished_run_is_not_run_again(finished: Path, model_and_data: tuple[s
     refused = atp_edge("run", "--model", model, "--data", data, "--out", str(finished), "--seed",
                        "7", *SMALL, code=2)  # fmt: skip
     assert "holds a run of another configuration (seed = 0 there, seed = 7 here)" in refused
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(finished: Path) -> None:
+    config = ["--config", str(finished / "config.toml")]
+    with alone(finished):
+        for command in (["run", *config], ["shrink", "--out", str(finished)]):
+            assert f"another process works on {finished}" in atp_edge(*command, code=2)
+    assert "train: done before" in atp_edge("run", *config)
 
 
 def test_stages_run_again_alone_and_the_model_talks(finished: Path) -> None:

@@ -1,6 +1,8 @@
-"""Files are whole or not there, and a full disk is said in one line."""
+"""Files are whole or not there; a full disk is said in one line; a lock dies with its holder."""
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from atp_edge.files import file_atomically, folder_atomically, write_atomically
+from atp_edge.errors import TakenError
+from atp_edge.files import alone, file_atomically, folder_atomically, write_atomically
 
 LARGE = {"weight": torch.zeros(1 << 18)}  # 1 MiB
 
@@ -65,3 +68,27 @@ def test_another_error_is_itself_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="mine"):
         _fail(tmp_path / "made")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_one_process_s_alone_until_that_one_ends_or_is_killed(tmp_path: Path) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from atp_edge.files import alone\n"
+        "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    folder = tmp_path / "runs" / "notes"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TakenError, match=f"another process works on {folder}; wait"):
+            alone(folder).__enter__()
+        with alone(tmp_path / "runs" / "other"):
+            pass
+        with alone(folder, waiting=holder.kill):
+            assert holder.wait() < 0, "it waited until the holder was killed"
+    finally:
+        holder.kill()
+    with alone(folder):
+        pass

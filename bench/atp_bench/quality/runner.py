@@ -2,6 +2,7 @@
 
 A cell is one training run. Cells of a domain, seed, length and batch share one dense baseline.
 Every finished cell is in the results file at once, so that a killed matrix goes on where it was.
+Several processes may work on one matrix: each takes a cell that no other has.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from atp_bench.tasks import recovery_where_able, tasks_of
 from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
 from atp_edge.data import Blocks, Splits
+from atp_edge.errors import TakenError
 from atp_edge.evaluate import TaskScore, evaluate
 from atp_edge.families import model_shape
+from atp_edge.files import alone
 from atp_edge.inputs import accelerate, load_dense, placed, space_of, splits_of, tokenizer_of
 from atp_edge.plan import shares
 from atp_edge.progress import Progress
@@ -60,7 +63,8 @@ def run_matrix(
     blocks: int = 40,
     keep: bool = False,
 ) -> list[Result]:
-    """Run every cell that the results file lacks; returns all results of these cells.
+    """Run every cell that the results file lacks and no other process is at; returns all results
+    of these cells.
 
     work: where runs lie. results: JSON, written after every cell. items: of every task, at most.
     blocks: of the test split, at most, where more than `dataset.test_blocks`. keep: leave a
@@ -69,19 +73,23 @@ def run_matrix(
     """
     base = base or Config()
     wanted = list(dict.fromkeys(cells))
-    found = read_results(results)
     for cell in wanted:
         run = work / cell.key.replace("/", "_").replace(" ", "-")
-        known = found.get(cell.key)
-        if known and not (run.exists() and (known.items < items or known.blocks < blocks)):
-            continue
-        progress.say(cell.key)
-        found[cell.key] = _run_cell(cell, base, known, items, blocks, run, progress)
-        # Read again: another process may work on other cells of the same file.
-        write_results(results, read_results(results) | {cell.key: found[cell.key]})
-        if not keep:
-            shutil.rmtree(run)
-    return [found[cell.key] for cell in wanted]
+        try:
+            with alone(run):
+                known = read_results(results).get(cell.key)
+                if known and not (run.exists() and (known.items < items or known.blocks < blocks)):
+                    continue
+                progress.say(cell.key)
+                made = _run_cell(cell, base, known, items, blocks, run, progress)
+                with alone(results, waiting=lambda: None):
+                    write_results(results, read_results(results) | {cell.key: made})
+                if not keep:
+                    shutil.rmtree(run)
+        except TakenError:
+            progress.say(f"{cell.key}: another process is at it")
+    found = read_results(results)
+    return [found[cell.key] for cell in wanted if cell.key in found]
 
 
 # Cells of a domain, seed and length follow one another; each may be tested on more blocks too.
@@ -201,8 +209,9 @@ def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> 
 
 def _once(dense: RunFolder, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured of a dense model; kept in its folder, for its cells share it."""
-    if name not in dense.parts():
-        dense.add_part(name, measure())
+    with alone(dense.path, waiting=lambda: None):
+        if name not in dense.parts():
+            dense.add_part(name, measure())
     return dense.parts()[name]
 
 
@@ -239,15 +248,16 @@ def _dense_baseline(
     """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
     parts = (Path(config.data).stem, config.seed, config.steps, config.train.batch_blocks)
     made = RunFolder(work / "_".join(map(str, ("dense", *parts, config.lora.rank))))
-    # What it does not read may have had other defaults when it was tuned.
-    unread = made.config() if made.config_toml.is_file() else base
-    shared = replace(
-        config,
-        out=str(made.path),
-        **{name: getattr(unread, name) for name in UNREAD_BY_DENSE},
-    )
-    run = open_run(shared)
-    run_part(tune_dense, shared, run, splits, accelerator, progress)
-    for left in run.checkpoint.glob("*.pt"):
-        left.unlink()
+    with alone(made.path, waiting=lambda: progress.say(f"waiting for {made.path}")):
+        # What it does not read may have had other defaults when it was tuned.
+        unread = made.config() if made.config_toml.is_file() else base
+        shared = replace(
+            config,
+            out=str(made.path),
+            **{name: getattr(unread, name) for name in UNREAD_BY_DENSE},
+        )
+        run = open_run(shared)
+        run_part(tune_dense, shared, run, splits, accelerator, progress)
+        for left in run.checkpoint.glob("*.pt"):
+            left.unlink()
     return run
