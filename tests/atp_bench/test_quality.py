@@ -217,10 +217,10 @@ def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:
         first, cell=replace(first.cell, steps=800), tokens=409_600, perplexity=15.0, recovery=0.8
     )
     shown = document([longer, first, *others])
-    assert 'title "legal, 40% cut, seeds 0: recovery by tokens of training"' in shown
+    assert 'title "legal, 40% cut, seed 0: recovery by tokens of training"' in shown
     assert 'x-axis ["0.1 M", "0.4 M"]' in shown
     assert "line [0.600, 0.800]" in shown
-    assert "legal, 40% cut, seeds 0" in page([longer, first, *others])
+    assert "legal, 40% cut, seed 0" in page([longer, first, *others])
     (batched,) = BATCHED
     most = replace(
         longer, cell=replace(longer.cell, method=batched), tokens=20_480_000, recovery=0.9

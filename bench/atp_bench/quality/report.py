@@ -102,7 +102,8 @@ class _Curve:
     @property
     def name(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
-        return f"{self.domain}, {1 - self.points[0].share:.0%} cut, seeds {seeds}"
+        plural = "s" if len(self.seeds) > 1 else ""
+        return f"{self.domain}, {1 - self.points[0].share:.0%} cut, seed{plural} {seeds}"
 
 
 def _curves(results: Sequence[Result]) -> list[_Curve]:
