@@ -159,7 +159,8 @@ def quality(
                 blocks=blocks,
                 keep=keep,
             )
-    for shown in (*tables(summarize(results)), *ablations_tables(ablations(results))):
+    summaries = summarize(results)
+    for shown in (*tables(summaries), *ablations_tables(ablations(summaries))):
         console.print(shown)
     # --only asks about its own cells: what they say nothing of is not "not measured".
     if made := [claim for claim in claims(results) if claim.measured or not only]:

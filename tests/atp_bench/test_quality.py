@@ -335,7 +335,7 @@ def test_each_part_is_told_by_what_the_default_leads_without_it() -> None:
         replace(changed("DoRA alone", 0, 24.0), cell=replace(ours[0].cell, method="DoRA alone",
                                                               steps=400)),
     ]  # fmt: skip
-    first, second = ablations(rows)
+    first, second = ablations(summarize(rows))
     assert (first.method, first.seeds, second.method) == ("LoRA alone", 2, "no regularizer")
     assert first.recovery.value == pytest.approx(0.4)
     assert first.lead == Measured(value=pytest.approx((0.2 + 0.1) / 2))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from rich.table import Table
 
 from atp_bench.quality.cells import ABLATIONS
-from atp_bench.quality.results import Result
-from atp_bench.quality.summary import Summary, lead_cells, summarize
+from atp_bench.quality.summary import Summary, lead_cells
 
 
-def ablations(results: Sequence[Result]) -> list[Summary]:
-    """Every ablation that has its ATP twin among the results; what buys most comes first."""
-    led = [
-        (s.where, -s.lead.value, s) for s in summarize(results) if s.method in ABLATIONS and s.lead
-    ]
+def ablations(summaries: Iterable[Summary]) -> list[Summary]:
+    """Every ablation that was measured beside ATP; what buys most comes first."""
+    led = [(s.where, -s.lead.value, s) for s in summaries if s.method in ABLATIONS and s.lead]
     return [s for *_, s in sorted(led, key=itemgetter(0, 1))]
 
 

@@ -56,7 +56,7 @@ def document(results: Sequence[Result]) -> str:
         own = [s for s in methods if s.domain == domain]
         parts += [f"## {domain}\n\n", markdown(own), "\n"]
         parts += [_mermaid(c) for c in curves if c.domain == domain]
-    made = ablations(results)
+    made = ablations(summaries)
     if made:
         parts += ["## What each part buys\n\n", ablations_markdown(made)]
     return "".join(parts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from atp_bench.environment import environment
 from atp_bench.quality.cells import Cell
-from atp_edge.files import read_json, write_json
+from atp_edge.files import alone, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +59,9 @@ def read_results(path: Path) -> dict[str, Result]:
 def write_results(path: Path, found: Mapping[str, Result]) -> None:
     rows = [asdict(r) for r in found.values()]
     write_json(path, {"environment": environment(), "results": rows})
+
+
+def add_result(path: Path, made: Result) -> None:
+    """Put a cell's result into a file that other processes add to as well."""
+    with alone(path, waiting=lambda: None):
+        write_results(path, read_results(path) | {made.cell.key: made})

@@ -21,7 +21,7 @@ from atp_export.narrow import merge
 from transformers import PreTrainedModel
 
 from atp_bench.quality.cells import LAYERS, Cell
-from atp_bench.quality.results import Result, read_results, write_results
+from atp_bench.quality.results import Result, add_result, read_results
 from atp_bench.tasks import recovery_where_able, tasks_of
 from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
@@ -81,9 +81,7 @@ def run_matrix(
                 if known and not (run.exists() and (known.items < items or known.blocks < blocks)):
                     continue
                 progress.say(cell.key)
-                made = _run_cell(cell, base, known, items, blocks, run, progress)
-                with alone(results, waiting=lambda: None):
-                    write_results(results, read_results(results) | {cell.key: made})
+                add_result(results, _run_cell(cell, base, known, items, blocks, run, progress))
                 if not keep:
                     shutil.rmtree(run)
         except TakenError:
@@ -212,7 +210,7 @@ def _once(dense: RunFolder, name: str, measure: Callable[[], dict[str, Any]]) ->
     with alone(dense.path, waiting=lambda: None):
         if name not in dense.parts():
             dense.add_part(name, measure())
-    return dense.parts()[name]
+        return dense.parts()[name]
 
 
 def _task_recovery(
