@@ -120,5 +120,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def update_json(path: Path, section: str, value: Any) -> None:
-    """Set one section of a JSON file and leave the others as they are."""
-    write_json(path, read_json(path) | {section: value})
+    """Set one section of a JSON file; the others stay, also those that a process adds meanwhile."""
+    with alone(path, waiting=lambda: None):
+        write_json(path, read_json(path) | {section: value})

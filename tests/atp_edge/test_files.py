@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from atp_edge.errors import TakenError
-from atp_edge.files import alone, file_atomically, folder_atomically, write_atomically
+from atp_edge.files import (
+    alone,
+    file_atomically,
+    folder_atomically,
+    read_json,
+    update_json,
+    write_atomically,
+)
 
 LARGE = {"weight": torch.zeros(1 << 18)}  # 1 MiB
 
@@ -92,3 +100,11 @@ def test_a_folder_is_one_process_s_alone_until_that_one_ends_or_is_killed(tmp_pa
         holder.kill()
     with alone(folder):
         pass
+
+
+def test_sections_added_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    names = [f"stage {i}" for i in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: update_json(file, name, {"seconds": 1}), names))
+    assert read_json(file).keys() == set(names)
