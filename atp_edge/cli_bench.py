@@ -176,7 +176,7 @@ def training(
     kept: Annotated[float, typer.Option(help="share of the decoder that stays")] = 0.6,
     tokens: Annotated[int, typer.Option(help="tokens of the batch")] = 512,
     rank: Annotated[int, typer.Option(help="of the LoRA")] = 16,
-    rounds: Annotated[int, typer.Option(help="rounds, variants in turn")] = 5,
+    rounds: Annotated[int, typer.Option(help="rounds, variants in turn")] = 9,
     precision: Annotated[
         list[str] | None,
         typer.Option(help="fp32 or bf16; may be repeated; the first is the ratios'"),

@@ -10,18 +10,26 @@ from rich.table import Table
 
 def table(precision: str, rows: dict[str, Any], *, equal: bool) -> Table:
     """A row a variant of the LoRA step; ratios only where the gradients are equal."""
-    shown = Table(title=f"LoRA step, {precision}", title_justify="left")
+    shown = Table(
+        title=f"LoRA step, {precision}: ms, over all kept, and the quartiles of that",
+        title_justify="left",
+    )
     shown.add_column("variant", overflow="fold")
-    for name in ("layers, ms", "ratio", "step, ms", "ratio"):
+    for name in ("layers", "ratio", "quartiles", "step", "ratio", "quartiles"):
         shown.add_column(name, justify="right", no_wrap=True)
     for name, row in rows.items():
-        ratios = [
-            f"{row[f'{step}_ratio']:.3f}" if equal else "-"
-            for step in ("decoder_step", "lora_step")
-        ]
-        shown.add_row(name, f"{row['decoder_step_ms']:.0f}", ratios[0],
-                      f"{row['lora_step_ms']:.0f}", ratios[1])  # fmt: skip
+        shown.add_row(
+            name, *_cells(row, "decoder_step", equal=equal), *_cells(row, "lora_step", equal=equal)
+        )
     return shown
+
+
+def _cells(row: dict[str, Any], step: str, *, equal: bool) -> tuple[str, str, str]:
+    ms = f"{row[f'{step}_ms']:.0f}"
+    if not equal:
+        return ms, "-", "-"
+    low, high = row[f"{step}_ratio_quartiles"]
+    return ms, f"{row[f'{step}_ratio']:.2f}", f"{low:.2f}-{high:.2f}"
 
 
 def kernels_table(measured: dict[str, Any]) -> Table:

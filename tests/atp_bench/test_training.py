@@ -46,6 +46,9 @@ def test_training_writes_its_ratios_and_how_they_came_about(tmp_path: Path) -> N
     ours = figures["rows"]["fp32"]["kept alone"]
     assert figures["decoder_step_ratio_60"] == ours["decoder_step_ratio"] > 0
     assert figures["lora_step_ratio_60"] == ours["lora_step_ratio"] > 0
+    low, high = ours["lora_step_ratio_quartiles"]
+    assert low < ours["lora_step_ratio"] < high
+    assert f"{low:.2f}-{high:.2f}" in done.output
     assert figures["rows"]["bf16"].keys() == figures["rows"]["fp32"].keys()
     assert figures["rows"]["fp32"]["all kept"]["lora_step_ratio"] == 1.0
     assert f"lora_step_ratio_60 = {figures['lora_step_ratio_60']:.3f}" in done.output
