@@ -83,6 +83,17 @@ def test_values_and_gradients_equal_the_whole_logits(
         assert error < (0.05 if cast else 1e-5), (name, error)
 
 
+def test_a_model_that_equals_its_teacher_has_nothing_to_learn_from_it() -> None:
+    model = tiny_model("llama", vocab_size=3000)
+    loss, plain = distilled_loss(model, tiny_model("llama", vocab_size=3000), BATCH, 1.0)
+    taught, alone = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(x, list(model.parameters()))])
+        for x in (loss, language_loss(model, BATCH))
+    )
+    assert taught.norm() < 1e-5 * alone.norm()
+    assert not plain.requires_grad
+
+
 class Largest(TorchDispatchMode):
     """Watches every operator's results for the most elements."""
 
