@@ -29,28 +29,9 @@ from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masked import set_decision
 from atp_edge.reconstruct import Repair
 from atp_edge.regularizer import group_lasso, proximal_step
+from atp_edge.tuning import TunedWeights, rate_of_step
 
 GENERATOR_WARMUP = 10  # of its own steps
-
-
-def learning_rate(peak: float, done: int, *, steps: int, warmup: float, decay: bool) -> float:
-    """Linear warm-up, then a constant, or a cosine down to a tenth of the peak."""
-    rising = max(1, round(steps * warmup))
-    if done < rising:
-        return peak * (done + 1) / rising
-    if not decay:
-        return peak
-    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (done - rising) / (steps - rising))))
-
-
-def lora_parameters(model: PeftModel) -> dict[str, Tensor]:
-    """A and B of every projection, by name."""
-    return {name: p for name, p in model.named_parameters() if "lora_" in name}
-
-
-def kept_weights(model: PeftModel) -> dict[str, Tensor]:
-    """The projections' own weights, by name."""
-    return {n: p for n, p in model.named_parameters() if n.endswith("_proj.base_layer.weight")}
 
 
 class _Stream:
@@ -84,25 +65,6 @@ def step_loss(
     return distilled_loss(model, teacher, batch, settings.distill, settings.distill_hidden)
 
 
-def tuned_groups(
-    model: PeftModel, config: Config, *, retrain: bool
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Parameters by name, and AdamW's groups with the peak rate of each: LoRA, and if asked the
-    projections' own weights."""
-    lora, weights = lora_parameters(model), kept_weights(model)
-    for parameter in weights.values():
-        parameter.requires_grad_(retrain)
-    groups = [{"params": list(lora.values()), "peak": config.lora.lr}]
-    if retrain:
-        groups.append({"params": list(weights.values()), "peak": config.recovery.retrain_lr})
-    return lora | (weights if retrain else {}), groups
-
-
-def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    # Fused: 210 -> 63 ms for SmolLM2-135M's kept weights on one CPU core.
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
-
-
 class Tuner:
     """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
 
@@ -127,31 +89,24 @@ class Tuner:
         self.rate, self.validation = 1.0, validation
         self.teacher = teacher
         self.stream = _Stream(train, config, accelerator.device)
-        self.parameters, groups = tuned_groups(model, config, retrain=retrain)
-        self.optimizer = accelerator.prepare(_adamw(groups))
+        self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
 
     def step(self, index: int) -> Record:
-        train = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * learning_rate(
-                group["peak"],
-                index - self.first_step,
-                steps=self.last_step - self.first_step,
-                warmup=train.warmup,
-                decay=True,
-            )
+        rate = self.rate * rate_of_step(
+            index - self.first_step,
+            steps=self.last_step - self.first_step,
+            warmup=self.config.train.warmup,
+            decay=True,
+        )
         batch = self.stream(index)
         with self.accelerator.autocast():
             loss, plain = step_loss(self.model, self.teacher, batch, self.config)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.parameters.values(), train.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.tuned.step(loss, rate)
         return Record(
             step=index,
             phase=self.phase,
             loss=float(plain),
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=rate * self.config.lora.lr,
             tokens=(index + 1) * batch.input_ids.numel(),
         )
 
@@ -162,11 +117,10 @@ class Tuner:
             return math.log(perplexity(self.model, self.validation))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
+        return self.tuned.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _restore(self.parameters, state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.tuned.load_state_dict(state)
 
 
 class JointLearner:
@@ -201,8 +155,7 @@ class JointLearner:
         self.generator = generator.to(accelerator.device)
         self.stream = _Stream(train, config, accelerator.device)
         self.decision_stream = _Stream(decision, config, accelerator.device)
-        self.parameters, groups = tuned_groups(model, config, retrain=retrain)
-        self.optimizer = accelerator.prepare(_adamw(groups))
+        self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
@@ -251,7 +204,7 @@ class JointLearner:
             noise_scale=settings.noise,
             projected=settings.projection,
         )
-        self._train(False)
+        self.tuned.hold(True)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
@@ -267,7 +220,7 @@ class JointLearner:
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
-        self._train(True)
+        self.tuned.hold(False)
         if follows:
             self._follow(scores, before)
         changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])
@@ -297,12 +250,11 @@ class JointLearner:
         self.generator.set_base(starting_logits(self.importance, self.space))
 
     def _lora_step(self, index: int) -> tuple[float, float, int]:
-        settings, train = self.config.decision, self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * learning_rate(
-                group["peak"], index, steps=self.config.steps, warmup=train.warmup, decay=False
-            )
-        lr = self.optimizer.param_groups[0]["lr"]
+        settings = self.config.decision
+        rate = self.rate * rate_of_step(
+            index, steps=self.config.steps, warmup=self.config.train.warmup, decay=False
+        )
+        lr = rate * self.config.lora.lr
         set_decision(self.model, self.masks, settings.placement)
         # The strength grows through the phase, so that groups reach zero at the freeze.
         strength = settings.strength * (index + 1) / self.last_step
@@ -311,10 +263,7 @@ class JointLearner:
             loss, plain = step_loss(self.model, self.teacher, batch, self.config)
         if settings.regularizer == "lasso":
             loss = loss + strength * 1e-3 * group_lasso(self.model, self.masks)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.parameters.values(), train.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.tuned.step(loss, rate)
         if settings.regularizer == "proximal":
             proximal_step(self.model, self.masks, strength * lr)
         return float(plain), lr, (index + 1) * batch.input_ids.numel()
@@ -323,14 +272,8 @@ class JointLearner:
         """None: the decision is still moving."""
         return None
 
-    def _train(self, on: bool) -> None:
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(on)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "parameters": dict(self.parameters),
-            "optimizer": self.optimizer.state_dict(),
+        return self.tuned.state_dict() | {
             "generator": self.generator.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "masks": self.masks,
@@ -340,14 +283,7 @@ class JointLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         # Weights that are not tuned are in no checkpoint: the repair makes them as they were.
         self._hold([mask.to(self.accelerator.device) for mask in state["masks"]])
-        _restore(self.parameters, state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.tuned.load_state_dict(state)
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.importance = state["importance"]
-
-
-@torch.no_grad()
-def _restore(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])

@@ -34,7 +34,8 @@ from atp_edge.plan import plan_of, read_plan, write_plan
 from atp_edge.reconstruct import Repair
 from atp_edge.regularizer import group_lasso, proximal_step
 from atp_edge.structures import by_structure
-from atp_edge.trainer import JointLearner, Tuner, learning_rate
+from atp_edge.trainer import JointLearner, Tuner
+from atp_edge.tuning import rate_of_step
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (24, 20), generator=torch.Generator().manual_seed(0))
@@ -280,7 +281,7 @@ def test_distillation_from_itself_is_no_loss_beyond_the_text() -> None:
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
-    rates = [learning_rate(1.0, i, steps=100, warmup=0.1, decay=True) for i in range(100)]
+    rates = [rate_of_step(i, steps=100, warmup=0.1, decay=True) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
@@ -391,8 +392,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, whole: bool) ->
     resumed = made()
     rest = finish(resumed, tmp_path / "killed")
     assert [r.step for r in rest] == list(range(4, 12))
-    for name, parameter in straight.parameters.items():
-        assert torch.equal(parameter, resumed.parameters[name]), name
+    for name, parameter in straight.tuned.parameters.items():
+        assert torch.equal(parameter, resumed.tuned.parameters[name]), name
     for of in (lambda x: x.masks, lambda x: x.importance or []):
         for ours, theirs in zip(of(straight), of(resumed), strict=True):
             assert torch.equal(ours, theirs)
@@ -405,8 +406,8 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     one, two = learner(), learner()
     finish(one, tmp_path / "1")
     finish(two, tmp_path / "2")
-    for name, parameter in one.parameters.items():
-        assert torch.equal(parameter, two.parameters[name])
+    for name, parameter in one.tuned.parameters.items():
+        assert torch.equal(parameter, two.tuned.parameters[name])
 
 
 def test_recovery_tunes_the_kept_weights_too_and_resumes(tmp_path: Path) -> None:
@@ -417,19 +418,19 @@ def test_recovery_tunes_the_kept_weights_too_and_resumes(tmp_path: Path) -> None
                      first_step=2, teacher=teacher, retrain=True)  # fmt: skip
 
     straight, resumed = tuner(), tuner()
-    start = {n: p.detach().clone() for n, p in straight.parameters.items()}
+    start = {n: p.detach().clone() for n, p in straight.tuned.parameters.items()}
     finish(straight, tmp_path / "straight")
     finish(tuner(), tmp_path / "killed", stop_at=9)
     finish(resumed, tmp_path / "killed")
-    for name, parameter in straight.parameters.items():
-        assert torch.equal(parameter, resumed.parameters[name]), name
+    for name, parameter in straight.tuned.parameters.items():
+        assert torch.equal(parameter, resumed.tuned.parameters[name]), name
         assert not torch.equal(parameter, start[name]), name
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     made = learner()
     with torch.no_grad():
-        next(iter(made.parameters.values())).fill_(float("nan"))
+        next(iter(made.tuned.parameters.values())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"diverges .*the loss is nan.*--lora-lr"):
         run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
 
@@ -494,8 +495,8 @@ def test_a_phase_stops_early_and_keeps_its_best_step(tmp_path: Path) -> None:
     # A finished phase that is asked again takes the same step.
     again = tuner()
     run_phase(again, folder=tmp_path, save_every=10, on_record=lambda r: None, patience=0.05)
-    for name, parameter in made.parameters.items():
-        assert torch.equal(parameter, again.parameters[name]), name
+    for name, parameter in made.tuned.parameters.items():
+        assert torch.equal(parameter, again.tuned.parameters[name]), name
 
 
 @pytest.mark.parametrize(("patience", "ends", "keeps"), [(0.5, 40, 40), (0.3, 20, 8), (0, 40, 40)])

@@ -1,0 +1,76 @@
+"""What a step tunes: LoRA, and the kept weights beside it, each at its peak rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+
+from atp_edge.config import Config
+
+
+def rate_of_step(done: int, *, steps: int, warmup: float, decay: bool) -> float:
+    """The share of its peak that a learning rate has: linear warm-up, then a constant, or a cosine
+    down to a tenth."""
+    rising = max(1, round(steps * warmup))
+    if done < rising:
+        return (done + 1) / rising
+    if not decay:
+        return 1.0
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (done - rising) / (steps - rising)))
+
+
+def lora_parameters(model: PeftModel) -> dict[str, Tensor]:
+    """A and B of every projection, by name."""
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def kept_weights(model: PeftModel) -> dict[str, Tensor]:
+    """The projections' own weights, by name."""
+    return {n: p for n, p in model.named_parameters() if n.endswith("_proj.base_layer.weight")}
+
+
+class TunedWeights:
+    """LoRA, and if asked the projections' own weights, with their optimizer."""
+
+    def __init__(
+        self, model: PeftModel, config: Config, accelerator: Accelerator, *, retrain: bool
+    ) -> None:
+        self.accelerator, self.clip = accelerator, config.train.clip
+        lora, weights = lora_parameters(model), kept_weights(model)
+        for parameter in weights.values():
+            parameter.requires_grad_(retrain)
+        self.parameters = lora | (weights if retrain else {})
+        groups = [{"params": list(lora.values()), "peak": config.lora.lr}]
+        if retrain:
+            groups.append({"params": list(weights.values()), "peak": config.recovery.retrain_lr})
+        # Fused: 210 -> 63 ms for SmolLM2-135M's kept weights on one CPU core.
+        made = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+        self.optimizer = accelerator.prepare(made)
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Backward, and a step at this share of the peak rates."""
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters.values(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["peak"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def hold(self, on: bool) -> None:
+        """Take no gradients of these weights, or take them again."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(not on)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
