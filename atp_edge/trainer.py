@@ -204,7 +204,7 @@ class JointLearner:
             noise_scale=settings.noise,
             projected=settings.projection,
         )
-        self.tuned.hold(True)
+        self.tuned.requires_grad_(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.space.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
@@ -220,7 +220,7 @@ class JointLearner:
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
-        self.tuned.hold(False)
+        self.tuned.requires_grad_(True)
         if follows:
             self._follow(scores, before)
         changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])

@@ -61,10 +61,9 @@ class TunedWeights:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def hold(self, on: bool) -> None:
-        """Take no gradients of these weights, or take them again."""
+    def requires_grad_(self, on: bool) -> None:
         for parameter in self.parameters.values():
-            parameter.requires_grad_(not on)
+            parameter.requires_grad_(on)
 
     def state_dict(self) -> dict[str, Any]:
         return {"parameters": dict(self.parameters), "optimizer": self.optimizer.state_dict()}
