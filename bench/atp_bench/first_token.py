@@ -11,23 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from atp_bench.latency import prefills
+from atp_bench.paired import PairedRatio, paired_ratio
 from atp_bench.peers import OURS, Engine, open_engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedRatio:
-    """Ratio "a : b" (above 1: b is faster): median over rounds, and the quartiles around it."""
-
-    median: float
-    quartiles: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """ms: medians over rounds by model. pairs: by "a : b"."""
+    """ms: medians over rounds by model. pairs: by "a : b" (above 1: b is faster)."""
 
     prompt_tokens: int
     rounds: int
@@ -74,11 +65,5 @@ def paired_first_tokens(
         prompt_tokens=prompt_tokens,
         rounds=rounds,
         ms={name: statistics.median(times) for name, times in measured.items()},
-        pairs={f"{a} : {b}": _paired(measured[a], measured[b]) for a, b in pairs},
+        pairs={f"{a} : {b}": paired_ratio(measured[a], measured[b]) for a, b in pairs},
     )
-
-
-def _paired(reference: Sequence[float], other: Sequence[float]) -> PairedRatio:
-    ratios = [a / b for a, b in zip(reference, other, strict=True)]
-    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
-    return PairedRatio(median=middle, quartiles=(low, high))

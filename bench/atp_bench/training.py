@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from atp_bench.environment import environment
+from atp_bench.paired import paired_ratio
 from atp_edge.budget import make_space, parse_budget, project
 from atp_edge.cpu import attention_implementation, keep_freed_memory
 from atp_edge.data import Blocks
@@ -186,12 +186,11 @@ def interleaved(made: TrainingBench, rounds: int, precision: Precision) -> dict[
 
 
 def _figures(step: str, times: list[float], reference: list[float]) -> dict[str, Any]:
-    ratios = [mine / theirs for mine, theirs in zip(times, reference, strict=True)]
-    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    ratio = paired_ratio(times, reference)
     return {
         f"{step}_ms": statistics.median(times) * 1e3,
-        f"{step}_ratio": middle,
-        f"{step}_ratio_quartiles": (low, high),
+        f"{step}_ratio": ratio.median,
+        f"{step}_ratio_quartiles": ratio.quartiles,
     }
 
 

@@ -270,7 +270,7 @@ def test_a_removed_rope_pair_is_scored_as_if_it_came_back() -> None:
     assert float(removed) == pytest.approx(float(kept), rel=0.25)
 
 
-def test_distillation_from_itself_is_no_loss_beyond_the_text() -> None:
+def test_distillation_costs_least_from_oneself() -> None:
     model = tiny_model("llama")
     one, plain = distilled_loss(model, model, BLOCKS.first(2), 0.0)
     assert float(one.detach()) == pytest.approx(float(plain))
