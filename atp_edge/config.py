@@ -104,7 +104,7 @@ class RecoveryConfig:
     )
     distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
     distill_hidden: float = field(
-        default=0.0, metadata={"help": "weight of the distance to the teacher's layers"}
+        default=6.0, metadata={"help": "weight of the distance to the teacher's layers"}
     )
 
 

@@ -84,11 +84,16 @@ def distilled_loss(
 
 
 def _layers_distance(layers: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """Squared distance of every layer's output [L, H] to the teacher's, over the teacher's own
-    size; the mean over layers."""
+    """Squared distance of every layer's output [L, H] to the teacher's, token by token over the
+    teacher's own size; the mean over tokens and layers.
+
+    By token, for decoders park attention on a token whose output is a hundred times the others'
+    (massive activations, arXiv 2402.17762): over the size of all, that token alone would count.
+    """
     pairs = zip(layers, wanted, strict=True)
     distances = [
-        (x.float() - y.float()).square().sum() / y.float().square().sum() for x, y in pairs
+        ((x.float() - y.float()).square().sum(-1) / y.float().square().sum(-1)).mean()
+        for x, y in pairs
     ]
     return torch.stack(distances).mean()
 

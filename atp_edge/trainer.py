@@ -55,14 +55,21 @@ class _Stream:
 
 
 def step_loss(
-    model: PeftModel, teacher: PreTrainedModel | None, batch: Blocks, config: Config
+    model: PeftModel,
+    teacher: PreTrainedModel | None,
+    batch: Blocks,
+    config: Config,
+    *,
+    layers: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled."""
+    """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled; `layers`:
+    also by the distance to its layers, if the settings weigh it."""
     if teacher is None:
         loss = language_loss(model, batch)
         return loss, loss.detach()
     settings = config.recovery
-    return distilled_loss(model, teacher, batch, settings.distill, settings.distill_hidden)
+    hidden = settings.distill_hidden if layers else 0.0
+    return distilled_loss(model, teacher, batch, settings.distill, hidden)
 
 
 class Tuner:
@@ -214,7 +221,9 @@ class JointLearner:
         with watched as scores:
             with self.accelerator.autocast():
                 batch = self.decision_stream(before)
-                task, plain = step_loss(self.model, self.teacher, batch, self.config)
+                # What a structure is worth is what the predictions lose without it, in the unit
+                # of the importance that the start was scored by.
+                task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
             loss = task + budget_penalty(soft_share, self.space.target_share, settings.penalty)
             self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)

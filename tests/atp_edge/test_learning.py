@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from atp_edge.budget import Space, make_space, parse_budget, project
 from atp_edge.config import Config, StructureSpace, with_values
@@ -306,14 +307,16 @@ def learner(
     widths: str = "per-layer",
     structures: StructureSpace = "groups",
     retrain: bool = False,
+    teacher: PreTrainedModel | None = None,
 ) -> JointLearner:
     model = lora_model(structures=structures)
     torch.manual_seed(0)
     space = space_of(model, widths=widths)
     generator = DecisionGenerator(space.sites)
     return JointLearner(
-        model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True), retrain=retrain
-    )
+        model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True), retrain=retrain,
+        teacher=teacher,
+    )  # fmt: skip
 
 
 def finish(made: Any, folder: Path, stop_at: int | None = None) -> list[Record]:
@@ -364,6 +367,22 @@ def test_importance_is_followed_from_decision_to_decision(follows: bool, asked: 
         wanted = starting_logits(made.importance, made.space)
         for i, base in enumerate(wanted):
             torch.testing.assert_close(made.generator.get_buffer(f"base_{i}"), base)
+
+
+def test_the_decision_learns_from_predictions_and_lora_from_layers_too() -> None:
+    def after_a_step(hidden: float) -> tuple[Tensor, Tensor]:
+        config = with_values(CONFIG, {"recovery.distill_hidden": hidden})
+        made = learner(config, teacher=tiny_model("llama", seed=3))
+        made.importance = importance_to(made.model, BLOCKS.first(4))
+        made.step(0)
+        return torch.cat(made.importance), torch.cat(
+            [parameter.flatten() for parameter in made.tuned.parameters.values()]
+        )
+
+    importance, tuned = after_a_step(0.0)
+    also, otherwise = after_a_step(8.0)
+    assert torch.equal(importance, also)
+    assert not torch.equal(tuned, otherwise)
 
 
 def test_the_generator_warms_up_and_comes_to_rest() -> None:

@@ -169,3 +169,10 @@ def test_the_distance_of_layers_is_zero_to_oneself_and_its_gradient_leads_nearer
             if parameter.grad is not None:
                 parameter -= 0.05 * parameter.grad
     assert float(distance(model).detach()) < float(before.detach())
+
+
+def test_a_massive_token_does_not_hide_the_distance_of_the_others() -> None:
+    wanted = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    wanted[0] *= 1000
+    off = wanted * torch.tensor([[1.0]] + 19 * [[1.1]])
+    assert float(losses._layers_distance([off], [wanted])) == pytest.approx(0.01 * 19 / 20)

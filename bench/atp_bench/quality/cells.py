@@ -45,7 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no reconstruction": {"recovery.reconstruct_blocks": 0},
     "reconstruction at the start alone": {"recovery.reconstruct_along": False},
     "no distillation": {"recovery.distill": 0.0},
-    "hidden states distilled": {"recovery.distill_hidden": 1.0},
+    "logits distilled alone": {"recovery.distill_hidden": 0.0},
     "importance of the start alone": {"decision.follow": False},
     "importance alone, no gradient": {"decision.lr": 0.0},
     "kept weights at 1e-4": {"recovery.retrain_lr": 1e-4},
