@@ -66,8 +66,8 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
         for layer in shape.layers
     )
     activation = 4 if config.train.precision == "no" else 2
+    loss = 3 * min(tokens, CHUNK_TOKENS) * shape.vocabulary
     if config.recovery.distill and config.recovery.distill_hidden:
-        # Every layer's output, the teacher's, and their difference, in fp32.
-        kept += 3 * len(shape.layers) * shape.hidden * _FP32 // activation
-    logits = 3 * min(tokens, CHUNK_TOKENS) * shape.vocabulary
-    return (max(joint, recovery) + teacher + logits) * _FP32 + tokens * kept * activation
+        # Every layer's output, the teacher's, and their difference.
+        loss += 3 * tokens * len(shape.layers) * shape.hidden
+    return (max(joint, recovery) + teacher + loss) * _FP32 + tokens * kept * activation

@@ -90,11 +90,12 @@ def _layers_distance(layers: list[Tensor], wanted: list[Tensor]) -> Tensor:
     By token, for decoders park attention on a token whose output is a hundred times the others'
     (massive activations, arXiv 2402.17762): over the size of all, that token alone would count.
     """
+
+    def size(of: Tensor) -> Tensor:
+        return of.float().square().sum(-1)
+
     pairs = zip(layers, wanted, strict=True)
-    distances = [
-        ((x.float() - y.float()).square().sum(-1) / y.float().square().sum(-1)).mean()
-        for x, y in pairs
-    ]
+    distances = [(size(x.float() - y) / size(y)).mean() for x, y in pairs]
     return torch.stack(distances).mean()
 
 

@@ -104,7 +104,7 @@ def test_a_folder_is_one_process_s_alone_until_that_one_ends_or_is_killed(tmp_pa
 
 def test_sections_added_at_the_same_time_are_all_there(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
-    names = [f"stage {i}" for i in range(32)]
+    names = [f"stage {i}" for i in range(64)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: update_json(file, name, {"seconds": 1}), names))
     assert read_json(file).keys() == set(names)
