@@ -139,9 +139,12 @@ class ExportConfig:
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
         default="fp32", metadata={"help": "weights in the ONNX file"}
     )
-    quantizer: Literal["nearest", "k-quant", "gptq"] = field(
-        default="nearest",
-        metadata={"help": "how int8 and int4 round; gptq: calibrated on the train split"},
+    quantizer: Literal["auto", "nearest", "k-quant", "gptq"] = field(
+        default="auto",
+        metadata={
+            "help": "how int8 and int4 round; gptq: calibrated on the train split; "
+            "auto: gptq for int4, nearest for int8"
+        },
     )
     keep_adapter: bool = field(
         default=False, metadata={"help": "keep LoRA as a narrow peft adapter in slim/"}

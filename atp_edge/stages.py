@@ -24,7 +24,7 @@ from atp_export.verify import verify as verify_onnx
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from atp_edge.config import Config
+from atp_edge.config import Config, ExportConfig
 from atp_edge.data import Blocks, Splits
 from atp_edge.domains import demo_model_folder
 from atp_edge.errors import NotProvenError
@@ -95,7 +95,8 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     """
     settings, keep = config.export, config.export.keep_adapter
     figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
-    calibration = calibration_of(splits_of(config)) if settings.quantizer == "gptq" else None
+    quantizer = quantizer_of(settings)
+    calibration = calibration_of(splits_of(config)) if quantizer == "gptq" else None
     for name, source, target in (
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
@@ -107,7 +108,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             target,
             flavour=settings.flavour,
             precision=settings.precision,
-            quantizer=settings.quantizer,
+            quantizer=quantizer,
             calibration=calibration,
             adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
             provenance=_provenance(config, run),
@@ -118,6 +119,14 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             "seconds": time.perf_counter() - began,
         }
     run.add_metrics("export", figures)
+
+
+def quantizer_of(settings: ExportConfig) -> Quantizer:
+    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
+    by any (`bench rounding`)."""
+    if settings.quantizer != "auto":
+        return settings.quantizer
+    return "gptq" if settings.precision == "int4" else "nearest"
 
 
 def calibration_of(splits: Splits) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from atp_export.calibrate import FIRST_READER, input_grams
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge, narrow_peft
+from atp_export.quantize import Quantizer, quantize
 from atp_export.verify import verify
 from peft import PeftModel
 from torch import Tensor
@@ -22,12 +25,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from atp_edge.budget import make_space, parse_budget, project
 from atp_edge.data import Splits, load_documents, make_splits
 from atp_edge.evaluate import perplexity
-from atp_edge.families import model_shape
+from atp_edge.families import ATTENTION_PROJECTIONS, model_shape
 from atp_edge.importance import starting_logits, taylor_importance
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
 from atp_edge.plan import Plan, plan_of, shares
 from atp_edge.reconstruct import Repair
+from tests.atp_export.test_quantize import values
 
 pytestmark = pytest.mark.real
 WIDTHS = ("uniform", "per-layer")
@@ -152,3 +156,27 @@ assert not any(m.startswith("atp_") for m in sys.modules)
     expected = slim.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
     assert done[-2] == str(expected)
     assert int(done[-1]) == sum(p.numel() for p in slim.parameters())
+
+
+@torch.no_grad()
+def test_gptq_takes_most_of_what_int4_costs_though_one_token_is_a_hundred_times_the_others(
+    real_folder: Path, splits: Splits
+) -> None:
+    """On attention, whose grams that token would rule."""
+    model = load_narrow(real_folder)
+    modules = {n: m for n, m in model.named_modules() if n.endswith(ATTENTION_PROJECTIONS)}
+    exact = {name: module.weight.clone() for name, module in modules.items()}
+    with torch.enable_grad():
+        grams = input_grams(real_folder, splits.train.spread(16).input_ids)
+    test = splits.test.spread(8)
+    before = math.log(perplexity(model, test))
+
+    def cost(quantizer: Quantizer) -> float:
+        for name, module in modules.items():
+            parent, _, own = name.rpartition(".")
+            gram = grams[f"{parent}.{FIRST_READER[own]}"]
+            blocks = quantize(exact[name].T, 4, quantizer, gram)
+            module.weight.copy_(torch.from_numpy(values(blocks)).T)
+        return math.log(perplexity(model, test)) - before
+
+    assert 0 < cost("gptq") < 0.6 * cost("nearest")

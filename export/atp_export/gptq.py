@@ -17,9 +17,9 @@ DAMPING = 0.01
 def gptq(matrix: Tensor, gram: Tensor, *, bits: int, block: int) -> tuple[Tensor, Tensor]:
     """Levels uint8 [K, N] (their middle means 0) and scales fp32 [blocks, N] of a matrix [K, N].
 
-    gram: X^T X [K, K] of calibration inputs. A block's scale is set when its first row's turn
-    comes: its weight of largest magnitude is the level 0 exactly, as onnxruntime's symmetric
-    quantizer has it. Raises ValueError for a gram that is not finite.
+    gram: X^T X [K, K] of calibration inputs, weighted or not. A block's scale is set when its first
+    row's turn comes: its weight of largest magnitude is the level 0 exactly, as onnxruntime's
+    symmetric quantizer has it. Raises ValueError for a gram that is not finite.
     """
     if not torch.isfinite(gram).all():
         raise ValueError("calibration gave inputs that are not finite: the model diverges on them")

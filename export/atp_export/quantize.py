@@ -5,7 +5,8 @@ How values are rounded is the quantizer's:
 - nearest: to the nearest of the block's levels, by onnxruntime's own quantizer; no data.
 - k-quant: levels that fit the block's weights best, with a zero point a block (llama.cpp's search,
   as onnxruntime ships it); no data, 3 % more bytes at 4 bits.
-- gptq: errors of a weight made good by those after it, on calibration data (see atp_export.gptq).
+- gptq: errors of a weight made good by those after it, so that the loss on calibration text changes
+  least (see atp_export.gptq, atp_export.calibrate).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def quantize(
 ) -> Blocks:
     """Round a matrix [K, N] to 2^bits levels a block.
 
-    gram: X^T X [K, K] of the matrix's calibration inputs X, for gptq; a matrix without one is
-    rounded to the nearest.
+    gram: X^T X [K, K] of the matrix's calibration inputs X, its rows weighted or not, for gptq; a
+    matrix without one is rounded to the nearest.
     """
     if quantizer == "k-quant":
         return _k_quant(matrix, bits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,23 @@ def test_rounding_is_measured_by_quantizer_and_reported(finished: Path, tmp_path
     page = (finished / "report.html").read_text()
     assert "What rounding the weights costs" in page
     assert "int4, gptq" in page
+
+
+@pytest.mark.parametrize(("precision", "quantizer"), [("int4", "gptq"), ("int8", "nearest")])
+def test_a_run_rounds_by_the_quantizer_that_its_precision_wants(
+    finished: Path, tmp_path: Path, precision: str, quantizer: str
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(finished, copied)
+    settings = (copied / "config.toml").read_text()
+    assert 'precision = "fp32"' in settings
+    (copied / "config.toml").write_text(
+        settings.replace('precision = "fp32"', f'precision = "{precision}"')
+    )
+    atp_edge("export", "--out", str(copied))
+    shipped = json.loads((copied / "onnx" / "manifest.json").read_text())
+    assert f'"quantizer": "{quantizer}"' in json.dumps(shipped)
+    atp_edge("verify", "--out", str(copied))
 
 
 def test_a_run_may_cut_rope_pairs_instead_of_heads(

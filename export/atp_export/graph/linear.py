@@ -41,7 +41,7 @@ class Storage:
     contrib: bool
     quantizer: Quantizer = "nearest"
     grams: Mapping[str, Tensor] = field(default_factory=dict)
-    """Calibration for gptq, by the path of a packed matrix's first projection."""
+    """Calibration for gptq, by the path of a packed matrix's first projection, or lm_head."""
     adapters: bool = False
     """Every projection takes LoRA factors as optional inputs, empty by default."""
 
@@ -155,9 +155,9 @@ def embedding_and_head(
 
     Tied matrices are stored once where the flavour can read the head's tensor by rows.
     """
-    name = "model.embed_tokens.weight"
+    name, gram = "model.embed_tokens.weight", storage.grams.get("lm_head")
     if storage.bits is not None and storage.contrib and shape.tied and not shape.hidden % BLOCK:
-        blocks = quantize(weights(name).T, storage.bits, storage.quantizer)
+        blocks = quantize(weights(name).T, storage.bits, storage.quantizer, gram)
         stored = _store_blocks(g, blocks, "lm_head")
         embedded = _gather_blocks(g, ids, blocks, stored)
         return embedded, lambda x: _matmul_nbits(g, x, blocks, stored, "lm_head")
@@ -167,7 +167,7 @@ def embedding_and_head(
         by_table = _fused_table_head if storage.contrib else _table_head
         return embedded, lambda x: by_table(g, shape, x, table)
     head = name if shape.tied else "lm_head.weight"
-    return embedded, lambda x: matmul(g, storage, x, weights(head).T, "lm_head")
+    return embedded, lambda x: matmul(g, storage, x, weights(head).T, "lm_head", gram)
 
 
 def _gather_blocks(g: GraphBuilder, ids: str, blocks: Blocks, stored: list[str]) -> str:
