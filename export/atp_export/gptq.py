@@ -12,6 +12,7 @@ from torch import Tensor
 
 # Of the gram's mean diagonal, as in the paper (section 3.3).
 DAMPING = 0.01
+COLUMNS = 8192
 
 
 def gptq(matrix: Tensor, gram: Tensor, *, bits: int, block: int) -> tuple[Tensor, Tensor]:
@@ -23,9 +24,16 @@ def gptq(matrix: Tensor, gram: Tensor, *, bits: int, block: int) -> tuple[Tensor
     """
     if not torch.isfinite(gram).all():
         raise ValueError("calibration gave inputs that are not finite: the model diverges on them")
+    factor = _factor(gram)
+    # Columns are rounded apart from one another; a vocabulary's all at once would take gigabytes.
+    parts = [_rounded(part, factor, bits, block) for part in matrix.split(COLUMNS, dim=1)]
+    levels, scales = (torch.cat(of, dim=1) for of in zip(*parts, strict=True))
+    return levels, scales
+
+
+def _rounded(matrix: Tensor, factor: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
     rows, middle = len(matrix), 2 ** (bits - 1)
     left = matrix.double().clone()
-    factor = _factor(gram)
     levels = torch.empty(matrix.shape, dtype=torch.uint8)
     scales = []
     for start in range(0, rows, block):

@@ -88,6 +88,13 @@ def test_gptq_errs_less_on_the_inputs_it_was_given() -> None:
     assert error("gptq") < 0.8 * error("nearest")
 
 
+def test_columns_are_rounded_apart_from_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, x = matrix_of(77), correlated(77)
+    at_once = values(quantize(matrix, 4, "gptq", x.T @ x))
+    monkeypatch.setattr("atp_export.gptq.COLUMNS", 7)
+    np.testing.assert_array_equal(values(quantize(matrix, 4, "gptq", x.T @ x)), at_once)
+
+
 def test_inputs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="inputs that are not finite"):
         quantize(matrix_of(32), 4, "gptq", torch.full((32, 32), torch.nan))
