@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from atp_export.calibrate import FIRST_READER, input_grams
+from atp_export.calibrate import BESIDE, input_grams
 from atp_export.checkpoint import load_narrow, save_narrow
 from atp_export.graph import export_onnx
 from atp_export.narrow import merge, narrow_peft
@@ -174,7 +174,7 @@ def test_gptq_takes_most_of_what_int4_costs_though_one_token_is_a_hundred_times_
     def cost(quantizer: Quantizer) -> float:
         for name, module in modules.items():
             parent, _, own = name.rpartition(".")
-            gram = grams[f"{parent}.{FIRST_READER[own]}"]
+            gram = grams[f"{parent}.{BESIDE.get(own, own)}"]
             blocks = quantize(exact[name].T, 4, quantizer, gram)
             module.weight.copy_(torch.from_numpy(values(blocks)).T)
         return math.log(perplexity(model, test)) - before

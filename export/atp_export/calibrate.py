@@ -13,19 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atp_edge.families import Projection
+from atp_edge.families import PROJECTIONS, Projection
 from atp_export.checkpoint import load_narrow
 
-# The first of those that read the same input, as one matrix or as several.
-FIRST_READER: dict[Projection, Projection] = {
-    "q_proj": "q_proj",
-    "k_proj": "q_proj",
-    "v_proj": "q_proj",
-    "o_proj": "o_proj",
-    "gate_proj": "gate_proj",
-    "up_proj": "gate_proj",
-    "down_proj": "down_proj",
-}
+# The first of several projections that read one input, by the others.
+BESIDE: dict[str, Projection] = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
 def input_grams(checkpoint: Path, ids: Tensor) -> dict[str, Tensor]:
@@ -59,8 +51,8 @@ def input_grams(checkpoint: Path, ids: Tensor) -> dict[str, Tensor]:
 
     for path, module in model.named_modules():
         parent, _, own = path.rpartition(".")
-        if own in FIRST_READER:
-            module.register_forward_hook(watch(f"{parent}.{FIRST_READER[own]}"))
+        if own in PROJECTIONS:
+            module.register_forward_hook(watch(f"{parent}.{BESIDE.get(own, own)}"))
     model.get_output_embeddings().register_forward_hook(watch("lm_head"))
     embed = model.get_input_embeddings()
     for block in ids:

@@ -100,43 +100,45 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
         quantize(matrix_of(32), 4, "gptq", torch.full((32, 32), torch.nan))
 
 
-def test_grams_are_of_what_each_matrix_reads_and_of_what_the_loss_heeds(tmp_path: Path) -> None:
-    model: Any = tiny_model("llama")
+@pytest.mark.parametrize("tied", [True, False])
+def test_grams_are_of_what_each_matrix_reads_and_of_what_the_loss_heeds(
+    tmp_path: Path, tied: bool
+) -> None:
+    model: Any = tiny_model("llama", tied=tied)
     save_narrow(model, None, tmp_path / "slim")
     ids = torch.randint(0, 97, (3, 10), generator=torch.Generator().manual_seed(0))
     grams = input_grams(tmp_path / "slim", ids)
     assert len(grams) == 4 * len(model.model.layers) + 1
 
-    def expected(at: str, readers: list[str]) -> Tensor:
-        modules = [model.get_submodule(f"{at}.{reader}".lstrip(".")) for reader in readers]
+    def expected(readers: list[str]) -> Tensor:
+        names = ["model.embed_tokens", *readers]
         gram = torch.zeros(())
         for block in ids:
             seen: list[tuple[Tensor, Tensor]] = []
             hook = partial(lambda seen, _, x, y: seen.append((x[0], y)), seen)
-            hooks = [module.register_forward_hook(hook) for module in modules]
+            hooks = [model.get_submodule(name).register_forward_hook(hook) for name in names]
             loss = model(block[None], labels=block[None]).loss
             for made in hooks:
                 made.remove()
-            heeded = torch.autograd.grad(loss, [y for _, y in seen])
+            of_rows, *heeded = torch.autograd.grad(loss, [y for _, y in seen])
             for token in range(len(block)):
-                x = seen[0][0][0, token].detach()
+                x = seen[1][0][0, token].detach()
                 gram = gram + sum(g[0, token].square().sum() for g in heeded) * torch.outer(x, x)
+                if tied and readers == ["lm_head"]:
+                    gram = gram + torch.outer(of_rows[0, token], of_rows[0, token])
         return gram
 
-    for at, readers in (
-        ("model.layers.0.self_attn", ["q_proj", "k_proj", "v_proj"]),
-        ("model.layers.1.self_attn", ["o_proj"]),
-        ("model.layers.1.mlp", ["gate_proj", "up_proj"]),
-        ("model.layers.0.mlp", ["down_proj"]),
-        ("", ["lm_head"]),
+    for readers in (
+        [f"model.layers.0.self_attn.{p}_proj" for p in "qkv"],
+        ["model.layers.1.self_attn.o_proj"],
+        [f"model.layers.1.mlp.{p}_proj" for p in ("gate", "up")],
+        ["model.layers.0.mlp.down_proj"],
+        ["lm_head"],
     ):
-        wanted = expected(at, readers)
+        wanted = expected(readers)
         assert wanted.norm() > 0
         torch.testing.assert_close(
-            grams[f"{at}.{readers[0]}".lstrip(".")] / wanted.norm(),
-            wanted / wanted.norm(),
-            rtol=1e-4,
-            atol=1e-4,
+            grams[readers[0]] / wanted.norm(), wanted / wanted.norm(), rtol=1e-4, atol=1e-4
         )
 
 
