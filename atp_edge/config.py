@@ -93,6 +93,10 @@ class RecoveryConfig:
     reconstruct_along: bool = field(
         default=True, metadata={"help": "repair again whenever the decision moves"}
     )
+    approach_blocks: int = field(
+        default=64,
+        metadata={"help": "blocks of the closed-form step to the dense tuned layers; 0: none"},
+    )
     adapter: Literal["lora", "ranks", "dora"] = field(
         default="lora",
         metadata={"help": "lora: goes on; begun anew, ranks: more where more was cut, or dora"},

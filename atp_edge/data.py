@@ -8,6 +8,7 @@ taken out and counted.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -330,15 +331,15 @@ def batches(
     blocks: Blocks, *, batch_blocks: int, seed: int, start_step: int = 0
 ) -> Iterator[Blocks]:
     """Endless batches [batch_blocks, T]; the batch of a step follows from the seed and the step."""
-    count = len(blocks.input_ids)
-    step = start_step
-    while True:
-        picks = [
-            _shuffled(count, seed, position // count)[position % count]
-            for position in range(step * batch_blocks, (step + 1) * batch_blocks)
-        ]
-        yield blocks.rows(torch.tensor(picks))
-        step += 1
+    for step in itertools.count(start_step):
+        yield drawn(blocks, step * batch_blocks, batch_blocks, seed=seed)
+
+
+def drawn(blocks: Blocks, first: int, count: int, *, seed: int) -> Blocks:
+    """`count` blocks from place `first` on of the endless order in which steps read them."""
+    size = len(blocks.input_ids)
+    picks = [_shuffled(size, seed, at // size)[at % size] for at in range(first, first + count)]
+    return blocks.rows(torch.tensor(picks))
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> Tensor:

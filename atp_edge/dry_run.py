@@ -44,8 +44,9 @@ def cost_table(config: Config) -> Table:
 
 
 def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
-    """The larger of joint loop and recovery: weights, the teacher, gradients, Adam's moments, what
-    the moving repair measured, what the backward pass keeps, and the loss.
+    """The largest of joint loop, recovery and the step to the teacher's layers between the two:
+    weights, the teacher, gradients, Adam's moments, what the moving repair measured, what the
+    backward pass keeps, and the loss; or the teacher's stream at every site.
 
     An estimate from sizes alone: PyTorch's own 0.8 GB and what its allocator holds come on top.
     """
@@ -70,4 +71,10 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     if config.recovery.distill and config.recovery.distill_hidden:
         # Every layer's output, the teacher's, and their difference.
         loss += 3 * tokens * len(shape.layers) * shape.hidden
-    return (max(joint, recovery) + teacher + loss) * _FP32 + tokens * kept * activation
+    steps = (max(joint, recovery) + teacher + loss) * _FP32 + tokens * kept * activation
+    approached = min(config.recovery.approach_blocks, config.train_blocks)
+    if not approached:
+        return steps
+    sites, bf16 = 2 * len(shape.layers), 2
+    streams = approached * config.dataset.block_tokens * shape.hidden * sites * bf16
+    return max(steps, (2 * count.whole + slim + count.around) * _FP32 + streams)

@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from atp_edge.approach import approach
 from atp_edge.baselines import BASELINES
 from atp_edge.budget import Space, project
 from atp_edge.config import Config
-from atp_edge.data import Blocks, Splits
+from atp_edge.data import Blocks, Splits, drawn
 from atp_edge.evaluate import TextLoss, text_loss
 from atp_edge.families import (
     ATTENTION_PROJECTIONS,
@@ -220,11 +221,15 @@ def learn_decision(
             learner.repair = Repair(model, learner.masks, sample)
         if not config.repairs_along:
             learner.repair = None  # It is done; what it measured takes memory.
+    if config.control_steps:
+        set_decision(model, learner.masks, "whole", skip=False)
+        _approach(model, 0, config, run, splits.train, accelerator, progress)
     progress.phase("joint", 0, config.control_steps, space.target_share)
     state = drive(learner, config, run, progress)
 
     progress.say("freezing the decision")
     masks = learner.freeze()
+    del learner  # Its moments would stand beside what is held next.
     plan = plan_of(
         model_shape(dense.config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
@@ -232,6 +237,7 @@ def learn_decision(
     )
     narrow = narrow_peft(model, plan)
     error = masked_narrow_error(model, narrow, masks, splits.decision)
+    _approach(narrow, config.control_steps, config, run, splits.train, accelerator, progress)
     if config.recovery.adapter != "lora":
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     _save_narrow_peft(narrow, run, "frozen")
@@ -246,6 +252,27 @@ def learn_decision(
         "decoder_share": kept.decoder,
         "whole_share": kept.whole,
     } | _story(state)
+
+
+def _approach(
+    model: PeftModel,
+    step: int,
+    config: Config,
+    run: RunFolder,
+    train: Blocks,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> None:
+    """Bring the layers near the dense tuned model's in closed form, on the blocks that the steps
+    read from this one on: no text is read that they do not read."""
+    first = step * config.train.batch_blocks
+    left = min(config.train_blocks - first, len(train.input_ids))
+    count = min(config.recovery.approach_blocks, left)
+    if count:
+        progress.say("bringing the layers near the dense tuned model's")
+        dense = placed(load_narrow(run.dense), accelerator)
+        with accelerator.autocast():
+            approach(model, dense, drawn(train, first, count, seed=config.seed))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,15 @@ import torch
 from transformers import AutoTokenizer
 
 from atp_edge.config import Config, with_values
-from atp_edge.data import Blocks, Document, Segment, batches, load_documents, make_splits
+from atp_edge.data import (
+    Blocks,
+    Document,
+    Segment,
+    batches,
+    drawn,
+    load_documents,
+    make_splits,
+)
 from atp_edge.inputs import splits_of
 
 
@@ -158,6 +166,7 @@ def test_the_batch_of_a_step_follows_from_seed_and_step() -> None:
     seen = [next(whole).input_ids for _ in range(9)]
     later = batches(blocks, batch_blocks=3, seed=4, start_step=5)
     assert torch.equal(next(later).input_ids, seen[5])
+    assert torch.equal(drawn(blocks, 6, 9, seed=4).input_ids, torch.cat(seen[2:5]))
     epoch = torch.cat(seen)[:7]
     assert sorted(epoch[:, 0].tolist()) == ids[:, 0].tolist()
 

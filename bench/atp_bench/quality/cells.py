@@ -16,6 +16,7 @@ TWO_STAGE = {
     "decision.learn": False,
     "decision.control_share": 0.0,
     "recovery.reconstruct_blocks": 0,
+    "recovery.approach_blocks": 0,
     "recovery.retrain": False,
     "recovery.distill": 0.0,
 }
@@ -44,6 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "refresh every 4": {"decision.interval": 4},
     "no reconstruction": {"recovery.reconstruct_blocks": 0},
     "reconstruction at the start alone": {"recovery.reconstruct_along": False},
+    "layers not approached": {"recovery.approach_blocks": 0},
     "no distillation": {"recovery.distill": 0.0},
     "logits distilled alone": {"recovery.distill_hidden": 0.0},
     "importance of the start alone": {"decision.follow": False},

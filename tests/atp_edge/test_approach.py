@@ -1,0 +1,84 @@
+"""The closed-form step to the teacher's layers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from atp_export.narrow import narrow_peft
+from peft import PeftModel
+from torch import Tensor
+
+from atp_edge.approach import approach
+from atp_edge.config import StructureSpace
+from atp_edge.families import FAMILIES, READS, model_shape
+from atp_edge.masked import lora_layer, set_decision
+from atp_edge.plan import plan_of
+from tests.atp_edge.test_learning import BLOCKS, SPACES, lora_model, random_masks, space_of
+from tests.conftest import tiny_model
+
+
+def distance(model: PeftModel, teacher: PeftModel) -> float:
+    """Mean squared distance of all layers' outputs, token by token over the teacher's size."""
+    layers = []
+    for one in (model, teacher):
+        with torch.no_grad():
+            out = one(input_ids=BLOCKS.input_ids, output_hidden_states=True)
+        layers.append(torch.stack(out.hidden_states[1:]))
+    ours, theirs = layers
+    return float(((ours - theirs).square().sum(-1) / theirs.square().sum(-1)).mean())
+
+
+def read_weights(model: PeftModel) -> list[Tensor]:
+    layers = range(len(model_shape(model.get_base_model().config).layers))
+    names = [(i, name) for i in layers for name in READS.values()]
+    return [lora_layer(model, i, n).get_base_layer().weight.detach().clone() for i, n in names]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_model_comes_nearer_to_its_teacher(family: str) -> None:
+    model, teacher = lora_model(family), tiny_model(family, seed=1)
+    set_decision(model, random_masks(space_of(model), seed=2), "whole", skip=False)
+    before = distance(model, teacher)
+    approach(model, teacher, BLOCKS)
+    assert distance(model, teacher) < 0.9 * before
+
+
+@pytest.mark.parametrize("structures", SPACES)
+def test_what_a_decision_removes_stays_as_it_is(structures: StructureSpace) -> None:
+    model = lora_model(structures=structures)
+    set_decision(model, random_masks(space_of(model), seed=2), "whole", skip=False)
+    before = read_weights(model)
+    approach(model, tiny_model("llama", seed=1), BLOCKS)
+    after = read_weights(model)
+    removed = lora_layer(model, 0, "down_proj").in_mask == 0  # type: ignore[operator]
+    assert torch.equal(after[1][:, removed], before[1][:, removed])
+    assert not torch.allclose(after[1][:, ~removed], before[1][:, ~removed], atol=1e-3)
+
+
+def test_a_model_that_is_its_teacher_stays_where_it_is() -> None:
+    model = lora_model()
+    teacher = copy.deepcopy(model).get_base_model()
+    before = read_weights(model)
+    approach(model, teacher, BLOCKS)
+    for ours, theirs in zip(read_weights(model), before, strict=True):
+        # The stream is held in bf16.
+        torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)
+
+
+def test_masked_and_narrow_models_make_the_same_step() -> None:
+    masked, teacher = lora_model(), tiny_model("llama", seed=1)
+    masks = random_masks(space_of(masked), seed=2)
+    plan = plan_of(
+        model_shape(masked.get_base_model().config),
+        [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
+    )
+    narrow = narrow_peft(masked, plan)
+    approach(narrow, teacher, BLOCKS)
+    set_decision(masked, masks, "whole", skip=False)
+    approach(masked, teacher, BLOCKS)
+    ids = BLOCKS.input_ids[:4]
+    torch.testing.assert_close(
+        narrow(input_ids=ids).logits, masked(input_ids=ids).logits, atol=1e-3, rtol=1e-3
+    )
