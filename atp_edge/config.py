@@ -221,7 +221,7 @@ class Config:
 
 # What a recipe changes of the defaults; what it costs and buys is in docs/recovery.md.
 RECIPES: dict[str, dict[str, Any]] = {
-    "fast": {"recovery.distill": 0.0, "decision.interval": 4},
+    "fast": {"recovery.distill": 0.0, "recovery.approach_blocks": 0, "decision.interval": 4},
     "balanced": {},
     "best": {"decision.interval": 1},
 }
