@@ -27,6 +27,8 @@ from transformers import PreTrainedModel
 from atp_edge.data import Blocks
 from atp_edge.families import READS
 from atp_edge.masked import MaskedLoraLinear, lora_layer
+from atp_edge.reconstruct import solve_damped
+from atp_edge.watched import read_under
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -39,9 +41,10 @@ def approach(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) -> None
     blocks: text [N, T], in one batch. The teacher's stream is held at every site, in bf16 on the
     CPU: 2.3 GB for 64 blocks of 512 tokens and 30 layers of 576.
     """
-    ids = blocks.input_ids.to(model.device)
+    ids = blocks.input_ids
     wanted: list[Tensor] = []
-    _run(teacher, ids, _on_stream(teacher, lambda x: wanted.append(x.to("cpu", torch.bfloat16))))
+    hooks = _on_stream(teacher, lambda x: wanted.append(x.to("cpu", torch.bfloat16)))
+    read_under(hooks, teacher, ids)
     student = model.get_base_model()
     entered: list[Tensor] = []
     sites = iter(wanted[1:])
@@ -59,16 +62,14 @@ def approach(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) -> None
     hooks = _on_stream(student, entered.append)
     for layer in range(len(student.model.layers)):
         hooks += [lora_layer(model, layer, n).register_forward_hook(move) for n in READS.values()]
-    _run(student, ids, hooks)
+    read_under(hooks, student, ids)
 
 
 def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
     """What z [B, T, in] must be multiplied by to come nearest to `missing` [B, T, H]: [in, H]."""
     z, missing, target = (x.flatten(0, 1) for x in (z, missing, target))
     heeded = z / target.square().sum(-1, keepdim=True)
-    gram = heeded.T @ z
-    gram.diagonal().add_(DAMPING * gram.diagonal().mean())
-    return torch.cholesky_solve(heeded.T @ missing, torch.linalg.cholesky(gram))
+    return solve_damped(heeded.T @ z, heeded.T @ missing, DAMPING)
 
 
 def _on_stream(model: PreTrainedModel, read: Callable[[Tensor], None]) -> list[RemovableHandle]:
@@ -79,12 +80,3 @@ def _on_stream(model: PreTrainedModel, read: Callable[[Tensor], None]) -> list[R
         norm.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
         for norm in (*norms, decoder.norm)
     ]
-
-
-def _run(model: PreTrainedModel, ids: Tensor, hooks: list[RemovableHandle]) -> None:
-    """The decoder without its vocabulary projection: no logits are wanted."""
-    try:
-        model.model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()

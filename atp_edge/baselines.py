@@ -30,6 +30,7 @@ from atp_edge.families import (
 from atp_edge.losses import language_loss
 from atp_edge.plan import Plan, plan_of
 from atp_edge.structures import Site, by_structure
+from atp_edge.watched import read_under
 
 Baseline = Callable[[PreTrainedModel, Blocks, Space], list[Tensor]]
 
@@ -159,12 +160,7 @@ def block_influence(model: PreTrainedModel, blocks: Blocks) -> Tensor:
         found[i] += (1 - cosine).mean().cpu()
 
     hooks = [layer.register_forward_hook(partial(watch, i)) for i, layer in enumerate(layers)]
-    try:
-        for i in range(len(blocks.input_ids)):
-            model(input_ids=blocks.input_ids[i : i + 1].to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_under(hooks, model, *blocks.input_ids.split(1))
     return found / len(blocks.input_ids)
 
 
@@ -269,11 +265,6 @@ def _input_moments(
         )
         for s, pair in zip(space.sites, sums, strict=True)
     ]
-    try:
-        for i in range(len(blocks.input_ids)):
-            model(input_ids=blocks.input_ids[i : i + 1].to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_under(hooks, model, *blocks.input_ids.split(1))
     tokens = blocks.input_ids.numel()
     return [(first / tokens, second / tokens) for first, second in sums]

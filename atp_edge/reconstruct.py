@@ -27,6 +27,7 @@ from atp_edge.data import Blocks
 from atp_edge.families import READS, model_shape
 from atp_edge.masked import MaskedLoraLinear, lora_layer, set_decision
 from atp_edge.structures import to_rows
+from atp_edge.watched import read_under
 
 DAMPING = 1e-1
 
@@ -42,16 +43,20 @@ class _Fold:
     stands_for: Tensor
 
 
+def solve_damped(gram: Tensor, wanted: Tensor, damping: float) -> Tensor:
+    """gram^-1 wanted, `damping` of its mean diagonal added to the gram [n, n] in place."""
+    gram.diagonal().add_(damping * gram.diagonal().mean())
+    # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
+    return torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
+
+
 def _solve(gram: Tensor, module: MaskedLoraLinear, mask: Tensor) -> _Fold:
     rows = to_rows(mask, module.in_features, module.space)
     kept, removed = rows.nonzero().squeeze(1), (~rows).nonzero().squeeze(1)
     of_kept = gram[kept]
     stands_for = of_kept[:, removed]
     if len(removed):  # Most attentions stay whole.
-        within = of_kept[:, kept]
-        within.diagonal().add_(DAMPING * within.diagonal().mean())
-        # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
-        stands_for = torch.cholesky_solve(stands_for, torch.linalg.cholesky(within))
+        stands_for = solve_damped(of_kept[:, kept], stands_for, DAMPING)
     return _Fold(mask=mask, kept=kept, removed=removed, stands_for=stands_for)
 
 
@@ -79,13 +84,7 @@ class Repair:
             module.register_forward_pre_hook(partial(self._measure, mask))
             for module, mask in zip(self.modules, masks, strict=True)
         ]
-        ids = blocks.input_ids.to(model.device)
-        try:
-            # The decoder without its vocabulary projection: no logits are wanted.
-            model.get_base_model().model(input_ids=ids, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        read_under(hooks, model.get_base_model(), blocks.input_ids)
 
     def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.data import Blocks
 from atp_edge.families import LayerShape, model_shape, module_path
+from atp_edge.watched import read_under
 
 # Of C's mean diagonal: keeps T well enough conditioned for fp32 weights.
 DAMPING = 1e-3
@@ -57,14 +58,7 @@ def rebase_values(model: PreTrainedModel, blocks: Blocks) -> None:
         hooks.append(q.register_forward_hook(partial(_add_pairs, seen.queries)))
         hooks.append(k.register_forward_hook(partial(_add_pairs, seen.keys)))
         hooks.append(o.register_forward_pre_hook(partial(_add_products, seen.values)))
-    decoder: Any = model.get_submodule("model")
-    try:
-        # The decoder without its vocabulary projection: no logits are wanted.
-        for ids in blocks.input_ids.split(1):
-            decoder(input_ids=ids.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    read_under(hooks, model, *blocks.input_ids.split(1))
     for i, seen in enumerate(moments):
         v, o = (model.get_submodule(module_path(i, name)) for name in ("v_proj", "o_proj"))
         _rebase(v, o, seen)
