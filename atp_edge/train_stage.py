@@ -25,6 +25,7 @@ from atp_edge.approach import approach
 from atp_edge.baselines import BASELINES
 from atp_edge.budget import Space, project
 from atp_edge.config import Config
+from atp_edge.cpu import giving_back_freed_memory
 from atp_edge.data import Blocks, Splits, drawn
 from atp_edge.evaluate import TextLoss, text_loss
 from atp_edge.families import (
@@ -271,7 +272,7 @@ def _approach(
     if count:
         progress.say("bringing the layers near the dense tuned model's")
         dense = placed(load_narrow(run.dense), accelerator)
-        with accelerator.autocast():
+        with accelerator.autocast(), giving_back_freed_memory():
             approach(model, dense, drawn(train, first, count, seed=config.seed))
 
 

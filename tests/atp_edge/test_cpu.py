@@ -1,15 +1,22 @@
-"""The attention to train with on a CPU, in transformers' own models."""
+"""The attention to train with on a CPU, in transformers' own models, and the memory of steps."""
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from atp_export.narrow import narrow_model
 from torch import Tensor
 
-from atp_edge.cpu import CAUSAL, attention_implementation
+from atp_edge.cpu import (
+    CAUSAL,
+    attention_implementation,
+    giving_back_freed_memory,
+    keep_freed_memory,
+)
 from tests.atp_export.test_narrow import to_cut
 from tests.conftest import FAMILIES, tiny_model
 
@@ -66,3 +73,23 @@ def test_every_layer_of_a_narrow_model_has_it(policy: str) -> None:
     torch.testing.assert_close(found, model(IDS).logits, atol=1e-5, rtol=1e-4)
     made = type(model)._from_config(model.config, attn_implementation="eager")
     assert made.model.layers[0].self_attn.config._attn_implementation == "eager"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep")
+def test_what_a_step_frees_is_kept_and_what_a_pass_frees_is_given_back() -> None:
+    def resident() -> int:
+        return int(psutil.Process().memory_info().rss) >> 20
+
+    def use_and_free_64_mib() -> None:
+        torch.ones(16 << 20)
+
+    assert keep_freed_memory()
+    with giving_back_freed_memory():
+        before = resident()
+        use_and_free_64_mib()
+        assert resident() < before + 16
+    before = resident()
+    use_and_free_64_mib()
+    assert resident() > before + 48
+    with giving_back_freed_memory():
+        assert resident() < before + 16, "what steps left does not stand beside a pass"
