@@ -46,7 +46,7 @@ def cost_table(config: Config) -> Table:
 def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     """The largest of joint loop, recovery and the step to the teacher's layers between the two:
     weights, the teacher, gradients, Adam's moments, what the moving repair measured, what the
-    backward pass keeps, and the loss; or the teacher's stream at every site.
+    backward pass keeps, and the loss; or the teacher's stream at every site beside one layer.
 
     An estimate from sizes alone: PyTorch's own 0.8 GB and what its allocator holds come on top.
     """
@@ -75,6 +75,7 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     approached = min(config.recovery.approach_blocks, config.train_blocks)
     if not approached:
         return steps
-    sites, bf16 = 2 * len(shape.layers), 2
-    streams = approached * config.dataset.block_tokens * shape.hidden * sites * bf16
-    return max(steps, (2 * count.whole + slim + count.around) * _FP32 + streams)
+    layers, bf16 = len(shape.layers), 2
+    held = 2 * layers * shape.hidden * bf16 + kept // layers * activation
+    approach = approached * config.dataset.block_tokens * held
+    return max(steps, (2 * count.whole + slim + count.around) * _FP32 + approach)
