@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 CAUSAL = "atp_causal"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_OF_A_STEP, _OF_A_PASS = 2**30, 2**25
+_OF_A_STEP, _OF_A_PASS = 2**30, 2**25  # bytes from which a freed buffer goes back at once
 
 
 def keep_freed_memory() -> bool:
