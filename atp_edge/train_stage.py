@@ -272,7 +272,7 @@ def _approach(
     if count:
         progress.say("bringing the layers near the dense tuned model's")
         dense = placed(load_narrow(run.dense), accelerator)
-        with accelerator.autocast(), giving_back_freed_memory():
+        with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             approach(model, dense, drawn(train, first, count, seed=config.seed))
 
 

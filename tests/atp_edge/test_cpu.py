@@ -84,12 +84,15 @@ def test_what_a_step_frees_is_kept_and_what_a_pass_frees_is_given_back() -> None
         torch.ones(16 << 20)
 
     assert keep_freed_memory()
-    with giving_back_freed_memory():
+    with giving_back_freed_memory("cpu"):
         before = resident()
         use_and_free_64_mib()
         assert resident() < before + 16
     before = resident()
     use_and_free_64_mib()
     assert resident() > before + 48
-    with giving_back_freed_memory():
+    with giving_back_freed_memory("cpu"):
         assert resident() < before + 16, "what steps left does not stand beside a pass"
+    with giving_back_freed_memory("cuda"):
+        use_and_free_64_mib()
+        assert resident() > before + 48, "only a CPU's pass changes what is kept"
