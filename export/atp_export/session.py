@@ -24,8 +24,8 @@ class Session:
 
     provider: auto takes CUDA where there is one, else the CPU. adapter: a .onnx_adapter file, for
     folders exported with adapters. cuda_graph: replay one further token as a CUDA graph, captured
-    once a generation; ONNX Runtime keeps a graph as long as the session. (Written from its
-    documentation: no GPU was at hand to run it.) Raises ValueError for what cannot be loaded.
+    once a generation; ONNX Runtime keeps a graph as long as the session. Raises ValueError for what
+    cannot be loaded, and for a bf16 file: its cache would have to be fed as bf16.
     """
 
     def __init__(

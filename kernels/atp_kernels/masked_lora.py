@@ -29,8 +29,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Compiled for every target within the budgets of tests/atp_kernels/budgets.json; speed on a GPU is
-# not measured yet.
+# Compiled for every target within the budgets of tests/atp_kernels/budgets.json; not tuned on a GPU
+# yet (docs/kernels.md has what a step takes there).
 BLOCKS = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 32}
 # fp32 runs without tensor cores (exact, no tf32): larger tiles were seen to spill 2 KB a thread.
 BLOCKS_FP32 = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}
@@ -150,7 +150,8 @@ def masked_gemm(
     kind = x.dtype
     block_r = min(LARGEST_BLOCK_R, max(16, triton.next_power_of_2(s.shape[1])))
     rank = triton.cdiv(s.shape[1], block_r) * block_r
-    s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])) for t in (s, b))
+    if rank > s.shape[1]:  # Padding by nothing would be a copy.
+        s, b = (torch.nn.functional.pad(t, (0, rank - t.shape[1])) for t in (s, b))
     s = s.to(kind).contiguous()
     b, weight = b.to(kind), weight.to(kind)
     y = x.new_empty(m, n)

@@ -1,5 +1,5 @@
-"""The training core on Triton, in its interpreter. Run by test_fused.py in a process of its own:
-TRITON_INTERPRET must be set before the import.
+"""The training core on Triton. Run by test_fused.py in processes of their own, in the interpreter
+(TRITON_INTERPRET must be set before the import) and on a GPU.
 
 float64 takes the torch path wherever it runs: the same model in float64 is the oracle.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections import Counter
 from typing import Any
 
@@ -25,19 +26,31 @@ from atp_edge.fused import FusedQkv
 from atp_edge.importance import scored
 from atp_edge.masked import lora_layer, set_decision
 from atp_edge.skipping import FixedSite
-from tests.atp_edge.test_skipping import DECISION, IDS, PAIR_DECISION, gradients, lora_model
+from tests.atp_edge import test_skipping
+from tests.atp_edge.test_skipping import gradients
 from tests.conftest import FAMILIES
 
 LAYERS = 3
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+IDS = test_skipping.IDS.to(DEVICE)
+DECISION, PAIR_DECISION = (
+    [mask.to(DEVICE) for mask in masks]
+    for masks in (test_skipping.DECISION, test_skipping.PAIR_DECISION)
+)
 GEMM, SWIGLU = torch.ops.atp.masked_gemm.default, torch.ops.atp.masked_swiglu.default
 
 
-def decision(kind: str) -> list[Tensor]:
+def lora_model(*args: Any, **kwargs: Any) -> PeftModel:
+    model: PeftModel = test_skipping.lora_model(*args, **kwargs).to(DEVICE)
+    return model
+
+
+def decision(kind: str, masks: list[Tensor] = DECISION) -> list[Tensor]:
     """fixed: bool; float: between 0 and 1, and to be learned."""
     if kind == "fixed":
-        return DECISION
+        return masks
     draw = torch.Generator().manual_seed(3)
-    return [torch.rand(len(m), generator=draw).requires_grad_() for m in DECISION]
+    return [torch.rand(len(m), generator=draw).to(DEVICE).requires_grad_() for m in masks]
 
 
 def all_gradients(model: PeftModel, masks: list[Tensor], placement: Any) -> dict[str, Tensor]:
@@ -59,7 +72,7 @@ def near(ours: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert error <= 1e-5 * max(scale, 1e-2), f"{name}: {error} of {scale}"
 
 
-def test_the_interpreter_is_what_runs() -> None:
+def test_triton_is_what_runs() -> None:
     assert backend_name() == "triton"
 
 
@@ -81,10 +94,7 @@ def test_loss_and_every_gradient_equal_the_torch_path(
 @pytest.mark.parametrize("placement", ["base", "whole"])
 @pytest.mark.parametrize("kind", ["fixed", "float"])
 def test_rope_pairs_are_masked_projection_by_projection(placement: str, kind: str) -> None:
-    masks = PAIR_DECISION
-    if kind == "float":
-        draw = torch.Generator().manual_seed(3)
-        masks = [torch.rand(len(m), generator=draw).requires_grad_() for m in masks]
+    masks = decision(kind, PAIR_DECISION)
     model = lora_model("qwen2", space="head-dims")
     ours = all_gradients(model, masks, placement)
     assert all(lora_layer(model, 0, name).site is None for name in ("q_proj", "k_proj", "v_proj"))
@@ -142,7 +152,7 @@ def decoder_step(model: PeftModel) -> None:
     are packed, and the loss which tokens are labelled."""
     decoder = model.get_base_model().model
     hidden = decoder.embed_tokens(IDS)
-    positions = torch.arange(IDS.shape[1])[None]
+    positions = torch.arange(IDS.shape[1], device=DEVICE)[None]
     embeddings = decoder.rotary_emb(hidden, position_ids=positions)
     for layer in decoder.layers:
         hidden = layer(hidden, position_embeddings=embeddings, position_ids=positions)
@@ -163,6 +173,39 @@ def test_a_step_reads_nothing_back_and_runs_the_fused_operators(placement: str, 
     on_outputs = {("float", "base"): 3 * LAYERS}.get((kind, placement), 0)
     assert watch.calls[GEMM] == forward_and_back - 1 + on_outputs
     assert watch.calls[SWIGLU] == LAYERS
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CUDA graph needs a GPU")
+@pytest.mark.parametrize("placement", ["base", "whole"])
+@pytest.mark.parametrize("kind", ["fixed", "float"])
+def test_a_step_is_replayed_from_a_cuda_graph(placement: str, kind: str) -> None:
+    model, masks = lora_model("qwen3"), decision(kind)
+    learned = [p for p in (*model.parameters(), *masks) if p.requires_grad]
+
+    def step() -> None:
+        set_decision(model, masks, placement)
+        decoder_step(model)
+
+    def taken() -> list[Tensor]:
+        return [p.grad.clone() for p in learned if p.grad is not None]
+
+    with torch.cuda.stream(torch.cuda.Stream()):  # Triton compiles, cuBLAS takes its memory.
+        step()
+    torch.cuda.synchronize()
+    want = taken()
+    set_decision(model, None, placement)  # What hangs on a mask belongs to the stream it came from.
+    for p in learned:
+        p.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(2):
+        for p in learned:
+            if p.grad is not None:
+                p.grad.fill_(torch.nan)  # Captured gradients are written, not added to.
+        graph.replay()
+        for ours, eager in zip(taken(), want, strict=True):
+            torch.testing.assert_close(ours, eager)
 
 
 def test_the_watch_sees_what_reads_back() -> None:
@@ -240,7 +283,7 @@ def test_a_merged_or_unloaded_model_is_computed_as_transformers_does() -> None:
         copy.deepcopy(model).merge_and_unload(),
         copy.deepcopy(model).unload(),
     ):
-        plain = type(unloaded)(unloaded.config)
+        plain = type(unloaded)(unloaded.config).to(DEVICE)
         plain.load_state_dict(unloaded.state_dict())
         torch.testing.assert_close(unloaded(input_ids=IDS).logits, plain(input_ids=IDS).logits)
     torch.testing.assert_close(copy.deepcopy(model)(input_ids=IDS).logits, masked)

@@ -62,7 +62,7 @@ PAIR_DECISION = [m for pair in zip(PAIRS, DECISION[1::2], strict=True) for m in 
 def gradients(model: PeftModel, others: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The loss and its gradients for all that is trained, and for `others`."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad} | (others or {})
-    loss = language_loss(model, BATCH)
+    loss = language_loss(model, BATCH.to(model.device))
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     zeros = (torch.zeros_like(p) for p in parameters.values())
     filled = [z if g is None else g for g, z in zip(found, zeros, strict=True)]

@@ -1,6 +1,6 @@
 """The registered operators on the torch path: gradients, the compiler, checkpoints, 4 bits.
 
-The same operators on Triton are in interpreter_cases.py.
+The same operators on Triton are in triton_cases.py.
 """
 
 from __future__ import annotations

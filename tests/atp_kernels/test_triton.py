@@ -1,4 +1,5 @@
 """Triton without a GPU: the interpreter for meaning, ahead-of-time compilation for the targets.
+With one, the interpreter's cases run there as well.
 
 Each in a process of its own: what Triton reads from its environment is read at import.
 """
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (extra `gpu`, Linux only)")
 
@@ -29,9 +31,12 @@ def run(code_or_path: list[str], **environment: str) -> subprocess.CompletedProc
     )
 
 
-def test_in_the_interpreter() -> None:
-    cases = Path(__file__).with_name("interpreter_cases.py")
-    done = run(["-m", "pytest", "-q", str(cases)], TRITON_INTERPRET="1", ATP_KERNELS="triton")
+@pytest.mark.parametrize("interpreted", ["1", "0"], ids=["in the interpreter", "on a GPU"])
+def test_cases(interpreted: str) -> None:
+    if interpreted == "0" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    cases = str(Path(__file__).with_name("triton_cases.py"))
+    done = run(["-m", "pytest", "-q", cases], TRITON_INTERPRET=interpreted, ATP_KERNELS="triton")
     assert done.returncode == 0, done.stdout[-4000:]
 
 

@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     LAYERS: TWO_STAGE,
 }
 # For a GPU, which one block a step leaves idle.
-BATCHED: dict[str, dict[str, Any]] = {"atp, 16 blocks a step": {"train.batch_blocks": 16}}
+BATCHED: dict[str, dict[str, Any]] = {"atp, 64 blocks a step": {"train.batch_blocks": 64}}
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"recipe: {name}": values for name, values in RECIPES.items() if values},
     "RoPE pairs, not KV groups": {"decision.space": "head-dims"},
@@ -140,5 +140,6 @@ def _cells_of(preset: Preset) -> list[Cell]:
                 ),
                 *cells(ABLATIONS, seeds=(0, 1, 2)),
                 *cells(main, steps=1600, seeds=(0, 1, 2)),
-                *cells(BATCHED, steps=2500),
+                *cells(BATCHED, steps=130),
+                *cells(BATCHED, steps=640),
             ]

@@ -75,9 +75,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
         promise(f"{short}recovery", 0.56, map(recovery_of, main)),
         promise("40 % cut, 0.2 M tokens: recovery", 0.62, map(recovery_of, ours(0.6, 400))),
         promise("40 % cut, 0.8 M tokens: recovery", 0.75, map(recovery_of, ours(0.6, 1600))),
-        promise(
-            "40 % cut, 20 M tokens: recovery", 0.85, map(recovery_of, ours(0.6, 2500, BATCHED))
-        ),
+        promise("40 % cut, 20 M tokens: recovery", 0.85, map(recovery_of, ours(0.6, 640, BATCHED))),
         promise(f"{short}tasks", 0.91, _tasks(main)),
         promise("20 % cut, 0.1 M tokens: recovery", 0.80, map(recovery_of, fifth)),
         promise("20 % cut, 0.1 M tokens: tasks", 0.97, _tasks(fifth)),

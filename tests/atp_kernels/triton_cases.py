@@ -1,7 +1,9 @@
-"""Run by test_triton.py in a process of its own: TRITON_INTERPRET must be set before the import."""
+"""Run by test_triton.py in processes of their own, in Triton's interpreter (TRITON_INTERPRET must
+be set before the import) and on a GPU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.atp_kernels import interpreted_bf16
 
-interpreted_bf16.patch()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+if INTERPRETED:
+    interpreted_bf16.patch()
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -34,7 +39,7 @@ def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw).to(dtype)
+        return torch.randn(*shape, generator=draw).to(DEVICE, dtype)
 
     return {"x": normal(m, k), "weight": normal(n, k) / k**0.5, "lora_a": normal(r, k) / k**0.5,
             "lora_b": normal(n, r)}  # fmt: skip
@@ -47,7 +52,7 @@ def mask_of(size: int, kept: str, seed: int) -> torch.Tensor:
         mask[:] = kept == "all"
     if kept == "one":
         mask[seed % size] = True
-    return mask
+    return mask.to(DEVICE)
 
 
 def rounded_again(value: torch.Tensor, kind: torch.dtype, draw: int | None) -> torch.Tensor:
@@ -56,7 +61,7 @@ def rounded_again(value: torch.Tensor, kind: torch.dtype, draw: int | None) -> t
         return value.to(kind)
     generator = torch.Generator().manual_seed(value.numel() * 10 + draw)
     share = torch.rand(value.shape, generator=generator, dtype=kind) - 0.5
-    return value.to(kind) * (1 + torch.finfo(value.dtype).eps * share)
+    return value.to(kind) * (1 + torch.finfo(value.dtype).eps * share.to(DEVICE))
 
 
 def leaves_of(
@@ -101,7 +106,7 @@ def assert_linear_close(result: Callable[..., Any], dtype: torch.dtype, units: i
     )
 
 
-def test_the_interpreter_is_what_runs() -> None:
+def test_triton_is_what_runs() -> None:
     assert backend_name() == "triton"
 
 
@@ -129,7 +134,7 @@ def test_forward_equals_float64(
     seed: int,
 ) -> None:
     inputs = case(m, n, k, r, seed, dtype)
-    bias = torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
     inputs |= {
         "bias": bias if biased else None,
         "out_mask": mask_of(n, kept, seed),
@@ -176,13 +181,13 @@ def test_gradients_equal_float64(
     inputs = case(m, n, k, r, seed, dtype)
     out_mask, in_mask = mask_of(n, kept, seed), mask_of(k, kept, seed + 1)
     inputs |= {
-        "bias": torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(dtype),
+        "bias": torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype),
         "out_mask": None if sides == "in" else out_mask if fixed else out_mask.to(dtype) * 0.75,
         "in_mask": None if sides == "out" else in_mask if fixed else in_mask.to(dtype) * 0.75,
         "scaling": 0.5,
         "placement": placement,
     }
-    weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(dtype)
+    weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(DEVICE, dtype)
 
     def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
         arguments, leaves = leaves_of(inputs, kind, draw)
@@ -192,9 +197,40 @@ def test_gradients_equal_float64(
     assert_linear_close(result, dtype, units=4)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="hours in the interpreter; here a GPU's many tiles")
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("placement", ["base", "whole"])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("m", "n", "k"), [(3000, 1536, 576), (1030, 576, 1530)])
+def test_many_tiles(
+    m: int, n: int, k: int, dtype: torch.dtype, placement: str, fixed: bool
+) -> None:
+    inputs = case(m, n, k, 16, 0, dtype)
+    out_mask, in_mask = mask_of(n, "some", 1), mask_of(k, "some", 2)
+    inputs |= {
+        "out_mask": out_mask if fixed else out_mask.to(dtype) * 0.75,
+        "in_mask": in_mask if fixed else in_mask.to(dtype) * 0.75,
+        "scaling": 0.5,
+        "placement": placement,
+    }
+    draw = torch.Generator().manual_seed(3)
+    weights = torch.randn(m, n, generator=draw).to(DEVICE, dtype)
+
+    def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
+        arguments, leaves = leaves_of(inputs, kind, draw)
+        y = function(**arguments)
+        return [y.detach(), *torch.autograd.grad((y.double() * weights.double()).sum(), leaves)]
+
+    assert_linear_close(result, dtype, units=4)
+
+
 def test_gradients_are_the_same_bits_again() -> None:
     inputs = case(150, 40, 50, 8, 0, torch.float32)
-    options = {"in_mask": torch.rand(50), "out_mask": torch.rand(40), "scaling": 0.5}
+    options = {
+        "in_mask": torch.rand(50, device=DEVICE),
+        "out_mask": torch.rand(40, device=DEVICE),
+        "scaling": 0.5,
+    }
     runs = []
     for _ in range(2):
         arguments, leaves = leaves_of(inputs | options, torch.float32, None)
@@ -271,7 +307,7 @@ def both_sites(
 
     def leaf(*shape: int) -> torch.Tensor:
         value = torch.randn(*shape, generator=draw, dtype=torch.float64) / shape[-1] ** 0.5
-        return rounded_again(value.to(dtype), kind, again).requires_grad_()
+        return rounded_again(value.to(DEVICE, dtype), kind, again).requires_grad_()
 
     x = leaf(1, tokens, hidden)
     gate, up, down = parts = [
@@ -290,7 +326,7 @@ def both_sites(
     leaves += [] if fixed else [channels, groups]
     leaves += [] if bias is None else [bias, *(p.bias for p in parts if p.bias is not None)]
     outputs = (y, q, k, v)
-    weights = [torch.randn(t.shape, generator=draw).to(dtype).double() for t in outputs]
+    weights = [torch.randn(t.shape, generator=draw).to(DEVICE, dtype).double() for t in outputs]
     loss = torch.stack(
         [(t.double() * w).sum() for t, w in zip(outputs, weights, strict=True)]
     ).sum()
@@ -315,7 +351,7 @@ def test_bf16_is_here_what_it_is_in_torch() -> None:
     a, b = case(32, 32, 32, 1, 3, torch.bfloat16)["x"], case(32, 32, 32, 1, 4, torch.bfloat16)["x"]
     a[0, 0], b[0, 0] = torch.inf, 2.0
     product, rounded = torch.empty_like(a), torch.empty_like(a)
-    dot = torch.empty(32, 32)
+    dot = torch.empty(32, 32, device=DEVICE)
     arithmetic_kernel[(1,)](a, b, product, dot, rounded, N=32)
     assert torch.equal(product, a * b)
     torch.testing.assert_close(dot, a.float() @ b.float().T)
@@ -324,7 +360,7 @@ def test_bf16_is_here_what_it_is_in_torch() -> None:
 
 def test_non_contiguous_inputs_and_leading_dimensions() -> None:
     inputs = case(24, 40, 32, 8, 5, torch.float32)
-    x = torch.randn(3, 32, 8).transpose(1, 2)
+    x = torch.randn(3, 32, 8, device=DEVICE).transpose(1, 2)
     weight = inputs["weight"].T.contiguous().T
     ours = masked_lora_linear(x, weight, inputs["lora_a"], inputs["lora_b"])
     want = reference.masked_lora_linear(x, weight, inputs["lora_a"], inputs["lora_b"])
