@@ -93,6 +93,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the 
 @takes_settings
 def run(config: Config, *, dry_run: DryRun = False) -> None:
     """The whole way: train, shrink, export, verify, bench, report. Goes on where it was."""
+    if config.export.precision == "bf16":
+        raise ValueError(
+            "export.precision = 'bf16': a whole run proves what it ships, and our runtime feeds a "
+            "cache of fp32 or fp16 alone; take fp16, or `atp-edge train`, `shrink` and `export`, "
+            "which write bf16 unproven"
+        )
     _stages(config, ("train", "shrink", "export", "verify", "bench", "report"), dry_run=dry_run)
 
 

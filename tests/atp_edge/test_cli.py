@@ -215,6 +215,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     [
         (["run", "--budget", "params=0.001"], "the smallest budget for this model is params="),
         (["run", "--budget", "tiny"], "budget 'tiny': expected params=SHARE"),
+        (["run", "--export-precision", "bf16"], "a whole run proves what it ships"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["train", "--model", "/no/folder"], "model '/no/folder': no config.json there; expected"),
         (["shrink", "--out", "nowhere"], "nowhere holds no run"),
