@@ -117,6 +117,15 @@ def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> Phas
     return checkpoints.save(replace(last, rate=state.rate / 2, returns=(*state.returns, trouble)))
 
 
+def phase_begun(folder: Path) -> Phase | None:
+    """The phase that a run's last checkpoint is of, if it has one; reads next to nothing of it."""
+    path = folder / "checkpoint" / "state.pt"
+    if not path.exists():
+        return None
+    found: Phase = torch.load(path, weights_only=True, mmap=True)["phase"]
+    return found
+
+
 class _Checkpoints:
     """state.pt: the last checkpoint of the phase; best.pt: its best parameters."""
 

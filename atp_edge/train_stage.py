@@ -48,7 +48,7 @@ from atp_edge.inputs import (
 )
 from atp_edge.losses import language_loss
 from atp_edge.masked import add_lora, set_decision
-from atp_edge.phase import Learner, PhaseState, run_phase
+from atp_edge.phase import Learner, PhaseState, phase_begun, run_phase
 from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
 from atp_edge.progress import Progress
 from atp_edge.reconstruct import Repair
@@ -222,7 +222,9 @@ def learn_decision(
             learner.repair = Repair(model, learner.masks, sample)
         if not config.repairs_along:
             learner.repair = None  # It is done; what it measured takes memory.
-    if config.control_steps:
+    # A checkpoint of kept weights that are tuned holds them as they were moved.
+    moved = config.recovery.retrain and phase_begun(run.path) == learner.phase
+    if config.control_steps and not moved:
         set_decision(model, learner.masks, "whole", skip=False)
         _approach(model, 0, config, run, splits.train, accelerator, progress)
     progress.phase("joint", 0, config.control_steps, space.target_share)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -197,13 +198,22 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     out = tmp_path / "killed"
     command = [sys.executable, "-c", "from atp_edge.cli import main; main()", "run", "--model",
                model, "--data", data, "--out", str(out), *SMALL]  # fmt: skip
-    marks = ("history.jsonl", "plan.json", "onnx-dense")
-    for mark in marks:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (out / mark).exists() and process.poll() is None:
+    history = out / "history.jsonl"
+    marks: list[Callable[[], bool]] = [
+        history.exists,
+        lambda: '"control"' in history.read_text(),
+        (out / "plan.json").exists,
+        (out / "onnx-dense").exists,
+    ]
+    for i, reached in enumerate(marks):
+        with (tmp_path / f"said-{i}").open("w") as said:
+            process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        while not reached() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
+    # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
+    assert (tmp_path / "said-2").read_text().count("bringing the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
     assert (out / "plan.json").read_text() == (finished / "plan.json").read_text()
     weights = "slim/model.safetensors"
