@@ -197,7 +197,7 @@ def test_gradients_equal_float64(
     assert_linear_close(result, dtype, units=4)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="hours in the interpreter; here a GPU's many tiles")
+@pytest.mark.skipif(INTERPRETED, reason="too much for the interpreter: many tiles")
 @pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("placement", ["base", "whole"])
 @pytest.mark.parametrize("dtype", TYPES)
