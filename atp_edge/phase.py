@@ -119,11 +119,14 @@ def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> Phas
 
 def phase_begun(folder: Path) -> Phase | None:
     """The phase that a run's last checkpoint is of, if it has one; reads next to nothing of it."""
-    path = folder / "checkpoint" / "state.pt"
-    if not path.exists():
-        return None
-    found: Phase = torch.load(path, weights_only=True, mmap=True)["phase"]
-    return found
+    saved = _read_last(folder / "checkpoint", mmap=True)
+    return saved["phase"] if saved else None
+
+
+def _read_last(folder: Path, *, mmap: bool = False) -> Any:
+    """What state.pt holds, or None. mmap: tensors are read as they are touched."""
+    path = folder / "state.pt"
+    return torch.load(path, weights_only=True, mmap=mmap) if path.exists() else None
 
 
 class _Checkpoints:
@@ -139,11 +142,8 @@ class _Checkpoints:
 
     def load(self) -> PhaseState | None:
         """Put the learner where it was, if the last checkpoint is of its phase."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return None
-        saved = torch.load(path, weights_only=True)
-        if saved["phase"] != self.learner.phase:
+        saved = _read_last(self.folder)
+        if saved is None or saved["phase"] != self.learner.phase:
             return None
         self.learner.load_state_dict(saved["learner"])
         return PhaseState(**saved["state"])

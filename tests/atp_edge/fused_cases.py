@@ -1,5 +1,4 @@
-"""The training core on Triton. Run by test_fused.py in processes of their own, in the interpreter
-(TRITON_INTERPRET must be set before the import) and on a GPU.
+"""The training core on Triton; test_fused.py runs it.
 
 float64 takes the torch path wherever it runs: the same model in float64 is the oracle.
 """
@@ -8,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections import Counter
 from typing import Any
 
@@ -29,9 +27,9 @@ from atp_edge.skipping import FixedSite
 from tests.atp_edge import test_skipping
 from tests.atp_edge.test_skipping import gradients
 from tests.conftest import FAMILIES
+from tests.triton_process import DEVICE
 
 LAYERS = 3
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 IDS = test_skipping.IDS.to(DEVICE)
 DECISION, PAIR_DECISION = (
     [mask.to(DEVICE) for mask in masks]

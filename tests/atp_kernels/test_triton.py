@@ -7,13 +7,11 @@ Each in a process of its own: what Triton reads from its environment is read at 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.triton_process import both_ways, run, run_cases
 
 pytest.importorskip("triton", reason="Triton is not installed (extra `gpu`, Linux only)")
 
@@ -21,23 +19,9 @@ BUDGETS = Path(__file__).with_name("budgets.json")
 TARGETS = (80, 86, 89, 90, 100, 120)
 
 
-def run(code_or_path: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *code_or_path],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
-
-
-@pytest.mark.parametrize("interpreted", ["1", "0"], ids=["in the interpreter", "on a GPU"])
+@both_ways
 def test_cases(interpreted: str) -> None:
-    if interpreted == "0" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    cases = str(Path(__file__).with_name("triton_cases.py"))
-    done = run(["-m", "pytest", "-q", cases], TRITON_INTERPRET=interpreted, ATP_KERNELS="triton")
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_cases(Path(__file__).with_name("triton_cases.py"), interpreted)
 
 
 @pytest.mark.parametrize("capability", TARGETS)

@@ -1,9 +1,7 @@
-"""Run by test_triton.py in processes of their own, in Triton's interpreter (TRITON_INTERPRET must
-be set before the import) and on a GPU."""
+"""The operators on Triton; test_triton.py runs them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,12 +25,21 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.atp_kernels import interpreted_bf16
+from tests.triton_process import DEVICE, INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 if INTERPRETED:
     interpreted_bf16.patch()
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYERS: dict[str, Any] = {
+    "m": st.integers(1, 70),
+    "n": st.integers(1, 90),
+    "k": st.integers(1, 70),
+    "r": st.sampled_from([4, 8, 16, 33, 64, 130]),
+    "kept": st.sampled_from(["all", "none", "one", "some"]),
+    "placement": st.sampled_from(["base", "whole"]),
+    "dtype": st.sampled_from(TYPES),
+    "seed": st.integers(0, 1000),
+}
 
 
 def case(m: int, n: int, k: int, r: int, seed: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -106,22 +113,31 @@ def assert_linear_close(result: Callable[..., Any], dtype: torch.dtype, units: i
     )
 
 
+def held(mask: torch.Tensor, fixed: bool, dtype: torch.dtype) -> torch.Tensor:
+    """A decision that is fixed, or one of numbers."""
+    return mask if fixed else mask.to(dtype) * 0.75
+
+
+def assert_gradients_close(inputs: dict[str, Any], dtype: torch.dtype, seed: int) -> None:
+    """`assert_linear_close` of masked_lora_linear's output and every gradient."""
+    shape = len(inputs["x"]), len(inputs["weight"])
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.randn(*shape, generator=draw).to(DEVICE, dtype)
+
+    def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
+        arguments, leaves = leaves_of(inputs, kind, draw)
+        y = function(**arguments)
+        return [y.detach(), *torch.autograd.grad((y.double() * weights.double()).sum(), leaves)]
+
+    assert_linear_close(result, dtype, units=4)
+
+
 def test_triton_is_what_runs() -> None:
     assert backend_name() == "triton"
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    m=st.integers(1, 70),
-    n=st.integers(1, 90),
-    k=st.integers(1, 70),
-    r=st.sampled_from([4, 8, 16, 33, 64, 130]),
-    kept=st.sampled_from(["all", "none", "one", "some"]),
-    placement=st.sampled_from(["base", "whole"]),
-    biased=st.booleans(),
-    dtype=st.sampled_from(TYPES),
-    seed=st.integers(0, 1000),
-)
+@given(**LAYERS, biased=st.booleans())
 def test_forward_equals_float64(
     m: int,
     n: int,
@@ -162,39 +178,20 @@ def test_a_long_sum_is_kept_in_fp32(dtype: torch.dtype) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    m=st.integers(1, 70),
-    n=st.integers(1, 90),
-    k=st.integers(1, 70),
-    r=st.sampled_from([4, 8, 16, 33, 64, 130]),
-    kept=st.sampled_from(["all", "none", "one", "some"]),
-    placement=st.sampled_from(["base", "whole"]),
-    fixed=st.booleans(),
-    sides=st.sampled_from(["in", "out", "both"]),
-    dtype=st.sampled_from(TYPES),
-    seed=st.integers(0, 1000),
-)
+@given(**LAYERS, fixed=st.booleans(), sides=st.sampled_from(["in", "out", "both"]))
 def test_gradients_equal_float64(
     m: int, n: int, k: int, r: int, kept: str, placement: str, fixed: bool, sides: str,
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     inputs = case(m, n, k, r, seed, dtype)
-    out_mask, in_mask = mask_of(n, kept, seed), mask_of(k, kept, seed + 1)
     inputs |= {
         "bias": torch.randn(n, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype),
-        "out_mask": None if sides == "in" else out_mask if fixed else out_mask.to(dtype) * 0.75,
-        "in_mask": None if sides == "out" else in_mask if fixed else in_mask.to(dtype) * 0.75,
+        "out_mask": None if sides == "in" else held(mask_of(n, kept, seed), fixed, dtype),
+        "in_mask": None if sides == "out" else held(mask_of(k, kept, seed + 1), fixed, dtype),
         "scaling": 0.5,
         "placement": placement,
     }
-    weights = torch.randn(m, n, generator=torch.Generator().manual_seed(seed + 2)).to(DEVICE, dtype)
-
-    def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
-        arguments, leaves = leaves_of(inputs, kind, draw)
-        loss = (function(**arguments).double() * weights.double()).sum()
-        return torch.autograd.grad(loss, leaves)
-
-    assert_linear_close(result, dtype, units=4)
+    assert_gradients_close(inputs, dtype, seed + 2)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="too much for the interpreter: many tiles")
@@ -205,23 +202,13 @@ def test_gradients_equal_float64(
 def test_many_tiles(
     m: int, n: int, k: int, dtype: torch.dtype, placement: str, fixed: bool
 ) -> None:
-    inputs = case(m, n, k, 16, 0, dtype)
-    out_mask, in_mask = mask_of(n, "some", 1), mask_of(k, "some", 2)
-    inputs |= {
-        "out_mask": out_mask if fixed else out_mask.to(dtype) * 0.75,
-        "in_mask": in_mask if fixed else in_mask.to(dtype) * 0.75,
+    inputs = case(m, n, k, 16, 0, dtype) | {
+        "out_mask": held(mask_of(n, "some", 1), fixed, dtype),
+        "in_mask": held(mask_of(k, "some", 2), fixed, dtype),
         "scaling": 0.5,
         "placement": placement,
     }
-    draw = torch.Generator().manual_seed(3)
-    weights = torch.randn(m, n, generator=draw).to(DEVICE, dtype)
-
-    def result(function: Any, kind: torch.dtype, draw: int | None) -> Any:
-        arguments, leaves = leaves_of(inputs, kind, draw)
-        y = function(**arguments)
-        return [y.detach(), *torch.autograd.grad((y.double() * weights.double()).sum(), leaves)]
-
-    assert_linear_close(result, dtype, units=4)
+    assert_gradients_close(inputs, dtype, 3)
 
 
 def test_gradients_are_the_same_bits_again() -> None:
