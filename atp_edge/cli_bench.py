@@ -117,11 +117,12 @@ def quality(
         bool, typer.Option("--keep", help="leave the runs: --items and --blocks score them again")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--show", help="run nothing: what the results file has of these cells")
+        bool, typer.Option("--show", help="run nothing: what the results files have, of any preset")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="where the runs lie")] = Path("runs/quality"),
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="results, and what to go on from")
+    json_files: Annotated[
+        list[Path] | None,
+        typer.Option("--json", help="results, and what to go on from; with --show several"),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="a page of plots, or a document when it ends in .md")
@@ -138,22 +139,26 @@ def quality(
 
     from atp_edge.progress import Terminal
 
-    cells = matrix("quick" if quick else preset)
+    files = json_files or [out / "results.json"]
+    known = {key: r for file in files for key, r in read_results(file).items()} if show else {}
+    if show and not known:
+        raise ValueError(f"{files[0]}: no results to show; without --show the matrix is run")
+    cells = [r.cell for r in known.values()] if show else matrix("quick" if quick else preset)
     chosen = [c for c in cells if not only or any(text in c.key for text in only)]
     if not chosen:
         raise ValueError(
             f"no cell matches --only {only}; there are {', '.join(c.key for c in cells)}"
         )
-    file = json_file or out / "results.json"
     if show:
-        found = read_results(file)
-        results = [found[cell.key] for cell in chosen if cell.key in found]
+        results = [known[cell.key] for cell in chosen]
+    elif len(files) > 1:
+        raise ValueError(f"--json {files[1]}: a matrix has one results file; --show reads several")
     else:
         with Terminal(console) as progress:
             results = run_matrix(
                 chosen,
                 work=out,
-                results=file,
+                results=files[0],
                 progress=progress,
                 items=items,
                 blocks=blocks,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
-from atp_bench.quality.cells import BATCHED, LAYERS, METHODS, Cell, matrix
+from atp_bench.quality.cells import LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.measured import Measured, recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
@@ -184,6 +184,38 @@ def test_some_cells_are_shown_with_the_promises_they_say_something_of(tmp_path: 
     assert "promised" not in shown("--only", "group-taylor/legal/0")
 
 
+def test_results_of_several_machines_are_shown_together_and_a_matrix_has_one_file(
+    tmp_path: Path,
+) -> None:
+    cpu, gpu = tmp_path / "cpu.json", tmp_path / "gpu.json"
+    short, *_ = results()
+    batched = replace(short.cell, steps=640, batch_blocks=64)
+    long = replace(short, cell=batched, tokens=20_971_520, recovery=0.9)
+    assert batched.key == "atp/legal/0/0.6/per-layer/640x64"
+    assert batched.config(Config()).train_tokens == long.tokens
+    assert batched in matrix("gpu")
+    write_results(cpu, {short.cell.key: short})
+    write_results(gpu, {batched.key: long})
+    assert read_results(gpu)[batched.key].cell == batched
+
+    def shown(*asked: str) -> Any:
+        return CliRunner().invoke(app, ["bench", "quality", *asked])
+
+    both = ["--json", str(cpu), "--json", str(gpu)]
+    report = tmp_path / "report.md"
+    assert shown("--show", *both, "--report", str(report)).exit_code == 0
+    assert "| 40 % cut, 20 M tokens: recovery | ≥ 0.85 | 0.900 |" in report.read_text()
+    assert "line [0.600, 0.900]" in report.read_text()
+    for asked, trouble in (
+        (both, f"--json {gpu}: a matrix has one results file"),
+        (["--show", "--json", str(tmp_path / "none.json")], "none.json: no results to show"),
+        (["--show", *both, "--only", "health"], "no cell matches --only ['health']; there are atp"),
+    ):
+        refused = shown(*asked)
+        assert isinstance(refused.exception, ValueError)
+        assert trouble in str(refused.exception)
+
+
 def test_summaries_are_over_seeds_and_the_best_comes_first() -> None:
     first, second = summarize(reversed(results()))
     assert (first.method, first.seeds, second.method) == ("atp", 2, "two-stage: group-taylor")
@@ -221,9 +253,8 @@ def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:
     assert 'x-axis ["0.1 M", "0.4 M"]' in shown
     assert "line [0.600, 0.800]" in shown
     assert "legal, 40% cut, seed 0" in page([longer, first, *others])
-    (batched,) = BATCHED
     most = replace(
-        longer, cell=replace(longer.cell, method=batched), tokens=20_480_000, recovery=0.9
+        longer, cell=replace(longer.cell, batch_blocks=64), tokens=26_214_400, recovery=0.9
     )
     assert "line [0.600, 0.800, 0.900]" in document([longer, first, most])
     other_seed = replace(longer, cell=replace(longer.cell, seed=7))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from atp_bench.quality.ablations import ablations, ablations_markdown
-from atp_bench.quality.cells import ABLATIONS, BATCHED
+from atp_bench.quality.cells import ABLATIONS
 from atp_bench.quality.claims import claims, claims_markdown
 from atp_bench.quality.results import Result
 from atp_bench.quality.summary import Summary, lead_cells, summarize
@@ -43,12 +43,12 @@ def document(results: Sequence[Result]) -> str:
     summaries, curves = summarize(results), _curves(results)
     head = (
         "# Recovery, measured\n\n"
-        "Written by `atp-edge bench quality --json FILE --report docs/quality.md`; the cells with "
-        "their seeds, tasks and intervals are in the JSON. Recovery: dense over slim perplexity on "
-        "the test split. Tasks: slim over dense, the mean over the domain's tasks. Both against "
-        "the dense model tuned by LoRA with the same tokens. A promise is judged by its lowest "
-        "value: of cells, and for tasks of domains, each over its seeds. What the methods are is "
-        "in [recovery.md](recovery.md).\n\n"
+        "Written by `atp-edge bench quality --show --json FILE --report docs/quality.md` (`--json` "
+        "once a machine); the cells with their seeds, tasks and intervals are there. Recovery: "
+        "dense over slim perplexity on the test split. Tasks: slim over dense, the mean over the "
+        "domain's tasks. Both against the dense model tuned by LoRA with the same tokens. A "
+        "promise is judged by its lowest value: of cells, and for tasks of domains, each over its "
+        "seeds. What the methods are is in [recovery.md](recovery.md).\n\n"
     )
     parts = [head, claims_markdown(claims(results)), "\n"]
     methods = [s for s in summaries if s.method not in ABLATIONS]
@@ -110,7 +110,7 @@ def _curves(results: Sequence[Result]) -> list[_Curve]:
     """Of every domain and budget that ran at more than one length."""
     budgets: dict[tuple[str, float], list[Result]] = {}
     for r in results:
-        if r.cell.method in ("atp", *BATCHED) and r.cell.widths == "per-layer":
+        if r.cell.method == "atp" and r.cell.widths == "per-layer":
             budgets.setdefault((r.cell.domain, r.cell.share), []).append(r)
     curves = []
     for rows in budgets.values():
@@ -148,7 +148,7 @@ def _methods(summaries: Sequence[Summary]) -> go.Figure:
         values = np.array([s.recovery.value for s in rows])
         ends = np.array([s.recovery.interval or (s.recovery.value,) * 2 for s in rows])
         figure.add_bar(
-            y=[f"{s.method} · {1 - s.share:.0%} cut · {s.widths} · {s.steps}" for s in rows],
+            y=[f"{s.method} · {1 - s.share:.0%} cut · {s.widths} · {s.tokens:,}" for s in rows],
             x=values,
             error_x={
                 "type": "data",

@@ -111,7 +111,7 @@ def _run_cell(
         "data": cell.domain,
         "seed": cell.seed,
         "steps": cell.steps,
-        "train.batch_blocks": config.train.batch_blocks,
+        "train.batch_blocks": cell.batch_blocks,
     }
     base = with_values(base, read)
     splits = _splits(base)

@@ -19,7 +19,6 @@ class Summary:
     domain: str
     share: float
     widths: str
-    steps: int
     tokens: int
     seeds: int
     perplexity: float
@@ -35,12 +34,13 @@ class Summary:
 
 def summarize(results: Iterable[Result]) -> list[Summary]:
     """Means over seeds, best method first within a domain, share, widths and length."""
-    groups: dict[tuple[str, float, str, int, str], list[Result]] = {}
+    groups: dict[tuple[str, float, str, int, int, str], list[Result]] = {}
     results = list(results)
     ours = [r for r in results if r.cell.method == "atp"]
     for r in results:
         c = r.cell
-        groups.setdefault((c.domain, c.share, c.widths, c.steps, c.method), []).append(r)
+        key = (c.domain, c.share, c.widths, c.steps, c.batch_blocks, c.method)
+        groups.setdefault(key, []).append(r)
     made = [
         Summary(
             method=method,
@@ -48,7 +48,6 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             domain=domain,
             share=share,
             widths=widths,
-            steps=steps,
             tokens=rows[0].tokens,
             seeds=len(rows),
             perplexity=statistics.mean(r.perplexity for r in rows),
@@ -59,9 +58,9 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             task_recovery=statistics.mean(r.tasks["average"] for r in rows),
             whole_share=statistics.mean(r.whole_share for r in rows),
         )
-        for (domain, share, widths, steps, method), rows in groups.items()
+        for (domain, share, widths, _, _, method), rows in groups.items()
     ]
-    return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.steps, -s.recovery.value))
+    return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.tokens, -s.recovery.value))
 
 
 def _lead(ours: list[Result], rows: list[Result]) -> Measured | None:
