@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -318,6 +318,10 @@ def kernels(
     from atp_bench.kernels import KEPT, bench_kernels
     from atp_bench.training_report import attention_table, kernels_table, roofline, swiglu_table
 
+    def keep(figures: dict[str, Any]) -> None:
+        if json_file is not None:
+            write_json(json_file, figures)
+
     gpu = torch.cuda.is_available()
     figures = bench_kernels(
         shapes=shapes or ("7b" if gpu else "small"),
@@ -329,6 +333,7 @@ def kernels(
         device="cuda" if gpu else "cpu",
         compiled=gpu if compiled is None else compiled,
         progress=console.print,
+        keep=keep,
     )
     for measured in figures["cases"]:
         console.print(kernels_table(measured))
@@ -337,7 +342,5 @@ def kernels(
     for measured in figures["attention"]:
         console.print(attention_table(measured))
     console.print(f"backend {figures['backend']}; GPU figures: {figures['gpu_figures']}")
-    if json_file is not None:
-        write_json(json_file, figures)
     if plot is not None:
         write_atomically(plot, roofline(figures))

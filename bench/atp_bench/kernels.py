@@ -255,38 +255,19 @@ def bench_kernels(
     device: str,
     compiled: bool,
     progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[dict[str, Any]], None] = lambda figures: None,
 ) -> dict[str, Any]:
-    """The figures of `atp-edge bench kernels`. Raises ValueError for settings out of range."""
+    """The figures of `atp-edge bench kernels`; `keep` gets them after every case, for there are
+    many on a GPU. Raises ValueError for settings out of range."""
     if rounds < 1 or min(*tokens, *ranks) < 1 or not all(0 < share <= 1 for share in kept):
         raise ValueError(
             f"rounds {rounds}, tokens {tokens}, ranks {ranks}, kept {kept}: expected 1 or more, "
             "and shares above 0 and up to 1"
         )
-    cases = []
-    for (k, n), rank, count, share in product(SHAPES[shapes], ranks, tokens, kept):
-        case = Case(in_features=k, out_features=n, rank=rank, tokens=count, kept=share, dtype=dtype)
-        progress(f"{k} -> {n}, rank {rank}, {count} tokens, {share:.0%} kept")
-        cases.append(bench_case(case, rounds=rounds, device=device, compiled=compiled))
-    swiglu = []
-    for channels, count in product(CHANNELS[shapes], tokens):
-        one = SwigluCase(channels=channels, tokens=count, dtype=dtype)
-        progress(f"SwiGLU of {channels} channels, {count} tokens")
-        swiglu.append(
-            bench_swiglu(one, DTYPES[dtype], tolerance=TOLERANCE[dtype], rounds=rounds,
-                         device=device, compiled=compiled)
-        )  # fmt: skip
-    attention = []
-    heads, groups, size = HEADS[shapes]
-    for count in tokens if device == "cpu" else ():
-        progress(f"attention of {heads} heads, {count} tokens")
-        asked = AttentionCase(heads=heads, groups=groups, size=size, tokens=count, dtype=dtype)
-        attention.append(
-            bench_attention(asked, DTYPES[dtype], tolerance=TOLERANCE[dtype], rounds=rounds)
-        )
-    return {
-        "cases": cases,
-        "swiglu": swiglu,
-        "attention": attention,
+    figures: dict[str, Any] = {
+        "cases": [],
+        "swiglu": [],
+        "attention": [],
         "roofs": roofs(dtype, device),
         "backend": backend_name(),
         "gpu_figures": "measured" if device == "cuda" else "not measured yet",
@@ -294,3 +275,24 @@ def bench_kernels(
                      "threads": torch.get_num_threads()},
         "environment": environment(),
     }  # fmt: skip
+
+    def add(part: str, measured: dict[str, Any]) -> None:
+        figures[part].append(measured)
+        keep(figures)
+
+    kind, tolerance = DTYPES[dtype], TOLERANCE[dtype]
+    for (k, n), rank, count, share in product(SHAPES[shapes], ranks, tokens, kept):
+        progress(f"{k} -> {n}, rank {rank}, {count} tokens, {share:.0%} kept")
+        case = Case(in_features=k, out_features=n, rank=rank, tokens=count, kept=share, dtype=dtype)
+        add("cases", bench_case(case, rounds=rounds, device=device, compiled=compiled))
+    for channels, count in product(CHANNELS[shapes], tokens):
+        progress(f"SwiGLU of {channels} channels, {count} tokens")
+        mlp = SwigluCase(channels=channels, tokens=count, dtype=dtype)
+        add("swiglu", bench_swiglu(mlp, kind, tolerance=tolerance, rounds=rounds, device=device,
+                                   compiled=compiled))  # fmt: skip
+    heads, groups, size = HEADS[shapes]
+    for count in tokens if device == "cpu" else ():
+        progress(f"attention of {heads} heads, {count} tokens")
+        asked = AttentionCase(heads=heads, groups=groups, size=size, tokens=count, dtype=dtype)
+        add("attention", bench_attention(asked, kind, tolerance=tolerance, rounds=rounds))
+    return figures

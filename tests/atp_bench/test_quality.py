@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
-from atp_bench.quality.cells import LAYERS, METHODS, Cell, matrix
+from atp_bench.quality.cells import IMPORTANCE, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
 from atp_bench.quality.measured import Measured, recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
@@ -281,6 +281,9 @@ def test_a_rival_is_compared_on_its_own_data_and_seed_alone() -> None:
     lead = claim(results(), "two-stage way")
     assert values(lead) == pytest.approx((0.2,))
     assert lead.verdict == "yes"
+    by_ours = [replace(r, cell=replace(r.cell, method=IMPORTANCE)) for r in results()[:1]]
+    assert claim(results() + by_ours, "two-stage way") == lead, "our own score is not the field's"
+    assert values(claim(results() + by_ours, "our own importance")) == (0.0,)
     twin = [replace(r, cell=replace(r.cell, method="frozen")) for r in results()[:2]]
     assert values(claim(results() + twin, "twin, frozen")) == (0.0, 0.0)
     assert claim(results() + twin, "twin, frozen").verdict == "no", "a twin must be beaten"

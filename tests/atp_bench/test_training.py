@@ -22,6 +22,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from atp_edge.cli_bench import bench
+from atp_edge.files import read_json, write_json
 from tests.conftest import tiny_model
 
 CASE = Case(in_features=24, out_features=40, rank=4, tokens=16, kept=0.6, dtype="fp32")
@@ -75,6 +76,24 @@ def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="rounds 0"):
         bench_kernels(shapes="small", tokens=(1,), ranks=(1,), kept=(1.0,), dtype="fp32",
                       rounds=0, device="cpu", compiled=False)  # fmt: skip
+
+
+def test_what_was_measured_before_a_kill_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+
+    def killed(said: str) -> None:
+        if "1536 -> 576" in said:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench_kernels(
+            shapes="small", tokens=(2,), ranks=(2,), kept=(0.5,), dtype="fp32", rounds=1,
+            device="cpu", compiled=False, progress=killed,
+            keep=lambda figures: write_json(file, figures),
+        )  # fmt: skip
+    kept = read_json(file)
+    assert [case["case"]["out_features"] for case in kept["cases"]] == [576, 1536]
+    assert kept["roofs"]["flops_per_s"] > 0
 
 
 def test_every_rival_is_right_and_a_wrong_one_gets_no_speedup(

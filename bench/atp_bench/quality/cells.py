@@ -11,6 +11,8 @@ from atp_edge.config import RECIPES, Config, with_values
 
 Preset = Literal["quick", "cpu", "gpu"]
 LAYERS = "two-stage: whole layers"
+# By the score that ATP starts from, which no other tool has: the hardest of the two-stage ways.
+IMPORTANCE = "two-stage: importance"
 # The decision is made before anything is tuned; then the cut model is tuned by LoRA alone.
 TWO_STAGE = {
     "decision.learn": False,
@@ -25,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # The same recipe, its decision frozen at the start: with the same phases, and cut at once.
     "frozen": {"decision.learn": False},
     "frozen, cut at once": {"decision.learn": False, "decision.control_share": 0.0},
-    "two-stage: importance": TWO_STAGE,
+    IMPORTANCE: TWO_STAGE,
     **{f"two-stage: {name}": TWO_STAGE | {"decision.start": name} for name in BASELINES},
     # ShortGPT's: layers of least influence removed; `_without_layers`.
     LAYERS: TWO_STAGE,
@@ -119,7 +121,7 @@ def _cells_of(preset: Preset) -> list[Cell]:
         ]  # fmt: skip
 
     # The best two-stage way, and the one that the field knows best.
-    main = ("atp", "frozen", "two-stage: importance", "two-stage: group-taylor")
+    main = ("atp", "frozen", IMPORTANCE, "two-stage: group-taylor")
     match preset:
         case "quick":
             return cells(("atp", "two-stage: group-taylor"), domains=("legal",), steps=8)
