@@ -41,7 +41,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "penalty alone": {"decision.projection": False},
     "sampled decisions": {"decision.noise": 1.0},
     "start: all kept": {"decision.start": "all-kept"},
-    "refresh every step": {"decision.interval": 1},
     "refresh every 4": {"decision.interval": 4},
     "no reconstruction": {"recovery.reconstruct_blocks": 0},
     "reconstruction at the start alone": {"recovery.reconstruct_along": False},
