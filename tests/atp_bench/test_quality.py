@@ -240,6 +240,11 @@ def test_table_page_and_markdown_show_every_method() -> None:
         results()
     )
     assert "http" not in page(results()).rsplit("</script>", 1)[-1]
+    first, *others = results()
+    elsewhere = replace(first, cell=replace(first.cell, domain="health"))
+    apart = page([elsewhere, *others])
+    assert "health: method" in apart
+    assert "legal: method" in apart, "a domain's bars are its own"
 
 
 def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from rich.table import Table
 
@@ -128,61 +128,63 @@ def _spread(s: Summary) -> str:
 
 
 def page(results: Sequence[Result]) -> str:
-    """One self-contained HTML page: recovery by method, and recovery against tokens."""
-    figures = [_methods(summarize(results)), _tokens(_curves(results))]
-    parts = [
-        f.to_html(full_html=False, include_plotlyjs=i == 0)
-        for i, f in enumerate(f for f in figures if f is not None)
-    ]
+    """One self-contained HTML page: recovery by method in every domain, and against tokens."""
+    summaries = summarize(results)
+    domains = dict.fromkeys(s.domain for s in summaries)
+    figures = [_methods([s for s in summaries if s.domain == domain]) for domain in domains]
+    figures += [_tokens(curves) for curves in [_curves(results)] if curves]
+    parts = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
     return (
         '<!doctype html><meta charset="utf-8"><title>atp-edge bench quality</title>'
         '<body style="max-width:60rem;margin:2rem auto;font-family:system-ui,sans-serif">'
-        f"<h1>Recovery at equal tokens</h1>{''.join(parts)}</body>"
+        "<h1>Recovery at equal tokens</h1>"
+        "<p>Dense over slim perplexity; whiskers are 95 % intervals over the test blocks.</p>"
+        f"{''.join(parts)}</body>"
     )
 
 
 def _methods(summaries: Sequence[Summary]) -> go.Figure:
+    """A bar a method, for one domain."""
     figure = go.Figure()
-    for domain in dict.fromkeys(s.domain for s in summaries):
-        rows = [s for s in summaries if s.domain == domain]
-        values = np.array([s.recovery.value for s in rows])
-        ends = np.array([s.recovery.interval or (s.recovery.value,) * 2 for s in rows])
-        figure.add_bar(
-            y=[f"{s.method} · {1 - s.share:.0%} cut · {s.widths} · {s.tokens:,}" for s in rows],
-            x=values,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": ends[:, 1] - values,
-                "arrayminus": values - ends[:, 0],
-            },
-            orientation="h",
-            name=domain,
-            marker_color=[FIRST if s.method == "atp" else REST for s in rows],
-        )
+    figure.add_bar(
+        y=[f"{s.method} · {1 - s.share:.0%} cut · {s.widths} · {s.tokens:,}" for s in summaries],
+        x=[s.recovery.value for s in summaries],
+        error_x=_whiskers(summaries),
+        orientation="h",
+        marker_color=[FIRST if s.method == "atp" else REST for s in summaries],
+    )
     figure.update_layout(
-        title="Recovery by method (dense / slim perplexity; whiskers: 95 % interval)",
+        title=f"{summaries[0].domain}: method · decoder cut · widths · tokens",
         height=160 + 26 * len(summaries),
         margin={"l": 320},
-        showlegend=False,
     )
-    figure.update_xaxes(range=[0, 1])
+    figure.update_xaxes(rangemode="tozero", title="recovery")
     figure.update_yaxes(autorange="reversed")
     return figure
 
 
-def _tokens(curves: Sequence[_Curve]) -> go.Figure | None:
-    if not curves:
-        return None
+def _tokens(curves: Sequence[_Curve]) -> go.Figure:
     figure = go.Figure()
     for curve in curves:
         figure.add_scatter(
             x=[s.tokens for s in curve.points],
             y=[s.recovery.value for s in curve.points],
+            error_y=_whiskers(curve.points),
             mode="lines+markers",
             name=curve.name,
         )
     figure.update_layout(title="Recovery by tokens of training", showlegend=True)
-    figure.update_xaxes(type="log", title="tokens")
-    figure.update_yaxes(range=[0, 1])
+    figure.update_xaxes(type="log", dtick=1, title="tokens")
+    figure.update_yaxes(rangemode="tozero", title="recovery")
     return figure
+
+
+def _whiskers(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """The intervals as plotly takes them: how far each end is from its value."""
+    ends = [(s.recovery.value, s.recovery.interval or (s.recovery.value,) * 2) for s in summaries]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in ends],
+        "arrayminus": [value - low for value, (low, _) in ends],
+    }
