@@ -82,8 +82,10 @@ def markdown(summaries: Sequence[Summary]) -> str:
 def _mermaid(curve: _Curve) -> str:
     tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in curve.points)
     values = ", ".join(f"{s.recovery.value:.3f}" for s in curve.points)
+    colour = f'{{"themeVariables": {{"xyChart": {{"plotColorPalette": "{FIRST}"}}}}}}'
     return (
-        f'```mermaid\nxychart-beta\n  title "{curve.name}: recovery by tokens of training"\n'
+        f"```mermaid\n%%{{init: {colour}}}%%\n"
+        f'xychart-beta\n  title "{curve.name}: recovery by tokens of training"\n'
         f"  x-axis [{tokens}]\n  y-axis 0.5 --> 1\n  line [{values}]\n```\n\n"
     )
 
