@@ -144,8 +144,8 @@ def _cells_of(preset: Preset) -> list[Cell]:
                     widths=("per-layer", "uniform"),
                 ),
                 *cells(ABLATIONS, seeds=(0, 1, 2)),
-                *cells(main, steps=1600, seeds=(0, 1, 2)),
                 # One block a step leaves a GPU idle.
+                *cells(main, steps=400, batch_blocks=4, seeds=(0, 1, 2)),
                 *cells(main, steps=130, batch_blocks=64),
                 *cells(main, steps=640, batch_blocks=64),
             ]
