@@ -218,7 +218,7 @@ def learn_decision(
     if config.recovery.reconstruct_blocks:
         progress.say("repairing what the first decision cuts")
         sample = splits.train.spread(config.recovery.reconstruct_blocks)
-        with accelerator.autocast():
+        with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             learner.repair = Repair(model, learner.masks, sample)
         if not config.repairs_along:
             learner.repair = None  # It is done; what it measured takes memory.
