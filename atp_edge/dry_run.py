@@ -61,11 +61,8 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     recovery = count.around + slim + trained * slim
     tokens = config.train.batch_blocks * config.dataset.block_tokens
     # What a layer keeps for its backward pass, in values a token: the inputs of its norms and
-    # projections, gate, up and their product, and every head's scores, before and after softmax.
-    kept = sum(
-        12 * shape.hidden + 6 * layer.channels + 4 * layer.heads * config.dataset.block_tokens
-        for layer in shape.layers
-    )
+    # projections, gate, up and their product. Attention keeps no scores, on a CPU or a GPU.
+    kept = sum(12 * shape.hidden + 6 * layer.channels for layer in shape.layers)
     activation = 4 if config.train.precision == "no" else 2
     loss = 3 * min(tokens, CHUNK_TOKENS) * shape.vocabulary
     if config.recovery.distill and config.recovery.distill_hidden:

@@ -114,6 +114,7 @@ def run_part(
     if part.__name__ not in run.parts():
         began = time.perf_counter()
         figures = part(config, run, splits, accelerator, progress)
+        accelerator.free_memory()  # Else it holds the part's optimizers: moments and weights.
         run.add_part(part.__name__, figures | {"seconds": time.perf_counter() - began})
     found: dict[str, Any] = run.parts()[part.__name__]
     return found
@@ -231,24 +232,24 @@ def learn_decision(
     state = drive(learner, config, run, progress)
 
     progress.say("freezing the decision")
-    masks = learner.freeze()
-    del learner  # Its moments would stand beside what is held next.
+    masks, shape = learner.freeze(), model_shape(dense.config)
     plan = plan_of(
-        model_shape(dense.config),
+        shape,
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
         config.decision.space,
     )
     narrow = narrow_peft(model, plan)
     error = masked_narrow_error(model, narrow, masks, splits.decision)
+    # Neither the dense model nor the loop's moments stand beside what is held next.
+    del learner, model, dense
+    accelerator.free_memory()
     _approach(narrow, config.control_steps, config, run, splits.train, accelerator, progress)
     if config.recovery.adapter != "lora":
         narrow = add_recovery_adapter(merge(narrow), config, plan)
     _save_narrow_peft(narrow, run, "frozen")
     write_plan(plan, run.plan)
     loss = loss_of(narrow, splits.test, accelerator)
-    kept = shares(
-        model_shape(model.get_base_model().config), model_shape(narrow.get_base_model().config)
-    )
+    kept = shares(shape, model_shape(narrow.get_base_model().config))
     return {
         "perplexity": loss.perplexity,
         "masked_narrow_max_error": error,

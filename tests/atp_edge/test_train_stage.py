@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import io
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from atp_export.narrow import merge, narrow_peft
+from rich.console import Console
+from torch.optim import AdamW
 
+from atp_edge import train_stage
 from atp_edge.config import Config, with_values
-from atp_edge.train_stage import add_recovery_adapter, frozen_for, redistributed_ranks
+from atp_edge.inputs import accelerate, splits_of
+from atp_edge.progress import Terminal
+from atp_edge.train_stage import (
+    add_recovery_adapter,
+    frozen_for,
+    learn_decision,
+    recover,
+    redistributed_ranks,
+    run_part,
+)
 from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
-from tests.conftest import tiny_model
+from tests.conftest import dense_run, tiny_model
 
 
 @pytest.mark.parametrize("adapter", ["ranks", "dora"])
@@ -56,3 +73,35 @@ def test_a_teacher_takes_half_the_memory_and_says_the_same(tied: bool) -> None:
     (plain, whole), (kept, half) = said("no"), said("bf16")
     assert torch.equal(plain, kept)
     assert whole == 2 * half
+
+
+def test_no_part_holds_the_optimizers_of_the_one_before(
+    real_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def optimizers() -> int:
+        gc.collect()
+        return sum(isinstance(found, AdamW) for found in gc.get_objects())
+
+    alive = []
+    for name in ("approach", "drive"):
+        real = getattr(train_stage, name)
+
+        def watched(*arguments: Any, name: str = name, real: Any = real) -> Any:
+            alive.append((name, optimizers() - before))
+            return real(*arguments)
+
+        monkeypatch.setattr(train_stage, name, watched)
+    run = dense_run(tmp_path, real_folder, steps=4, **{
+        "dataset.block_tokens": 32, "dataset.test_blocks": 2, "train.precision": "no",
+        "decision.width_multiple": 4, "decision.importance_blocks": 2,
+        "recovery.reconstruct_blocks": 2,
+    })  # fmt: skip
+    config = run.config()
+    splits, accelerator = splits_of(config), accelerate(config)
+    before = optimizers()
+    progress = Terminal(Console(file=io.StringIO()))
+    for part in (learn_decision, recover):
+        run_part(part, config, run, splits, accelerator, progress)
+    # Of the joint loop LoRA's with the kept weights', and the generator's.
+    assert alive == [("approach", 2), ("drive", 2), ("approach", 0), ("drive", 1)]
+    assert optimizers() == before
