@@ -166,7 +166,8 @@ class JointLearner:
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
-        self.masks = self._without_noise()
+        self.masks = self.settled = self._without_noise()
+        """The decision held, and the one without noise: equal where nothing is sampled."""
         self.repair: Repair | None = None
         """Moves along with the decision, where set."""
 
@@ -180,13 +181,17 @@ class JointLearner:
         self._hold(self._without_noise())
         return self.masks
 
-    def _hold(self, masks: list[Tensor]) -> int:
-        """Hold another decision; how many structures changed sides."""
+    def _hold(self, masks: list[Tensor]) -> None:
         if self.repair is not None:
             self.repair.move(masks)
-        changed = sum(int((a != b).sum()) for a, b in zip(self.masks, masks, strict=True))
         self.masks = masks
-        return changed
+
+    def _settle(self) -> float:
+        """Take what is held, without its noise, as what was learned so far; the share of the
+        structures that changed sides. (Samples change by half at every step, and mean nothing.)"""
+        before = torch.cat(self.settled)
+        self.settled = self._without_noise() if self.config.decision.noise else self.masks
+        return float((torch.cat(self.settled) != before).float().mean())
 
     def step(self, index: int) -> Record:
         settings = self.config.decision
@@ -232,12 +237,12 @@ class JointLearner:
         self.tuned.requires_grad_(True)
         if follows:
             self._follow(scores, before)
-        changed = self._hold([mask.detach() >= 0.5 for mask in decision.masks])
+        self._hold([mask.detach() >= 0.5 for mask in decision.masks])
         return replace(
             record,
             decision_loss=float(plain),
             soft_share=float(soft_share.detach()),
-            churn=changed / sum(len(mask) for mask in self.masks),
+            churn=self._settle(),
         )
 
     def _generator_rate(self, index: int) -> float:
@@ -296,3 +301,4 @@ class JointLearner:
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.importance = state["importance"]
+        self._settle()

@@ -333,6 +333,18 @@ def finish(made: Any, folder: Path, stop_at: int | None = None) -> list[Record]:
     return seen
 
 
+def test_churn_is_of_what_was_learned_not_of_what_was_sampled() -> None:
+    still = {"decision.noise": 1.0, "decision.lr": 0.0, "decision.follow": False}
+    made = learner(with_values(CONFIG, still))
+    held = []
+    for i in range(6):
+        churn = made.step(i).churn
+        held.append(torch.cat(made.masks))
+        assert churn in (None, 0.0)
+    assert (held[0] != held[2]).float().mean() > 0.2, "the samples were alike"
+    assert torch.equal(torch.cat(made.freeze()), torch.cat(learner().masks))
+
+
 @pytest.mark.parametrize("structures", SPACES)
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])
 def test_the_loop_learns_and_every_decision_meets_the_budget(
