@@ -70,4 +70,4 @@ def _lead(ours: list[Result], rows: list[Result]) -> Measured | None:
 
 def lead_cells(s: Summary) -> tuple[str, str]:
     """What ATP leads by and its interval, as a table shows them."""
-    return (f"{s.lead.value:.3f}", s.lead.interval_text) if s.lead else ("", "")
+    return (f"{s.lead.value:z.3f}", s.lead.interval_text) if s.lead else ("", "")
