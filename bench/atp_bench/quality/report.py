@@ -131,10 +131,11 @@ def _spread(s: Summary) -> str:
 
 def page(results: Sequence[Result]) -> str:
     """One self-contained HTML page: recovery by method in every domain, and against tokens."""
-    summaries = summarize(results)
+    summaries, curves = summarize(results), _curves(results)
     domains = dict.fromkeys(s.domain for s in summaries)
     figures = [_methods([s for s in summaries if s.domain == domain]) for domain in domains]
-    figures += [_tokens(curves) for curves in [_curves(results)] if curves]
+    if curves:
+        figures.append(_tokens(curves))
     parts = [f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures)]
     return (
         '<!doctype html><meta charset="utf-8"><title>atp-edge bench quality</title>'
