@@ -140,6 +140,8 @@ def quality(
     from atp_edge.progress import Terminal
 
     files = json_files or [out / "results.json"]
+    if len(files) > 1 and not show:
+        raise ValueError(f"--json {files[1]}: a matrix has one results file; --show reads several")
     known = {key: r for file in files for key, r in read_results(file).items()} if show else {}
     if show and not known:
         raise ValueError(f"{files[0]}: no results to show; without --show the matrix is run")
@@ -151,8 +153,6 @@ def quality(
         )
     if show:
         results = [known[cell.key] for cell in chosen]
-    elif len(files) > 1:
-        raise ValueError(f"--json {files[1]}: a matrix has one results file; --show reads several")
     else:
         with Terminal(console) as progress:
             results = run_matrix(

@@ -57,6 +57,29 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
     return model
 
 
+QUICK_TO_TRAIN: dict[str, Any] = {
+    "dataset.block_tokens": 32,
+    "dataset.test_blocks": 2,
+    "train.precision": "no",
+    "decision.width_multiple": 4,
+    "decision.importance_blocks": 2,
+    "recovery.reconstruct_blocks": 2,
+}
+
+
+class Silent:
+    """Progress that only remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def phase(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+
+
 def dense_run(folder: Path, real_folder: Path, **settings: Any) -> RunFolder:
     """A run of an untrained tiny model on licence texts, with its dense checkpoint alone."""
     tokenizer = AutoTokenizer.from_pretrained(real_folder)

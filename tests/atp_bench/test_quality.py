@@ -25,33 +25,12 @@ from atp_edge.config import Config, with_values
 from atp_edge.files import alone
 from atp_edge.run_folder import RunFolder
 from atp_edge.train_stage import train
-from tests.conftest import dense_run
-
-
-class Silent:
-    """Progress that only remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def phase(self, *_: Any) -> None: ...
-    def record(self, *_: Any) -> None: ...
+from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Config:
-    settings: dict[str, Any] = {
-        "dataset.block_tokens": 32,
-        "dataset.test_blocks": 2,
-        "train.precision": "no",
-        "decision.width_multiple": 4,
-        "decision.importance_blocks": 2,
-        "recovery.reconstruct_blocks": 2,
-    }
-    return dense_run(tmp_path_factory.mktemp("quality"), real_folder, **settings).config()
+    return dense_run(tmp_path_factory.mktemp("quality"), real_folder, **QUICK_TO_TRAIN).config()
 
 
 def cell(method: str, base: Config, share: float = 0.6) -> Cell:

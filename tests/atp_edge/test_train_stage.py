@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from atp_export.narrow import merge, narrow_peft
-from rich.console import Console
 from torch.optim import AdamW
 
 from atp_edge import train_stage
 from atp_edge.config import Config, with_values
 from atp_edge.inputs import accelerate, splits_of
-from atp_edge.progress import Terminal
 from atp_edge.train_stage import (
     add_recovery_adapter,
     frozen_for,
@@ -26,7 +23,7 @@ from atp_edge.train_stage import (
     run_part,
 )
 from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
-from tests.conftest import dense_run, tiny_model
+from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run, tiny_model
 
 
 @pytest.mark.parametrize("adapter", ["ranks", "dora"])
@@ -91,17 +88,12 @@ def test_no_part_holds_the_optimizers_of_the_one_before(
             return real(*arguments)
 
         monkeypatch.setattr(train_stage, name, watched)
-    run = dense_run(tmp_path, real_folder, steps=4, **{
-        "dataset.block_tokens": 32, "dataset.test_blocks": 2, "train.precision": "no",
-        "decision.width_multiple": 4, "decision.importance_blocks": 2,
-        "recovery.reconstruct_blocks": 2,
-    })  # fmt: skip
+    run = dense_run(tmp_path, real_folder, steps=4, **QUICK_TO_TRAIN)
     config = run.config()
     splits, accelerator = splits_of(config), accelerate(config)
     before = optimizers()
-    progress = Terminal(Console(file=io.StringIO()))
     for part in (learn_decision, recover):
-        run_part(part, config, run, splits, accelerator, progress)
+        run_part(part, config, run, splits, accelerator, Silent())
     # Of the joint loop LoRA's with the kept weights', and the generator's.
     assert alive == [("approach", 2), ("drive", 2), ("approach", 0), ("drive", 1)]
     assert optimizers() == before

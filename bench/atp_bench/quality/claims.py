@@ -46,10 +46,10 @@ class Claim:
             return "not measured"
         if not self.above:
             return "yes" if self.lowest.value >= self.asked else "no"
-        intervals = [m.interval or (m.value, m.value) for m in self.measured]
-        if any(high <= self.asked for _, high in intervals):
+        ends = [m.ends for m in self.measured]
+        if any(high <= self.asked for _, high in ends):
             return "no"
-        return "yes" if all(low > self.asked for low, _ in intervals) else "tie"
+        return "yes" if all(low > self.asked for low, _ in ends) else "tie"
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:

@@ -21,6 +21,11 @@ class Measured:
     interval: tuple[float, float] | None = None
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval; where there is none, the value is both."""
+        return self.interval or (self.value, self.value)
+
+    @property
     def interval_text(self) -> str:
         return "{:.3f} to {:.3f}".format(*self.interval) if self.interval else ""
 

@@ -120,7 +120,6 @@ def _curves(results: Sequence[Result]) -> list[_Curve]:
         seeds = set.intersection(*({r.cell.seed for r in rows if r.tokens == n} for n in lengths))
         points = summarize(r for r in rows if r.cell.seed in seeds)
         if len(points) > 1:
-            points.sort(key=lambda s: s.tokens)
             curves.append(_Curve(seeds=tuple(sorted(seeds)), points=tuple(points)))
     return curves
 
@@ -184,7 +183,7 @@ def _tokens(curves: Sequence[_Curve]) -> go.Figure:
 
 def _whiskers(summaries: Sequence[Summary]) -> dict[str, Any]:
     """The intervals as plotly takes them: how far each end is from its value."""
-    ends = [(s.recovery.value, s.recovery.interval or (s.recovery.value,) * 2) for s in summaries]
+    ends = [(s.recovery.value, s.recovery.ends) for s in summaries]
     return {
         "type": "data",
         "symmetric": False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from atp_bench.quality.cells import Cell
 from atp_bench.quality.measured import Measured, lead_over, mean_of_apart, recovery_of
 from atp_bench.quality.results import Result
 
@@ -34,20 +35,18 @@ class Summary:
 
 def summarize(results: Iterable[Result]) -> list[Summary]:
     """Means over seeds, best method first within a domain, share, widths and length."""
-    groups: dict[tuple[str, float, str, int, int, str], list[Result]] = {}
+    groups: dict[Cell, list[Result]] = {}
     results = list(results)
     ours = [r for r in results if r.cell.method == "atp"]
     for r in results:
-        c = r.cell
-        key = (c.domain, c.share, c.widths, c.steps, c.batch_blocks, c.method)
-        groups.setdefault(key, []).append(r)
+        groups.setdefault(replace(r.cell, seed=0), []).append(r)
     made = [
         Summary(
-            method=method,
+            method=cell.method,
             where=rows[0].where,
-            domain=domain,
-            share=share,
-            widths=widths,
+            domain=cell.domain,
+            share=cell.share,
+            widths=cell.widths,
             tokens=rows[0].tokens,
             seeds=len(rows),
             perplexity=statistics.mean(r.perplexity for r in rows),
@@ -58,7 +57,7 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             task_recovery=statistics.mean(r.tasks["average"] for r in rows),
             whole_share=statistics.mean(r.whole_share for r in rows),
         )
-        for (domain, share, widths, _, _, method), rows in groups.items()
+        for cell, rows in groups.items()
     ]
     return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.tokens, -s.recovery.value))
 
