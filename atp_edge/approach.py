@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.data import Blocks
 from atp_edge.families import READS
-from atp_edge.masked import MaskedLoraLinear, lora_layer
+from atp_edge.lora import MaskedLoraLinear, lora_layer
 from atp_edge.reconstruct import solve_damped
 from atp_edge.watched import read_under
 

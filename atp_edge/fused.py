@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from atp_kernels import masked_qkv, masked_swiglu_mlp, on_triton
@@ -21,11 +21,8 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from atp_edge.families import MLP_PROJECTIONS, LayerShape, Projection
+from atp_edge.lora import MaskedLoraLinear, Placement
 from atp_edge.sharing import Derived, ReadOnce
-from atp_edge.skipping import Placement
-
-if TYPE_CHECKING:
-    from atp_edge.masked import MaskedLoraLinear
 
 logger = logging.getLogger(__name__)
 QKV: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj")

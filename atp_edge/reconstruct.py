@@ -25,7 +25,8 @@ from torch import Tensor
 
 from atp_edge.data import Blocks
 from atp_edge.families import READS, model_shape
-from atp_edge.masked import MaskedLoraLinear, lora_layer, set_decision
+from atp_edge.lora import MaskedLoraLinear, lora_layer
+from atp_edge.masked import set_decision
 from atp_edge.structures import to_rows
 from atp_edge.watched import read_under
 

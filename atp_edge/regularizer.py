@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from atp_edge.families import READS, model_shape
-from atp_edge.masked import lora_layer
+from atp_edge.lora import lora_layer
 from atp_edge.structures import by_structure
 
 _WRITES = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}

@@ -18,19 +18,14 @@ gradient can reach its LoRA:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from atp_kernels import LoraLayer, dense_weight, prefix_lora_linears
 from torch import Tensor
 
 from atp_edge.families import READS
+from atp_edge.lora import MaskedLoraLinear, Placement
 from atp_edge.sharing import Derived, ReadOnce
-
-if TYPE_CHECKING:
-    from atp_edge.masked import MaskedLoraLinear
-
-Placement = Literal["base", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)

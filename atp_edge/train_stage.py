@@ -46,8 +46,9 @@ from atp_edge.inputs import (
     splits_of,
     tokenizer_of,
 )
+from atp_edge.lora import add_lora
 from atp_edge.losses import language_loss
-from atp_edge.masked import add_lora, set_decision
+from atp_edge.masked import set_decision
 from atp_edge.phase import Learner, PhaseState, phase_begun, run_phase
 from atp_edge.plan import Plan, plan_of, read_plan, shares, write_plan
 from atp_edge.progress import Progress

@@ -27,8 +27,9 @@ from atp_edge.data import Splits, load_documents, make_splits
 from atp_edge.evaluate import perplexity
 from atp_edge.families import ATTENTION_PROJECTIONS, model_shape
 from atp_edge.importance import starting_logits, taylor_importance
+from atp_edge.lora import add_lora
 from atp_edge.losses import language_loss
-from atp_edge.masked import add_lora, set_decision
+from atp_edge.masked import set_decision
 from atp_edge.plan import Plan, plan_of, shares
 from atp_edge.reconstruct import Repair
 from tests.atp_export.test_quantize import values

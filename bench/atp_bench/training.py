@@ -25,8 +25,9 @@ from atp_edge.budget import make_space, parse_budget, project
 from atp_edge.cpu import attention_implementation, keep_freed_memory
 from atp_edge.data import Blocks
 from atp_edge.families import model_shape
+from atp_edge.lora import add_lora
 from atp_edge.losses import language_loss
-from atp_edge.masked import add_lora, set_decision
+from atp_edge.masked import set_decision
 from atp_edge.regularizer import proximal_step
 
 Precision = Literal["fp32", "bf16"]

@@ -22,7 +22,8 @@ from atp_edge.budget import make_space, parse_budget
 from atp_edge.families import model_shape
 from atp_edge.fused import FusedQkv
 from atp_edge.importance import scored
-from atp_edge.masked import lora_layer, set_decision
+from atp_edge.lora import lora_layer
+from atp_edge.masked import set_decision
 from atp_edge.skipping import FixedSite
 from tests.atp_edge import test_skipping
 from tests.atp_edge.test_skipping import gradients

@@ -13,7 +13,8 @@ from torch import Tensor
 from atp_edge.approach import approach
 from atp_edge.config import StructureSpace
 from atp_edge.families import FAMILIES, READS, model_shape
-from atp_edge.masked import lora_layer, set_decision
+from atp_edge.lora import lora_layer
+from atp_edge.masked import set_decision
 from atp_edge.plan import plan_of
 from tests.atp_edge.test_learning import BLOCKS, SPACES, lora_model, random_masks, space_of
 from tests.conftest import tiny_model

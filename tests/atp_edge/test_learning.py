@@ -28,8 +28,9 @@ from atp_edge.importance import (
     starting_logits,
     taylor_importance,
 )
+from atp_edge.lora import add_lora, lora_layer
 from atp_edge.losses import distilled_loss, language_loss
-from atp_edge.masked import add_lora, lora_layer, plan_masks, set_decision
+from atp_edge.masked import plan_masks, set_decision
 from atp_edge.phase import run_phase
 from atp_edge.plan import plan_of, read_plan, write_plan
 from atp_edge.reconstruct import Repair

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from atp_edge import losses
 from atp_edge.data import Blocks
 from atp_edge.evaluate import perplexity
+from atp_edge.lora import add_lora
 from atp_edge.losses import distilled_loss, language_loss
-from atp_edge.masked import add_lora
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (3, 30), generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atp_edge.config import StructureSpace
 from atp_edge.data import Blocks
+from atp_edge.lora import add_lora, lora_layer
 from atp_edge.losses import language_loss
-from atp_edge.masked import add_lora, lora_layer, set_decision
+from atp_edge.masked import set_decision
 from atp_edge.regularizer import proximal_step
 from atp_edge.skipping import FixedSite
 from tests.atp_export.test_narrow import PAIR_FAMILIES

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from atp_edge.config import StructureSpace
 from atp_edge.families import model_shape
-from atp_edge.masked import add_lora, plan_masks, set_decision
+from atp_edge.lora import add_lora
+from atp_edge.masked import plan_masks, set_decision
 from atp_edge.plan import Plan, all_kept, narrow_shape, plan_of
 from atp_edge.structures import count_parameters
 from tests.conftest import FAMILIES, tiny_model
