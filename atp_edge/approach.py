@@ -7,20 +7,24 @@ what its stream still lacks r, and the teacher's stream s,
     change = argmin sum |r - change z|^2 / |s|^2 + damping |change|^2.
 
 This is the distance that a step lessens as well (`atp_edge.losses`), brought to its least over all
-tokens at once. Sites are moved in order within one forward pass, so that each makes good what those
-before it could not, and takes what the teacher learned as far as a linear map of its inputs can.
+tokens at once. Sites are moved in order, so that each makes good what those before it could not,
+and takes what the teacher learned as far as a linear map of its inputs can. Both models go through
+the text side by side, a layer at a time: of either no more is held than its stream and one layer's
+activations.
+
 Damping pulls towards the weights as they are: a model that has come as near as the text tells stays
 where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -28,7 +32,6 @@ from atp_edge.data import Blocks
 from atp_edge.families import READS
 from atp_edge.lora import MaskedLoraLinear, lora_layer
 from atp_edge.reconstruct import solve_damped
-from atp_edge.watched import read_under
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -38,31 +41,39 @@ DAMPING = 0.3
 def approach(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) -> None:
     """Move the base weights in place; what a decision on the model removes stays as it is.
 
-    blocks: text [N, T], in one batch. The teacher's stream is held at every site, in bf16 on the
-    CPU: 2.3 GB for 64 blocks of 512 tokens and 30 layers of 576.
+    blocks: text [N, T], in one batch.
     """
-    ids = blocks.input_ids
-    wanted: list[Tensor] = []
-    hooks = _on_stream(teacher, lambda x: wanted.append(x.to("cpu", torch.bfloat16)))
-    read_under(hooks, teacher, ids)
     student = model.get_base_model()
-    entered: list[Tensor] = []
-    sites = iter(wanted[1:])
+    ours, calls = _into_layers(student, blocks.input_ids)
+    theirs, their_calls = _into_layers(teacher, blocks.input_ids)
+    for i, layer in enumerate(student.model.layers):
+        taught_by = teacher.model.layers[i]
+        wanted: list[Tensor] = []
+        theirs = _through(taught_by, theirs, their_calls[i], [_halfway(taught_by, wanted.append)])
+        wanted.append(theirs)
+        entered = [ours]
+        move = partial(_move, entered, wanted)
+        moved = [lora_layer(model, i, name).register_forward_hook(move) for name in READS.values()]
+        ours = _through(layer, ours, calls[i], [_halfway(layer, entered.append), *moved])
 
-    def move(module: MaskedLoraLinear, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        target = next(sites).to(output.device, torch.float32)
-        with torch.autocast(output.device.type, enabled=False):
-            z, mask = inputs[0].float(), module.in_mask
-            kept = slice(None) if mask is None else mask.nonzero().squeeze(1)
-            z = z[..., kept]
-            change = _least_squares(z, target - entered.pop() - output, target)
-            module.get_base_layer().weight[:, kept] += change.T
-            return output + z @ change
 
-    hooks = _on_stream(student, entered.append)
-    for layer in range(len(student.model.layers)):
-        hooks += [lora_layer(model, layer, n).register_forward_hook(move) for n in READS.values()]
-    read_under(hooks, student, ids)
+def _move(
+    entered: list[Tensor],
+    wanted: list[Tensor],
+    module: MaskedLoraLinear,
+    inputs: tuple[Any, ...],
+    output: Tensor,
+) -> Tensor:
+    """A hook on o_proj and then on down_proj: entered, the stream before each of them so far;
+    wanted, the teacher's stream after both. Returns what the moved weights put out."""
+    stream, target = entered[-1], wanted[len(entered) - 1].float()
+    with torch.autocast(output.device.type, enabled=False):
+        z, mask = inputs[0].float(), module.in_mask
+        kept = slice(None) if mask is None else mask.nonzero().squeeze(1)
+        z = z[..., kept]
+        change = _least_squares(z, target - stream - output, target)
+        module.get_base_layer().weight[:, kept] += change.T
+        return output + z @ change
 
 
 def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
@@ -72,11 +83,41 @@ def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
     return solve_damped(heeded.T @ z, heeded.T @ missing, DAMPING)
 
 
-def _on_stream(model: PreTrainedModel, read: Callable[[Tensor], None]) -> list[RemovableHandle]:
-    """Hooks that hand on the stream [B, T, H] before every site, and after the last one."""
+def _into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The stream [B, T, H] that enters the first layer, and how the decoder calls each of them:
+    masks and positions, which families make in their own ways. No layer is computed."""
     decoder: Any = model.model
-    norms = [n for x in decoder.layers for n in (x.input_layernorm, x.post_attention_layernorm)]
-    return [
-        norm.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
-        for norm in (*norms, decoder.norm)
-    ]
+    streams: list[Tensor] = []
+    calls: list[dict[str, Any]] = []
+
+    def note(x: Tensor, **call: Any) -> Tensor:
+        streams.append(x)
+        calls.append(call)
+        return x
+
+    try:
+        for layer in decoder.layers:
+            layer.forward = note
+        decoder(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        for layer in decoder.layers:
+            del layer.forward
+    return streams[0], calls
+
+
+def _through(
+    layer: nn.Module, x: Tensor, call: dict[str, Any], hooks: Iterable[RemovableHandle]
+) -> Tensor:
+    """The stream after a layer; the hooks are removed then, whatever happens."""
+    try:
+        stream: Tensor = layer(x, **call)
+        return stream
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _halfway(layer: Any, read: Callable[[Tensor], None]) -> RemovableHandle:
+    """A hook that hands on the stream between a layer's attention and its MLP."""
+    norm: nn.Module = layer.post_attention_layernorm
+    return norm.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))

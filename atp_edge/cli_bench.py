@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -148,8 +149,9 @@ def quality(
     cells = [r.cell for r in known.values()] if show else matrix("quick" if quick else preset)
     chosen = [c for c in cells if not only or any(text in c.key for text in only)]
     if not chosen:
+        nearest = difflib.get_close_matches(str(only), [c.key for c in cells], n=3, cutoff=0.0)
         raise ValueError(
-            f"no cell matches --only {only}; there are {', '.join(c.key for c in cells)}"
+            f"no cell matches --only {only}; of {len(cells)} the nearest are {', '.join(nearest)}"
         )
     if show:
         results = [known[cell.key] for cell in chosen]

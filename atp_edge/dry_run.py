@@ -46,11 +46,10 @@ def cost_table(config: Config) -> Table:
 def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     """The largest of joint loop, recovery and the step to the teacher's layers before either:
     weights, the teacher, gradients, Adam's moments, what the moving repair measured, what the
-    backward pass keeps, and the loss; or the teacher's stream at every site beside one layer.
+    backward pass keeps, and the loss; or both models' streams beside one MLP.
 
-    An estimate from sizes alone: PyTorch's own 0.8 GB and what its allocator holds come on top. Of
-    the demo model 6.9 GB were measured where this says 5.3; on a GPU, in steps of 64 blocks, 31
-    where it says 42.
+    An estimate from sizes alone: PyTorch's own 0.8 GB come on top. Of the demo model 4.7 GB were
+    measured on a CPU where this says 3.7; on a GPU, in steps of 64 blocks, 31 where it says 42.
     """
     count, slim = count_parameters(shape), space.fixed + space.allowed
     generator = sum(site.size for site in space.sites) * WIDTH
@@ -74,7 +73,8 @@ def _training_bytes(config: Config, shape: ModelShape, space: Space) -> int:
     approached = min(config.recovery.approach_blocks, config.train_blocks)
     if not approached:
         return steps
-    layers, bf16 = len(shape.layers), 2
-    held = 2 * layers * shape.hidden * bf16 + kept // layers * activation
-    approach = approached * config.dataset.block_tokens * held
-    return max(steps, (2 * count.whole + teacher + repair) * _FP32 + approach)
+    # Of every token the two streams before, between and after attention and MLP, gate, up, their
+    # product, and what it counts for.
+    held = 6 * shape.hidden + 4 * max(layer.channels for layer in shape.layers)
+    approach = 2 * count.whole + teacher + repair + approached * config.dataset.block_tokens * held
+    return max(steps, approach * _FP32)

@@ -188,7 +188,10 @@ def test_results_of_several_machines_are_shown_together_and_a_matrix_has_one_fil
     for asked, trouble in (
         (both, f"--json {gpu}: a matrix has one results file"),
         (["--show", "--json", str(tmp_path / "none.json")], "none.json: no results to show"),
-        (["--show", *both, "--only", "health"], "no cell matches --only ['health']; there are atp"),
+        (
+            ["--show", *both, "--only", "health"],
+            "no cell matches --only ['health']; of 2 the nearest",
+        ),
     ):
         refused = shown(*asked)
         assert isinstance(refused.exception, ValueError)
