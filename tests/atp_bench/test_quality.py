@@ -12,7 +12,7 @@ import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
 from atp_bench.quality.cells import IMPORTANCE, LAYERS, METHODS, Cell, matrix
 from atp_bench.quality.claims import Claim, claims
-from atp_bench.quality.measured import Measured, recovery_of
+from atp_bench.quality.measured import Measured, lead_over, recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
 from atp_bench.quality.results import Result, read_results, write_results
 from atp_bench.quality.runner import run_matrix
@@ -237,7 +237,7 @@ def test_the_curve_by_tokens_is_over_the_same_seeds_at_every_length() -> None:
     )
     shown = document([longer, first, *others])
     assert 'title "legal, 40% cut, seed 0: recovery by tokens of training"' in shown
-    assert 'x-axis ["0.1 M", "0.4 M"]' in shown
+    assert 'x-axis ["0.1 M", "0.41 M"]' in shown
     assert "line [0.600, 0.800]" in shown
     assert "legal, 40% cut, seed 0" in page([longer, first, *others])
     most = replace(
@@ -289,6 +289,7 @@ def test_twins_are_compared_block_by_block(rival_losses: tuple[float, ...], verd
         mean = sum(losses) / 4
         return replace(
             result,
+            dense_perplexity=math.exp(2.5),
             perplexity=math.exp(mean),
             recovery=math.exp(2.5 - mean),
             block_losses=losses,
@@ -302,6 +303,8 @@ def test_twins_are_compared_block_by_block(rival_losses: tuple[float, ...], verd
     assert measured.interval
     assert measured.interval[0] <= measured.value <= measured.interval[1]
     assert lead.verdict == verdict
+    beside_a_better_dense = replace(twin, dense_perplexity=math.exp(2.4), recovery=math.exp(-0.7))
+    assert lead_over(ours, beside_a_better_dense) == lead_over(ours, twin)
 
 
 def test_a_recovery_tells_how_far_other_blocks_would_move_it() -> None:

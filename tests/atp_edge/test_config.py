@@ -57,6 +57,7 @@ def test_a_recipe_lies_under_what_is_said_and_comes_back_from_its_file(tmp_path:
     fast = configured({"recipe": "fast", "decision.interval": 3})
     assert fast.decision.interval == 3
     assert fast.recovery.distill == RECIPES["fast"]["recovery.distill"] != Config().recovery.distill
+    assert configured({"recipe": "best", "steps": 5}).steps == 5
     assert configured({}) == configured({"recipe": "balanced"}) == Config()
     (tmp_path / "run.toml").write_text(to_toml(fast))
     assert read_config(tmp_path / "run.toml") == fast

@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     LAYERS: TWO_STAGE,
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
-    **{f"recipe: {name}": values for name, values in RECIPES.items() if values},
+    "recipe: fast": RECIPES["fast"],
     "RoPE pairs, not KV groups": {"decision.space": "head-dims"},
     "plain masking": {"decision.placement": "whole"},
     "group lasso": {"decision.regularizer": "lasso"},
@@ -41,6 +41,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "penalty alone": {"decision.projection": False},
     "sampled decisions": {"decision.noise": 1.0},
     "start: all kept": {"decision.start": "all-kept"},
+    "refresh every step": {"decision.interval": 1},
     "refresh every 4": {"decision.interval": 4},
     "no reconstruction": {"recovery.reconstruct_blocks": 0},
     "reconstruction at the start alone": {"recovery.reconstruct_along": False},
@@ -128,12 +129,13 @@ def _cells_of(preset: Preset) -> list[Cell]:
             return [
                 *cells(main, seeds=(0, 1, 2)),
                 *cells(("frozen, cut at once",)),
+                *cells(("atp",), domains=("legal",), steps=100),
                 *cells(("atp",), domains=("legal",), steps=400),
                 *cells(("atp",), shares=(0.8, 0.5)),
                 *cells(("atp",), domains=("legal",), widths=("uniform",)),
                 *cells(METHODS, domains=("legal",)),
                 *cells(ABLATIONS, domains=("legal",)),
-                *cells(("atp",), domains=("legal",), steps=1600),
+                *cells(("atp",), domains=("legal",), steps=RECIPES["best"]["steps"]),
             ]
         case "gpu":
             return [

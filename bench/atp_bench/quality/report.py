@@ -46,9 +46,10 @@ def document(results: Sequence[Result]) -> str:
         "Written by `atp-edge bench quality --show --json FILE --report docs/quality.md` (`--json` "
         "once a machine); the cells with their seeds, tasks and intervals are there. Recovery: "
         "dense over slim perplexity on the test split. Tasks: slim over dense, the mean over the "
-        "domain's tasks. Both against the dense model tuned by LoRA with the same tokens. A "
-        "promise is judged by its lowest value: of cells, and for tasks of domains, each over its "
-        "seeds. What the methods are is in [recovery.md](recovery.md).\n\n"
+        "domain's tasks. Both against the dense model tuned by LoRA with the same tokens and rank; "
+        "a lead, where ranks differ, against one of them. A promise is judged by its lowest value: "
+        "of cells, and for tasks of domains, each over its seeds. What the methods are is in "
+        "[recovery.md](recovery.md).\n\n"
     )
     parts = [head, claims_markdown(claims(results)), "\n"]
     methods = [s for s in summaries if s.method not in ABLATIONS]
@@ -80,7 +81,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 
 def _mermaid(curve: _Curve) -> str:
-    tokens = ", ".join(f'"{s.tokens / 1e6:.1f} M"' for s in curve.points)
+    tokens = ", ".join(f'"{s.tokens / 1e6:.2g} M"' for s in curve.points)
     values = ", ".join(f"{s.recovery.value:.3f}" for s in curve.points)
     colour = f'{{"themeVariables": {{"xyChart": {{"plotColorPalette": "{FIRST}"}}}}}}'
     return (
