@@ -18,7 +18,7 @@ where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from atp_edge.data import Blocks
 from atp_edge.families import READS
 from atp_edge.lora import MaskedLoraLinear, lora_layer
 from atp_edge.reconstruct import solve_damped
+from atp_edge.watched import read_under, removed_after
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -49,12 +50,14 @@ def approach(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) -> None
     for i, layer in enumerate(student.model.layers):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
-        theirs = _through(taught_by, theirs, their_calls[i], [_halfway(taught_by, wanted.append)])
+        with removed_after([_halfway(taught_by, wanted.append)]):
+            theirs = taught_by(theirs, **their_calls[i])
         wanted.append(theirs)
         entered = [ours]
         move = partial(_move, entered, wanted)
         moved = [lora_layer(model, i, name).register_forward_hook(move) for name in READS.values()]
-        ours = _through(layer, ours, calls[i], [_halfway(layer, entered.append), *moved])
+        with removed_after([_halfway(layer, entered.append), *moved]):
+            ours = layer(ours, **calls[i])
 
 
 def _move(
@@ -86,7 +89,7 @@ def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
 def _into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     """The stream [B, T, H] that enters the first layer, and how the decoder calls each of them:
     masks and positions, which families make in their own ways. No layer is computed."""
-    decoder: Any = model.model
+    layers: Any = model.model.layers
     streams: list[Tensor] = []
     calls: list[dict[str, Any]] = []
 
@@ -96,25 +99,13 @@ def _into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict
         return x
 
     try:
-        for layer in decoder.layers:
+        for layer in layers:
             layer.forward = note
-        decoder(input_ids=ids.to(model.device), use_cache=False)
+        read_under((), model, ids)
     finally:
-        for layer in decoder.layers:
+        for layer in layers:
             del layer.forward
     return streams[0], calls
-
-
-def _through(
-    layer: nn.Module, x: Tensor, call: dict[str, Any], hooks: Iterable[RemovableHandle]
-) -> Tensor:
-    """The stream after a layer; the hooks are removed then, whatever happens."""
-    try:
-        stream: Tensor = layer(x, **call)
-        return stream
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _halfway(layer: Any, read: Callable[[Tensor], None]) -> RemovableHandle:

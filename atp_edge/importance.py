@@ -18,6 +18,7 @@ from atp_edge.budget import Space, project
 from atp_edge.data import Blocks
 from atp_edge.families import READS, module_path
 from atp_edge.structures import Site, by_structure
+from atp_edge.watched import removed_after
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
 # and v too, which no other structure shares; measured in docs/log.md. For RoPE pairs measured on a
@@ -64,11 +65,8 @@ def scored(model: nn.Module, space: Space) -> Iterator[list[Tensor]]:
         for name, watch in watches.items():
             module = base.get_submodule(module_path(site.layer, name))
             hooks.append(module.register_forward_hook(partial(watch, site, score)))
-    try:
+    with removed_after(hooks):
         yield scores
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> list[Tensor]:
