@@ -114,7 +114,7 @@ def _stages(config: Config, names: tuple[str, ...], *, dry_run: bool) -> None:
     from atp_edge.files import alone
     from atp_edge.progress import Terminal
     from atp_edge.run_folder import open_run
-    from atp_edge.stages import STAGES
+    from atp_edge.stages import run_stage
     from atp_edge.summary import table
 
     console.print(cost_table(config))
@@ -126,7 +126,7 @@ def _stages(config: Config, names: tuple[str, ...], *, dry_run: bool) -> None:
             if name in folder.metrics():
                 progress.say(f"{name}: done before")
             else:
-                STAGES[name](config, folder, progress)
+                run_stage(name, config, folder, progress)
     console.print(table(folder.metrics()))
     if "report" in names:
         console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
@@ -137,12 +137,12 @@ def _one_stage(name: str, out: Path) -> None:
     from atp_edge.files import alone
     from atp_edge.progress import Terminal
     from atp_edge.run_folder import RunFolder
-    from atp_edge.stages import STAGES
+    from atp_edge.stages import run_stage
 
     folder = RunFolder(out)
     config = folder.config()
     with alone(out), Terminal(console) as progress:
-        STAGES[name](config, folder, progress)
+        run_stage(name, config, folder, progress)
 
 
 @app.command()

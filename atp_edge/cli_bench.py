@@ -56,13 +56,13 @@ def latency(
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
     from atp_edge.progress import Terminal
-    from atp_edge.stages import STAGES
+    from atp_edge.stages import run_stage
     from atp_edge.summary import table
 
     config, run = _measured(out, batch)
     assert run is not None
     with Terminal(console) as progress:
-        STAGES["bench"](config, run, progress)
+        run_stage("bench", config, run, progress)
     metrics = run.metrics()
     console.print(table(metrics))
     if json_file is not None:

@@ -35,10 +35,14 @@ class RunFolder:
         for form in forms:
             folder = self.path / form
             if not (folder / "config.json").is_file():
-                stage = WRITTEN_BY[form]
                 raise ValueError(
-                    f"{folder} is not there; write it with `atp-edge {stage} --out {self.path}`"
+                    f"{folder} is not there; write it with {self.command(WRITTEN_BY[form])}"
                 )
+
+    def command(self, stage: str) -> str:
+        """What a user runs for this stage of the run."""
+        settings = f"--config {self.config_toml}" if stage == "train" else f"--out {self.path}"
+        return f"`atp-edge {stage} {settings}`"
 
     def metrics(self) -> dict[str, Any]:
         return read_json(self.metrics_json)

@@ -414,7 +414,7 @@ def _load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
 def load_tuned(config: Config, run: RunFolder) -> PeftModel:
     """The narrow model with its LoRA as training left it."""
     if not (run.checkpoint / "tuned.safetensors").exists():
-        raise ValueError(f"{run.path} is not trained yet: run `atp-edge train --out {run.path}`")
+        raise ValueError(f"{run.path} is not trained yet: run {run.command('train')}")
     return _load_narrow_peft(config, run, "tuned")
 
 

@@ -247,6 +247,20 @@ def test_bad_input_is_one_clear_error(
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    ("stage", "before"),
+    [("shrink", "train --config"), ("export", "shrink --out"), ("verify", "export --out"),
+     ("bench", "export --out")],
+)  # fmt: skip
+def test_a_stage_before_its_turn_says_what_to_run_first(
+    stage: str, before: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copy(finished / "config.toml", tmp_path)
+    shown = " ".join(atp_edge(stage, "--out", str(tmp_path), code=2).split())
+    assert f"has not ended; run `atp-edge {before} {tmp_path}" in shown
+    assert "Traceback" not in shown
+
+
 def test_a_dry_run_shows_the_costs_and_writes_nothing(
     model_and_data: tuple[str, str], tmp_path: Path
 ) -> None:
