@@ -323,13 +323,13 @@ STAGES: dict[str, Stage] = {
     "bench": bench,
     "report": report,
 }
-# The stage whose work another reads.
-READS = {"shrink": "train", "export": "shrink", "verify": "export", "bench": "export"}
+# The stage whose work another reads, by that other.
+AFTER = {"shrink": "train", "export": "shrink", "verify": "export", "bench": "export"}
 
 
 def run_stage(name: str, config: Config, run: RunFolder, progress: Progress) -> None:
     """One stage of a run. Raises ValueError when the one whose work it reads has not ended."""
-    before = READS.get(name)
+    before = AFTER.get(name)
     if before and before not in run.metrics():
         raise ValueError(
             f"{run.path}: {name} reads what {before} leaves, and {before} has not ended; run "
