@@ -15,7 +15,7 @@ from wrapt import when_imported, wrap_function_wrapper
 
 @cache
 def _register() -> None:
-    import_module("atp_edge.modeling_per_layer").register()
+    import_module("atp_edge.model.modeling_per_layer").register()
 
 
 def _registered(

@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atp_edge.data import Blocks
+from atp_edge.data.blocks import Blocks
 
 # Forward and backward of 2048 tokens at H = 576, V = 49152 (2 cores of an EPYC, least of 4, bf16 /
 # fp32): 1.90 / 3.63 s in chunks of 256, 1.70 / 2.99 s of 512, 1.50 / 2.74 s all at once. A chunk of

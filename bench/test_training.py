@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from atp_bench.kernels import SHAPES, TOLERANCE, Case, error_of, make_inputs, rivals, timed
+from atp_bench.kernels.lora import SHAPES, TOLERANCE, Case, error_of, make_inputs, rivals, timed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOKENS = 4096 if DEVICE == "cuda" else 256

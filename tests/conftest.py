@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from atp_export.checkpoint import save_narrow
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,8 +20,11 @@ from transformers import (
 )
 
 from atp_edge.config import Config, with_values
-from atp_edge.domains import legal_texts
-from atp_edge.run_folder import RunFolder, open_run
+from atp_edge.data.domains import legal_texts
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.plan import Plan
+from atp_edge.model.structures import Masks
+from atp_edge.run.folder import RunFolder, open_run
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -67,6 +69,11 @@ QUICK_TO_TRAIN: dict[str, Any] = {
 }
 
 
+def masks_of(plan: Plan) -> Masks:
+    """Fixed masks (bool [size] a site) of a plan."""
+    return Masks(site.mask() for site in plan.sites)
+
+
 class Silent:
     """Progress that only remembers what was said."""
 
@@ -102,6 +109,6 @@ def _threads(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def real_folder() -> Path:
     """SmolLM2-135M-Instruct from its package, as a Hugging Face folder."""
-    from atp_edge.domains import demo_model_folder
+    from atp_edge.data.domains import demo_model_folder
 
     return demo_model_folder()

@@ -12,26 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from atp_export.calibrate import BESIDE, input_grams
-from atp_export.checkpoint import load_narrow, save_narrow
-from atp_export.graph import export_onnx
-from atp_export.narrow import merge, narrow_peft
-from atp_export.quantize import Quantizer, quantize
-from atp_export.verify import verify
+from atp_export.export import export_onnx
+from atp_export.quantization.calibrate import BESIDE, input_grams
+from atp_export.quantization.quantize import Quantizer, quantize
+from atp_export.verification.verify import verify
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from atp_edge.budget import make_space, parse_budget, project
-from atp_edge.data import Splits, load_documents, make_splits
-from atp_edge.evaluate import perplexity
-from atp_edge.families import ATTENTION_PROJECTIONS, model_shape
-from atp_edge.importance import starting_logits, taylor_importance
-from atp_edge.lora import add_lora
+from atp_edge.data.documents import load_documents
+from atp_edge.data.splits import Splits, make_splits
+from atp_edge.decision.budget import feasible_decisions, parse_budget
+from atp_edge.decision.importance import starting_logits, taylor_importance
+from atp_edge.decision.projection import project
+from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.losses import language_loss
-from atp_edge.masked import set_decision
-from atp_edge.plan import Plan, plan_of, shares
-from atp_edge.reconstruct import Repair
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.families import ATTENTION_PROJECTIONS, model_shape
+from atp_edge.model.narrow import merge, narrow_peft
+from atp_edge.model.plan import Plan, plan_of, shares
+from atp_edge.reconstruction.repair import Repair
 from tests.atp_export.test_quantize import values
 
 pytestmark = pytest.mark.real
@@ -72,7 +74,7 @@ def decide(dense: PeftModel, splits: Splits) -> Decide:
     scores: dict[str, list[Tensor]] = {}
 
     def decided(widths: str) -> tuple[Plan, list[Tensor]]:
-        space = make_space(
+        feasible = feasible_decisions(
             shape,
             parse_budget("params=0.6"),
             widths=widths,
@@ -82,9 +84,9 @@ def decide(dense: PeftModel, splits: Splits) -> Decide:
             sample = splits.train.first(2)
             with torch.enable_grad():
                 scores["once"] = taylor_importance(
-                    dense, sample, space, lambda b: language_loss(dense, b)
+                    dense, sample, feasible, lambda b: language_loss(dense, b)
                 )
-        masks = project(starting_logits(scores["once"], space), space).masks
+        masks = project(starting_logits(scores["once"], feasible), feasible).masks
         return plan_of(shape, [tuple(m.nonzero().squeeze(1).tolist()) for m in masks]), masks
 
     return decided

@@ -17,7 +17,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 
-from atp_edge.scoring import LanguageModel, Tokens, batches_of, likelihoods
+from atp_edge.evaluation.scoring import LanguageModel, Tokens, batches_of, likelihoods
 
 try:
     from lm_eval import simple_evaluate

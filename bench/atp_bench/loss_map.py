@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from atp_export.checkpoint import load_narrow
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atp_edge.data import Blocks, Splits
-from atp_edge.evaluate import text_loss
-from atp_edge.inputs import splits_of
+from atp_edge.data.blocks import Blocks
+from atp_edge.data.splits import Splits
+from atp_edge.evaluation.text_loss import text_loss
 from atp_edge.losses import token_losses
-from atp_edge.plan import read_plan
-from atp_edge.progress import Progress
-from atp_edge.run_folder import RunFolder
-from atp_edge.structures import SiteKind
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.plan import read_plan
+from atp_edge.model.structures import SiteKind
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+from atp_edge.training.setup import splits_of
 
 # Times a token occurs in the train split; positions in a block.
 _COUNTS = (0, 1, 100, 10_000)

@@ -1,4 +1,4 @@
-"""An exported folder as a model to be scored: the ONNX form of `atp_edge.scoring.LanguageModel`."""
+"""An exported folder as a `LanguageModel` to be scored (`atp_edge.evaluation.scoring`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from atp_export.runtime import Session, generate_tokens
+from atp_export.runtime import Generation, Session, generate_tokens
 from torch import Tensor
 
-from atp_edge.scoring import Tokens
+from atp_edge.evaluation.scoring import Tokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class OnnxModel:
         """Next-token logits [B, last, V] of the last positions of tokens [B, S], padded on the
         right (mask 0)."""
         batch, length = tokens.shape
-        state = self.session.start(batch, length)
+        state = Generation(self.session, batch, length)
         return torch.from_numpy(state.step(tokens.numpy(), mask.numpy())[:, -last:])
 
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:

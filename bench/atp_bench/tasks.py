@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from atp_export.checkpoint import load_narrow
 from atp_export.runtime import Session
 from rich.table import Table
 from transformers import AutoConfig
 
 from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
-from atp_edge.data import load_documents, split_documents
-from atp_edge.evaluate import Recovery, TaskScore, evaluate, recovery
-from atp_edge.inputs import tokenizer_of
-from atp_edge.progress import Progress
-from atp_edge.run_folder import RunFolder
-from atp_edge.scoring import LanguageModel, TorchModel
-from atp_edge.tasks import Task, domain_tasks
+from atp_edge.data.documents import load_documents
+from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.recovery import Recovery, recovery
+from atp_edge.evaluation.scoring import LanguageModel, TorchModel
+from atp_edge.evaluation.task_scores import TaskScore, evaluate
+from atp_edge.evaluation.tasks import Task, domain_tasks
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+from atp_edge.training.setup import tokenizer_of
 
 if TYPE_CHECKING:  # lm-eval is an extra
     from atp_bench.lm_eval_adapter import HarnessScore

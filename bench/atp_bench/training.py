@@ -19,16 +19,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from atp_bench.environment import environment
 from atp_bench.paired import paired_ratio
-from atp_edge.budget import make_space, parse_budget, project
-from atp_edge.cpu import attention_implementation, keep_freed_memory
-from atp_edge.data import Blocks
-from atp_edge.families import model_shape
-from atp_edge.lora import add_lora
+from atp_edge.data.blocks import Blocks
+from atp_edge.decision.budget import feasible_decisions, parse_budget
+from atp_edge.decision.projection import project
+from atp_edge.decision.regularizer import proximal_step
 from atp_edge.losses import language_loss
-from atp_edge.masked import set_decision
-from atp_edge.regularizer import proximal_step
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora
+from atp_edge.model.families import model_shape
+from atp_edge.model.structures import Masks
+from atp_edge.run.environment import environment
+from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 
 Precision = Literal["fp32", "bf16"]
 # A gradient is a sum over tokens in another order: fp32's rounding, not more.
@@ -40,7 +42,7 @@ class Variant:
     """A state of the model to be timed; `lora`: what is left of the LoRA of removed structures."""
 
     name: str
-    masks: list[Tensor] | None
+    masks: Masks | None
     placement: Literal["base", "whole"]
     skip: bool = True
     lora: Literal["zero", "not zero"] = "zero"
@@ -52,12 +54,12 @@ class TrainingBench:
 
     model: PeftModel
     batch: Blocks
-    decision: list[Tensor]
+    decision: Masks
     kept_share: float
 
     def variants(self) -> list[Variant]:
         """All kept first: the others are divided by it."""
-        every = [torch.ones_like(mask) for mask in self.decision]
+        every = Masks(torch.ones_like(mask) for mask in self.decision)
         return [
             Variant(name="all kept", masks=every, placement="base"),
             Variant(name="kept alone", masks=self.decision, placement="base"),
@@ -79,17 +81,19 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
         folder, dtype=torch.float32, attn_implementation=attention_implementation(device)
     ).to(device)
     shape = model_shape(dense.config)
-    space = make_space(shape, parse_budget(f"params={kept}"), widths="per-layer", width_multiple=32)
+    feasible = feasible_decisions(
+        shape, parse_budget(f"params={kept}"), widths="per-layer", width_multiple=32
+    )
     draw = torch.Generator().manual_seed(0)
-    scores = [torch.randn(site.size, generator=draw) for site in space.sites]
-    masks = project(scores, space).masks
+    scores = [torch.randn(site.size, generator=draw) for site in feasible.sites]
+    masks = project(scores, feasible).masks
     ids = torch.randint(0, shape.vocabulary, (1, tokens), generator=draw)
     model = add_lora(dense, rank=rank, alpha=2.0 * rank, seed=0).to(device)
     return TrainingBench(
         model=model,
         batch=Blocks(input_ids=ids, labels=ids).to(device),
-        decision=[mask.to(device) for mask in masks],
-        kept_share=float(space.kept_share([mask.float() for mask in masks])),
+        decision=Masks(mask.to(device) for mask in masks),
+        kept_share=float(feasible.kept_share([mask.float() for mask in masks])),
     )
 
 

@@ -2,6 +2,7 @@
 
 from atp_kernels.attention import causal_attention
 from atp_kernels.backend import backend_name, on_triton
+from atp_kernels.compact_lora import prefix_lora_linears
 from atp_kernels.ops import (
     dense_weight,
     masked_lora_linear,
@@ -9,7 +10,6 @@ from atp_kernels.ops import (
     masked_swiglu,
     masked_swiglu_mlp,
 )
-from atp_kernels.prefix import prefix_lora_linears
 from atp_kernels.reference import LoraLayer
 
 __all__ = [

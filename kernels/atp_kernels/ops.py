@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atp_kernels import library, reference
+from atp_kernels import custom_ops as library
+from atp_kernels import reference
 from atp_kernels.autocast import compute_type
 from atp_kernels.backend import on_triton
-from atp_kernels.library import masked_gemm
+from atp_kernels.custom_ops import masked_gemm
 from atp_kernels.reference import LoraLayer, Placement
 
 

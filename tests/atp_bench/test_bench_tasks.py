@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from atp_export.checkpoint import load_narrow, save_narrow
-from atp_export.graph import export_onnx
-from atp_export.narrow import narrow_model
+from atp_export.export import export_onnx
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.run_folder import RunFolder
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.narrow import narrow_model
+from atp_edge.run.folder import RunFolder
 from tests.atp_export.test_narrow import PLANS
 from tests.conftest import dense_run
 

@@ -8,7 +8,7 @@ import json
 import platform
 from pathlib import Path
 
-from atp_bench.environment import environment, version
+from atp_edge.run.environment import environment, version
 
 
 def test_versions_are_those_installed_and_absent_packages_are_left_out() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from atp_bench import first_token
-from atp_bench.first_token import paired_first_tokens
+from atp_bench.engines import first_token
+from atp_bench.engines.first_token import paired_first_tokens
 
 NAMES = ("dense", "uniform", "per-layer")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atp_bench.latency import BenchReport, bench_onnx
-from atp_bench.memory import peak_memory_and_load
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
+from atp_bench.engines.latency import BenchReport, bench_onnx
+from atp_bench.engines.memory import peak_memory_and_load
+from atp_export.export import export_onnx
 
+from atp_edge.model.checkpoint import save_narrow
 from tests.conftest import tiny_model
 
 LATENCIES = ("first_token_ms", "token_ms_p50")
@@ -68,7 +68,7 @@ def test_throughput_and_percentiles_agree(report: BenchReport) -> None:
 def test_models_take_turns_and_every_other_round_goes_backwards(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atp_bench import latency
+    from atp_bench.engines import latency
 
     order: list[list[str]] = []
     take = latency._round
@@ -84,7 +84,7 @@ def test_models_take_turns_and_every_other_round_goes_backwards(
 
 
 def test_tokens_are_generated_in_turns() -> None:
-    from atp_bench import latency
+    from atp_bench.engines import latency
 
     calls: list[str] = []
 

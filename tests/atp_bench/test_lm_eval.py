@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from atp_bench.lm_eval_adapter import HarnessModel, harness_scores, load_tasks
 from atp_bench.onnx_model import OnnxModel
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
+from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from transformers import AutoTokenizer, PreTrainedModel
 
-from atp_edge.evaluate import evaluate
-from atp_edge.scoring import LanguageModel, TorchModel, likelihoods
-from atp_edge.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
+from atp_edge.evaluation.scoring import LanguageModel, TorchModel, likelihoods
+from atp_edge.evaluation.task_scores import evaluate
+from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
+from atp_edge.model.checkpoint import save_narrow
 from tests.conftest import tiny_model
 
 WINDOW = 64

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from atp_bench.loss_map import site_losses, token_kinds
-from atp_export.checkpoint import load_narrow, save_narrow
-from atp_export.narrow import narrow_model
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.data import Blocks
-from atp_edge.evaluate import text_loss
-from atp_edge.families import model_shape
-from atp_edge.plan import Plan, plan_of, read_plan, write_plan
-from atp_edge.run_folder import RunFolder
-from atp_edge.structures import sites_of
+from atp_edge.data.blocks import Blocks
+from atp_edge.evaluation.text_loss import text_loss
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import narrow_model
+from atp_edge.model.plan import Plan, plan_of, read_plan, write_plan
+from atp_edge.model.structures import sites_of
+from atp_edge.run.folder import RunFolder
 from tests.conftest import dense_run, tiny_model
 
 

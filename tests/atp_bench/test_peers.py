@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atp_bench.peers import GENAI, open_engine
-from atp_bench.peers.asked import asked_lines
+from atp_bench.engines import GENAI, open_engine
+from atp_bench.engines.genai import build
 from atp_bench.peers.compare import Models, bytes_per_step, compare
-from atp_bench.peers.cut import Policy, cut, cut_plan
-from atp_bench.peers.genai import build
 from atp_bench.peers.table import render
-from atp_export.checkpoint import load_narrow, save_narrow
-from atp_export.graph import export_onnx
+from atp_bench.peers.targets import asked_lines
+from atp_bench.peers.untrained_cut import Policy, cut, cut_plan
+from atp_export.export import export_onnx
 from atp_export.runtime import Session, generate_tokens
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
 from atp_edge.config import Config, to_toml, with_values
-from atp_edge.families import LayerShape, ModelShape, model_shape
-from atp_edge.plan import narrow_shape, shares
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.families import LayerShape, ModelShape, model_shape
+from atp_edge.model.plan import narrow_shape, shares
 from tests.conftest import tiny_model
 
 SMOLLM2 = ModelShape(

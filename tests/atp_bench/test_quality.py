@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from atp_bench.quality.ablations import ablations, ablations_tables
+from atp_bench.quality.acceptance import Claim, claims
 from atp_bench.quality.cells import IMPORTANCE, LAYERS, METHODS, Cell, matrix
-from atp_bench.quality.claims import Claim, claims
-from atp_bench.quality.measured import Measured, lead_over, recovery_of
+from atp_bench.quality.intervals import Measured, lead_over, recovery_of
 from atp_bench.quality.report import document, markdown, page, tables
 from atp_bench.quality.results import Result, read_results, write_results
 from atp_bench.quality.runner import run_matrix
@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from atp_edge.cli import app
 from atp_edge.config import Config, with_values
-from atp_edge.files import alone
-from atp_edge.run_folder import RunFolder
-from atp_edge.train_stage import train
+from atp_edge.pipeline.train import train
+from atp_edge.run.files import file_lock
+from atp_edge.run.folder import RunFolder
 from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run
 
 
@@ -70,7 +70,7 @@ def test_processes_share_a_matrix_cell_by_cell(base: Config, tmp_path: Path) -> 
             [taken, free], work=work, results=file, progress=progress, base=base, items=4
         )
 
-    with alone(work / taken.key.replace("/", "_")):
+    with file_lock(work / taken.key.replace("/", "_")):
         assert [r.cell for r in made()] == [free]
     assert progress.said[0] == f"{taken.key}: another process is at it"
     assert [r.cell for r in made()] == [taken, free]

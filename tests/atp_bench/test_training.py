@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from atp_bench import attention, kernels, swiglu, training
-from atp_bench.attention import AttentionCase
-from atp_bench.kernels import Case, bench_case, bench_kernels, error_of, make_inputs
-from atp_bench.swiglu import SwigluCase
+from atp_bench import training
+from atp_bench.kernels import attention, swiglu
+from atp_bench.kernels import lora as kernels
+from atp_bench.kernels.attention import AttentionCase
+from atp_bench.kernels.lora import Case, bench_case, bench_kernels, error_of, make_inputs
+from atp_bench.kernels.report import attention_table, kernels_table, roofline, swiglu_table
+from atp_bench.kernels.swiglu import SwigluCase
 from atp_bench.training import bench_training
-from atp_bench.training_report import attention_table, kernels_table, roofline, swiglu_table
 from atp_kernels import reference
 from rich.console import Console
 from typer.testing import CliRunner
 
-from atp_edge.cli_bench import bench
-from atp_edge.files import read_json, write_json
+from atp_edge.cli.bench import bench
+from atp_edge.run.files import read_json, write_json
 from tests.conftest import tiny_model
 
 CASE = Case(in_features=24, out_features=40, rank=4, tokens=16, kept=0.6, dtype="fp32")

@@ -17,14 +17,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atp_edge import fused
-from atp_edge.budget import make_space, parse_budget
-from atp_edge.families import model_shape
-from atp_edge.fused import FusedQkv
-from atp_edge.importance import scored
-from atp_edge.lora import lora_layer
-from atp_edge.masked import set_decision
-from atp_edge.skipping import FixedSite
+from atp_edge.decision.budget import feasible_decisions, parse_budget
+from atp_edge.decision.importance import scored
+from atp_edge.masking import triton_blocks as fused
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.compact_site import CompactSite
+from atp_edge.masking.lora import lora_layer
+from atp_edge.masking.triton_blocks import FusedQkv
+from atp_edge.model.families import model_shape
 from tests.atp_edge import test_skipping
 from tests.atp_edge.test_skipping import gradients
 from tests.conftest import FAMILIES
@@ -86,7 +86,7 @@ def test_loss_and_every_gradient_equal_the_torch_path(
     assert isinstance(lora_layer(model, 0, "q_proj").site, FusedQkv)
     want = all_gradients(model.double(), decision(kind), placement)
     site = lora_layer(model, 0, "q_proj").site
-    assert isinstance(site, FixedSite) if kind == "fixed" else site is None
+    assert isinstance(site, CompactSite) if kind == "fixed" else site is None
     near(ours, want)
 
 
@@ -135,7 +135,7 @@ class Watch(TorchDispatchMode):
         self.calls[func] += 1
         if func is GEMM:
             # Opaque to the mode otherwise: what the operator itself does is looked at too.
-            from atp_kernels import masked_lora
+            from atp_kernels import masked_gemm as masked_lora
 
             with self:
                 return masked_lora.masked_gemm(*args)
@@ -250,7 +250,7 @@ def test_what_the_operators_do_not_cover_is_computed_apart_and_said(
     with caplog.at_level(logging.WARNING):
         for kind in (torch.float32, torch.float64):
             for masks in (DECISION, decision("float")):
-                # FixedSite takes one scaling a site: its oracle is multiplied masks.
+                # CompactSite takes one scaling a site: its oracle is multiplied masks.
                 masks = [m.detach().double() for m in masks] if kind == torch.float64 else masks
                 found.append(all_gradients(model.to(kind), masks, "whole"))
     for ours, want in ((found[0], found[2]), (found[1], found[3])):
@@ -263,10 +263,12 @@ def test_hooks_on_down_proj_still_see_what_it_reads() -> None:
     """`scored`, which a generator step may run under, gives the scores of the torch path."""
     model = lora_model()
     shape = model_shape(model.get_base_model().config)
-    space = make_space(shape, parse_budget("params=0.5"), widths="per-layer", width_multiple=1)
+    feasible = feasible_decisions(
+        shape, parse_budget("params=0.5"), widths="per-layer", width_multiple=1
+    )
     scores = []
     for kind in (torch.float32, torch.float64):
-        with scored(model.to(kind), space) as seen:
+        with scored(model.to(kind), feasible) as seen:
             all_gradients(model, decision("float"), "whole")
         scores.append(seen)
     for ours, want in zip(*scores, strict=True):

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from atp_export.narrow import narrow_peft
 from peft import PeftModel
 from torch import Tensor
 
-from atp_edge.approach import approach
 from atp_edge.config import StructureSpace
-from atp_edge.families import FAMILIES, READS, model_shape
-from atp_edge.lora import add_lora, lora_layer
-from atp_edge.masked import set_decision
-from atp_edge.plan import plan_of
-from tests.atp_edge.test_learning import BLOCKS, SPACES, lora_model, random_masks, space_of
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora, lora_layer
+from atp_edge.model.families import FAMILIES, READER_OF, model_shape
+from atp_edge.model.narrow import narrow_peft
+from atp_edge.model.plan import plan_of
+from atp_edge.reconstruction.teacher_match import match_teacher
+from tests.atp_edge.test_learning import BLOCKS, SPACES, feasible_of, lora_model, random_masks
 from tests.conftest import tiny_model
 
 
@@ -35,25 +35,25 @@ def distance(model: PeftModel, teacher: PeftModel) -> float:
 
 def read_weights(model: PeftModel) -> list[Tensor]:
     layers = range(len(model_shape(model.get_base_model().config).layers))
-    names = [(i, name) for i in layers for name in READS.values()]
+    names = [(i, name) for i in layers for name in READER_OF.values()]
     return [lora_layer(model, i, n).get_base_layer().weight.detach().clone() for i, n in names]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_model_comes_nearer_to_its_teacher(family: str) -> None:
     model, teacher = lora_model(family), tiny_model(family, seed=1)
-    set_decision(model, random_masks(space_of(model), seed=2), "whole", skip=False)
+    set_decision(model, random_masks(feasible_of(model), seed=2), "whole", skip=False)
     before = distance(model, teacher)
-    approach(model, teacher, BLOCKS)
+    match_teacher(model, teacher, BLOCKS)
     assert distance(model, teacher) < 0.9 * before
 
 
 @pytest.mark.parametrize("structures", SPACES)
 def test_what_a_decision_removes_stays_as_it_is(structures: StructureSpace) -> None:
     model = lora_model(structures=structures)
-    set_decision(model, random_masks(space_of(model), seed=2), "whole", skip=False)
+    set_decision(model, random_masks(feasible_of(model), seed=2), "whole", skip=False)
     before = read_weights(model)
-    approach(model, tiny_model("llama", seed=1), BLOCKS)
+    match_teacher(model, tiny_model("llama", seed=1), BLOCKS)
     after = read_weights(model)
     removed = lora_layer(model, 0, "down_proj").in_mask == 0  # type: ignore[operator]
     assert torch.equal(after[1][:, removed], before[1][:, removed])
@@ -64,22 +64,22 @@ def test_a_model_that_is_its_teacher_stays_where_it_is() -> None:
     model = lora_model()
     teacher = copy.deepcopy(model).get_base_model()
     before = read_weights(model)
-    approach(model, teacher, BLOCKS)
+    match_teacher(model, teacher, BLOCKS)
     for ours, theirs in zip(read_weights(model), before, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 def test_masked_and_narrow_models_make_the_same_step() -> None:
     masked, teacher = lora_model(), tiny_model("llama", seed=1)
-    masks = random_masks(space_of(masked), seed=2)
+    masks = random_masks(feasible_of(masked), seed=2)
     plan = plan_of(
         model_shape(masked.get_base_model().config),
         [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks],
     )
     narrow = narrow_peft(masked, plan)
-    approach(narrow, teacher, BLOCKS)
+    match_teacher(narrow, teacher, BLOCKS)
     set_decision(masked, masks, "whole", skip=False)
-    approach(masked, teacher, BLOCKS)
+    match_teacher(masked, teacher, BLOCKS)
     ids = BLOCKS.input_ids[:4]
     torch.testing.assert_close(
         narrow(input_ids=ids).logits, masked(input_ids=ids).logits, atol=1e-3, rtol=1e-3
@@ -98,5 +98,5 @@ def test_of_a_model_no_more_than_one_layers_stream_is_held() -> None:
 
     for layer in teacher.model.layers:
         layer.post_attention_layernorm.register_forward_pre_hook(count)
-    approach(model, teacher, BLOCKS)
+    match_teacher(model, teacher, BLOCKS)
     assert held == [0, 1, 1, 1, 1]

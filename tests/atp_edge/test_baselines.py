@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from atp_edge import inputs
-from atp_edge.baselines import (
+from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.data.blocks import Blocks
+from atp_edge.decision.baselines import (
     BASELINES,
     block_influence,
     decision,
@@ -16,25 +17,24 @@ from atp_edge.baselines import (
     magnitude,
     without_least_layers,
 )
-from atp_edge.budget import Space, make_space, parse_budget
-from atp_edge.config import Config, StructureSpace, with_values
-from atp_edge.data import Blocks
-from atp_edge.families import model_shape
-from atp_edge.plan import check_plan, narrow_shape, shares
-from atp_edge.structures import count_parameters
+from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.model.families import model_shape
+from atp_edge.model.plan import check_plan, narrow_shape, shares
+from atp_edge.model.structures import count_parameters
+from atp_edge.training import setup as inputs
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (4, 20), generator=torch.Generator().manual_seed(0))
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)
 
 
-def space_of(
+def feasible_of(
     model: Any,
     share: float = 0.6,
     widths: str = "per-layer",
     structures: StructureSpace = "groups",
-) -> Space:
-    return make_space(
+) -> FeasibleDecisions:
+    return feasible_decisions(
         model_shape(model.config),
         parse_budget(f"params={share}"),
         widths=widths,  # type: ignore[arg-type]
@@ -43,10 +43,10 @@ def space_of(
     )
 
 
-def _call(name: str, model: Any, space: Space) -> Any:
+def _call(name: str, model: Any, feasible: FeasibleDecisions) -> Any:
     if name == "torch-pruning":
         pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
-    return decision(model, BLOCKS, space, BASELINES[name])
+    return decision(model, BLOCKS, feasible, BASELINES[name])
 
 
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])
@@ -54,7 +54,7 @@ def _call(name: str, model: Any, space: Space) -> Any:
 def test_a_baseline_meets_the_budget_and_leaves_the_model_as_it_was(name: str, widths: str) -> None:
     model = tiny_model("llama-biases").requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plan = _call(name, model, space_of(model, widths=widths))
+    plan = _call(name, model, feasible_of(model, widths=widths))
     shape = model_shape(model.config)
     check_plan(plan, shape)
     assert 0.5 < shares(shape, narrow_shape(shape, plan)).decoder <= 0.6
@@ -79,9 +79,9 @@ def test_a_structure_that_writes_nothing_scores_least_in_its_site(name: str, fam
         pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
     model = tiny_model(family)
     _scaled(model, channel=7, group=1, factor=0.0)
-    attention, mlp = BASELINES[name](model, BLOCKS, space_of(model))[2:4]
+    attention, mlp = BASELINES[name](model, BLOCKS, feasible_of(model))[2:4]
     if name == "magnitude":  # its rows in gate and up still count: lower, not least
-        whole = magnitude(tiny_model(family), BLOCKS, space_of(model))[2:4]
+        whole = magnitude(tiny_model(family), BLOCKS, feasible_of(model))[2:4]
         assert attention[1] < whole[0][1]
         assert mlp[7] < whole[1][7]
     else:
@@ -91,8 +91,8 @@ def test_a_structure_that_writes_nothing_scores_least_in_its_site(name: str, fam
 
 def test_taylor_is_the_first_order_change_summed_over_the_coupled_weights() -> None:
     model = tiny_model("llama")
-    space = space_of(model)
-    found = group_taylor(model, BLOCKS, space)[1][5]
+    feasible = feasible_of(model)
+    found = group_taylor(model, BLOCKS, feasible)[1][5]
     for i in range(len(IDS)):
         model(input_ids=IDS[i : i + 1], labels=IDS[i : i + 1]).loss.backward()
     mlp = model.model.layers[0].mlp
@@ -101,13 +101,13 @@ def test_taylor_is_the_first_order_change_summed_over_the_coupled_weights() -> N
         (mlp.up_proj.weight * mlp.up_proj.weight.grad)[5],
         (mlp.down_proj.weight * mlp.down_proj.weight.grad)[:, 5],
     ]
-    expected = torch.cat(parts).abs().sum() / space.sites[1].unit_parameters
+    expected = torch.cat(parts).abs().sum() / feasible.sites[1].unit_parameters
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_rope_pair_is_scored_by_its_rows_and_columns_of_every_head() -> None:
     model = tiny_model("llama-biases", head_dim=32)
-    space = space_of(model, structures="head-dims")
+    feasible = feasible_of(model, structures="head-dims")
     attention = model.model.layers[0].self_attn
     heads = {"q_proj": 6, "k_proj": 3, "v_proj": 3}
     total = 0.0
@@ -118,14 +118,14 @@ def test_a_rope_pair_is_scored_by_its_rows_and_columns_of_every_head() -> None:
             total += float((part.weight[rows] ** 2).sum() + (part.bias[rows] ** 2).sum())
         columns = [32 * h + i for h in range(6) for i in (5, 21)]
         total += float((attention.o_proj.weight[:, columns] ** 2).sum())
-    found = float(magnitude(model, BLOCKS, space)[0][5]) * space.sites[0].unit_parameters
+    found = float(magnitude(model, BLOCKS, feasible)[0][5]) * feasible.sites[0].unit_parameters
     assert found == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["magnitude", "group-taylor", "torch-pruning"])
 def test_a_baseline_decides_on_rope_pairs(name: str) -> None:
     model = tiny_model("llama-biases", head_dim=32).requires_grad_(False)
-    plan = _call(name, model, space_of(model, structures="head-dims"))
+    plan = _call(name, model, feasible_of(model, structures="head-dims"))
     assert plan.space == "head-dims"
     shape = model_shape(model.config)
     assert 0.5 < shares(shape, narrow_shape(shape, plan)).decoder <= 0.6
@@ -135,19 +135,19 @@ def test_a_baseline_decides_on_rope_pairs(name: str) -> None:
 def test_a_baseline_that_knows_no_rope_pairs_says_so(name: str) -> None:
     model = tiny_model("llama", head_dim=32)
     with pytest.raises(ValueError, match=rf"start = '{name}' scores by .* take importance"):
-        BASELINES[name](model, BLOCKS, space_of(model, structures="head-dims"))
+        BASELINES[name](model, BLOCKS, feasible_of(model, structures="head-dims"))
     # A run hears of it before it trains anything.
     values = {"decision.space": "head-dims", "decision.start": name}
     with pytest.raises(ValueError, match=rf"start = '{name}' scores by"):
-        inputs.space_of(with_values(Config(), values), model.config)
+        inputs.feasible_of(with_values(Config(), values), model.config)
 
 
 def test_torch_pruning_finds_the_same_coupled_weights_of_a_channel() -> None:
     pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
     model = tiny_model("llama")
-    space = space_of(model)
-    theirs = BASELINES["torch-pruning"](model, BLOCKS, space)[1::2]
-    for ours, found in zip(group_taylor(model, BLOCKS, space)[1::2], theirs, strict=True):
+    feasible = feasible_of(model)
+    theirs = BASELINES["torch-pruning"](model, BLOCKS, feasible)[1::2]
+    for ours, found in zip(group_taylor(model, BLOCKS, feasible)[1::2], theirs, strict=True):
         torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-9)
 
 
@@ -161,7 +161,7 @@ def test_the_layer_that_changes_nothing_is_removed_first_and_costs_nothing(famil
         ):
             projection.weight.zero_()
     assert int(block_influence(model, BLOCKS).argmin()) == 1
-    slim = without_least_layers(model, BLOCKS, space_of(model, 0.7))
+    slim = without_least_layers(model, BLOCKS, feasible_of(model, 0.7))
     dense, narrow = (count_parameters(model_shape(m.config)).decoder for m in (model, slim))
     assert narrow * 3 == dense * 2
     with torch.no_grad():

@@ -7,18 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atp_edge.budget import (
-    Space,
+from atp_edge.config import StructureSpace
+from atp_edge.decision.budget import (
+    FeasibleDecisions,
     allowed_parameters,
     budget_penalty,
-    make_space,
+    feasible_decisions,
     parse_budget,
-    project,
 )
-from atp_edge.config import StructureSpace
-from atp_edge.families import LayerShape, ModelShape
-from atp_edge.plan import narrow_shape, plan_of, shares
-from atp_edge.structures import count_parameters, sites_of
+from atp_edge.decision.projection import project
+from atp_edge.model.families import LayerShape, ModelShape
+from atp_edge.model.plan import narrow_shape, plan_of, shares
+from atp_edge.model.structures import count_parameters, sites_of
 
 
 def shape_of(
@@ -48,8 +48,8 @@ def shape_for(structures: StructureSpace, channels: int = 50) -> ModelShape:
 STRUCTURES = st.sampled_from(["groups", "head-dims"])
 
 
-def kept_parameters(space: Space, masks: list[torch.Tensor]) -> int:
-    return sum(int(m.sum()) * s.unit_parameters for m, s in zip(masks, space.sites, strict=True))
+def kept_parameters(feasible: FeasibleDecisions, masks: list[torch.Tensor]) -> int:
+    return sum(int(m.sum()) * s.unit_parameters for m, s in zip(masks, feasible.sites, strict=True))
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,7 +64,7 @@ def test_per_layer_projection_spends_the_budget_within_one_step(
     share: float, multiple: int, seed: int, channels: int, structures: StructureSpace
 ) -> None:
     shape = shape_for(structures, channels)
-    space = make_space(
+    feasible = feasible_decisions(
         shape,
         parse_budget(f"params={share}"),
         widths="per-layer",
@@ -72,19 +72,19 @@ def test_per_layer_projection_spends_the_budget_within_one_step(
         structures=structures,
     )
     draw = torch.Generator().manual_seed(seed)
-    logits = [torch.randn(s.size, generator=draw) for s in space.sites]
-    masks = project(logits, space).masks
-    spent = kept_parameters(space, masks)
-    assert spent <= space.allowed
+    logits = [torch.randn(s.size, generator=draw) for s in feasible.sites]
+    masks = project(logits, feasible).masks
+    spent = kept_parameters(feasible, masks)
+    assert spent <= feasible.allowed
     missing = [
         (s, step, int(m.sum()))
-        for m, s, step in zip(masks, space.sites, space.steps, strict=True)
+        for m, s, step in zip(masks, feasible.sites, feasible.steps, strict=True)
         if int(m.sum()) < s.size
     ]
     for site, step, width in missing:
         next_step = min(step, site.size - width)
-        assert spent + next_step * site.unit_parameters > space.allowed
-    for site, step, mask in zip(space.sites, space.steps, masks, strict=True):
+        assert spent + next_step * site.unit_parameters > feasible.allowed
+    for site, step, mask in zip(feasible.sites, feasible.steps, masks, strict=True):
         width = int(mask.sum())
         assert width >= 1
         assert width % step == 0 or width == site.size
@@ -101,7 +101,7 @@ def test_uniform_projection_spends_the_budget_within_one_step_a_layer(
     share: float, multiple: int, seed: int, structures: StructureSpace
 ) -> None:
     shape = shape_for(structures)
-    space = make_space(
+    feasible = feasible_decisions(
         shape,
         parse_budget(f"params={share}"),
         widths="uniform",
@@ -109,38 +109,42 @@ def test_uniform_projection_spends_the_budget_within_one_step_a_layer(
         structures=structures,
     )
     draw = torch.Generator().manual_seed(seed)
-    logits = [torch.randn(s.size, generator=draw) for s in space.sites]
-    masks = project(logits, space).masks
-    spent = kept_parameters(space, masks)
-    one_step = len(shape.layers) * (multiple + 1) * space.sites[1].unit_parameters
+    logits = [torch.randn(s.size, generator=draw) for s in feasible.sites]
+    masks = project(logits, feasible).masks
+    spent = kept_parameters(feasible, masks)
+    one_step = len(shape.layers) * (multiple + 1) * feasible.sites[1].unit_parameters
     channels = int(masks[1].sum())
-    assert spent <= space.allowed
-    assert spent + one_step > space.allowed or channels == shape.layers[0].channels
+    assert spent <= feasible.allowed
+    assert spent + one_step > feasible.allowed or channels == shape.layers[0].channels
     assert len({int(m.sum()) for m in masks[0::2]}) == len({int(m.sum()) for m in masks[1::2]}) == 1
 
 
 def test_the_best_structures_are_kept() -> None:
-    space = make_space(shape_of(), parse_budget("params=0.5"), widths="per-layer", width_multiple=1)
-    logits = [torch.linspace(-1, 1, s.size) for s in space.sites]
-    for mask, logit in zip(project(logits, space).masks, logits, strict=True):
+    feasible = feasible_decisions(
+        shape_of(), parse_budget("params=0.5"), widths="per-layer", width_multiple=1
+    )
+    logits = [torch.linspace(-1, 1, s.size) for s in feasible.sites]
+    for mask, logit in zip(project(logits, feasible).masks, logits, strict=True):
         assert logit[mask].min() >= (logit[~mask].max() if (~mask).any() else -2)
 
 
 def test_uniform_llama_keeps_a_head_count_that_transformers_loads() -> None:
     shape = shape_of(kv_heads=8, family="llama", hidden=64)
-    space = make_space(shape, parse_budget("params=0.6"), widths="uniform", width_multiple=1)
-    assert space.uniform_attention == (1, 2, 4, 8)
+    feasible = feasible_decisions(
+        shape, parse_budget("params=0.6"), widths="uniform", width_multiple=1
+    )
+    assert feasible.uniform_attention == (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])
 def test_an_impossible_budget_is_refused_with_the_nearest_that_is_met(widths: str) -> None:
     shape = shape_of()
     with pytest.raises(ValueError, match=r"params=0\.01 cannot be met.*smallest .* params=0\.\d+"):
-        make_space(shape, parse_budget("params=0.01"), widths=widths, width_multiple=4)  # type: ignore[arg-type]
+        feasible_decisions(shape, parse_budget("params=0.01"), widths=widths, width_multiple=4)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="smallest") as refused:
-        make_space(shape, parse_budget("params=0.01"), widths="per-layer", width_multiple=4)
+        feasible_decisions(shape, parse_budget("params=0.01"), widths="per-layer", width_multiple=4)
     nearest = str(refused.value).rsplit(" ", 1)[1]
-    make_space(shape, parse_budget(nearest), widths="per-layer", width_multiple=4)
+    feasible_decisions(shape, parse_budget(nearest), widths="per-layer", width_multiple=4)
 
 
 @pytest.mark.parametrize("text", ["0.6", "params=0", "params=1.5", "bytes=many", "macs=0.5", ""])
@@ -161,18 +165,18 @@ def test_budgets_of_the_whole_model_and_of_bytes_count_the_embeddings() -> None:
 @pytest.mark.parametrize("structures", ["groups", "head-dims"])
 def test_shares_of_a_plan_match_the_narrow_shape(structures: StructureSpace) -> None:
     shape = shape_for(structures)
-    space = make_space(
+    feasible = feasible_decisions(
         shape,
         parse_budget("params=0.7"),
         widths="per-layer",
         width_multiple=1,
         structures=structures,
     )
-    masks = project([torch.randn(s.size) for s in space.sites], space).masks
+    masks = project([torch.randn(s.size) for s in feasible.sites], feasible).masks
     kept = [tuple(m.nonzero().squeeze(1).tolist()) for m in masks]
     plan = plan_of(shape, kept, structures)
     exact = shares(shape, narrow_shape(shape, plan)).decoder
-    assert exact == pytest.approx(float(space.kept_share([m.float() for m in masks])), abs=1e-6)
+    assert exact == pytest.approx(float(feasible.kept_share([m.float() for m in masks])), abs=1e-6)
     assert exact <= 0.7
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from atp_export.checkpoint import save_narrow
-from atp_export.provenance import verify_manifest
+from atp_export.manifest import verify_manifest
 from transformers import AutoTokenizer
 
-from atp_edge.files import alone
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.run.files import file_lock
 from tests.atp_edge.test_data import text
 from tests.conftest import tiny_model
 
@@ -112,7 +112,7 @@ def test_a_finished_run_is_not_run_again(finished: Path, model_and_data: tuple[s
 
 def test_a_run_that_another_process_works_on_is_left_alone(finished: Path) -> None:
     config = ["--config", str(finished / "config.toml")]
-    with alone(finished):
+    with file_lock(finished):
         for command in (["run", *config], ["shrink", "--out", str(finished)]):
             assert f"another process works on {finished}" in atp_edge(*command, code=2)
     assert "train: done before" in atp_edge("run", *config)

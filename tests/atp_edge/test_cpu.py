@@ -8,10 +8,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from atp_export.narrow import narrow_model
 from torch import Tensor
 
-from atp_edge.cpu import (
+from atp_edge.model.narrow import narrow_model
+from atp_edge.training.cpu import (
     CAUSAL,
     attention_implementation,
     giving_back_freed_memory,

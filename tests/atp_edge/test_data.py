@@ -11,16 +11,10 @@ import torch
 from transformers import AutoTokenizer
 
 from atp_edge.config import Config, with_values
-from atp_edge.data import (
-    Blocks,
-    Document,
-    Segment,
-    batches,
-    drawn,
-    load_documents,
-    make_splits,
-)
-from atp_edge.inputs import splits_of
+from atp_edge.data.blocks import Blocks, batches, drawn
+from atp_edge.data.documents import Document, Segment, load_documents
+from atp_edge.data.splits import make_splits
+from atp_edge.training.setup import splits_of
 
 
 @pytest.fixture(scope="module")

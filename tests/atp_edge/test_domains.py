@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge import domains
-from atp_edge.files import folder_atomically, write_json
+from atp_edge.data import domains
+from atp_edge.run.files import folder_atomically, write_json
 
 
 def test_processes_that_ask_for_the_demo_model_at_once_share_one_conversion(

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from atp_edge.evaluate import TaskScore, bootstrap, calibration_error, evaluate, recovery
-from atp_edge.scoring import TorchModel, likelihoods
-from atp_edge.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
+from atp_edge.evaluation.bootstrap import bootstrap
+from atp_edge.evaluation.recovery import recovery
+from atp_edge.evaluation.scoring import TorchModel, likelihoods
+from atp_edge.evaluation.task_scores import TaskScore, calibration_error, evaluate
+from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from tests.conftest import tiny_model
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from atp_edge.errors import TakenError
-from atp_edge.files import (
-    alone,
+from atp_edge.run.errors import TakenError
+from atp_edge.run.files import (
     file_atomically,
+    file_lock,
     folder_atomically,
     read_json,
     update_json,
@@ -80,8 +80,8 @@ def test_another_error_is_itself_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_is_one_process_s_alone_until_that_one_ends_or_is_killed(tmp_path: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from atp_edge.files import alone\n"
-        "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from atp_edge.run.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     folder = tmp_path / "runs" / "notes"
     holder = subprocess.Popen(
@@ -91,14 +91,14 @@ def test_a_folder_is_one_process_s_alone_until_that_one_ends_or_is_killed(tmp_pa
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(TakenError, match=f"another process works on {folder}; wait"):
-            alone(folder).__enter__()
-        with alone(tmp_path / "runs" / "other"):
+            file_lock(folder).__enter__()
+        with file_lock(tmp_path / "runs" / "other"):
             pass
-        with alone(folder, waiting=holder.kill):
+        with file_lock(folder, waiting=holder.kill):
             assert holder.wait() < 0, "it waited until the holder was killed"
     finally:
         holder.kill()
-    with alone(folder):
+    with file_lock(folder):
         pass
 
 

@@ -15,30 +15,31 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atp_edge.budget import Space, make_space, parse_budget, project
 from atp_edge.config import Config, StructureSpace, with_values
-from atp_edge.data import Blocks
-from atp_edge.families import model_shape
-from atp_edge.generator import ALL_KEPT_BASE, DecisionGenerator, decide
-from atp_edge.history import Record, diverges, read_history
-from atp_edge.importance import (
+from atp_edge.data.blocks import Blocks
+from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.decision.generator import ALL_KEPT_BASE, DecisionGenerator, decide
+from atp_edge.decision.importance import (
     importance_of,
     mean_importance,
     scored,
     starting_logits,
     taylor_importance,
 )
-from atp_edge.lora import add_lora, lora_layer
+from atp_edge.decision.projection import project
+from atp_edge.decision.regularizer import group_lasso, proximal_step
 from atp_edge.losses import distilled_loss, language_loss
-from atp_edge.masked import plan_masks, set_decision
-from atp_edge.phase import run_phase
-from atp_edge.plan import plan_of, read_plan, write_plan
-from atp_edge.reconstruct import Repair
-from atp_edge.regularizer import group_lasso, proximal_step
-from atp_edge.structures import by_structure
-from atp_edge.trainer import JointLearner, Tuner
-from atp_edge.tuning import rate_of_step
-from tests.conftest import tiny_model
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora, lora_layer
+from atp_edge.model.families import model_shape
+from atp_edge.model.plan import plan_of, read_plan, write_plan
+from atp_edge.model.structures import Masks, by_structure
+from atp_edge.reconstruction.repair import Repair
+from atp_edge.run.history import Record, diverges, read_history
+from atp_edge.training.learners import JointLearner, Tuner
+from atp_edge.training.loop import run_phase
+from atp_edge.training.optimizer import rate_of_step
+from tests.conftest import masks_of, tiny_model
 
 IDS = torch.randint(0, 97, (24, 20), generator=torch.Generator().manual_seed(0))
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)
@@ -54,9 +55,11 @@ def lora_model(
     return add_lora(model, rank=4, alpha=8.0, seed=seed, space=structures)
 
 
-def space_of(model: PeftModel, share: float = 0.6, widths: str = "per-layer") -> Space:
+def feasible_of(
+    model: PeftModel, share: float = 0.6, widths: str = "per-layer"
+) -> FeasibleDecisions:
     shape = model_shape(model.get_base_model().config)
-    return make_space(
+    return feasible_decisions(
         shape,
         parse_budget(f"params={share}"),
         widths=widths,  # type: ignore[arg-type]
@@ -65,42 +68,42 @@ def space_of(model: PeftModel, share: float = 0.6, widths: str = "per-layer") ->
     )
 
 
-def random_masks(space: Space, seed: int = 0) -> list[Tensor]:
+def random_masks(feasible: FeasibleDecisions, seed: int = 0) -> Masks:
     draw = torch.Generator().manual_seed(seed)
-    masks = [torch.rand(s.size, generator=draw) < 0.5 for s in space.sites]
+    masks = [torch.rand(s.size, generator=draw) < 0.5 for s in feasible.sites]
     for mask in masks:
         mask[0] = True
-    return masks
+    return Masks(masks)
 
 
 def test_a_generator_starts_all_kept_or_at_the_importance() -> None:
-    space = space_of(lora_model())
+    feasible = feasible_of(lora_model())
     torch.manual_seed(0)
-    base = [torch.randn(s.size) for s in space.sites]
-    for logits, start in zip(DecisionGenerator(space.sites, base)(), base, strict=True):
+    base = [torch.randn(s.size) for s in feasible.sites]
+    for logits, start in zip(DecisionGenerator(feasible.sites, base)(), base, strict=True):
         assert torch.equal(logits, start)
-    all_kept = DecisionGenerator(space.sites)()
+    all_kept = DecisionGenerator(feasible.sites)()
     assert float(torch.cat(all_kept).detach().mean()) == pytest.approx(ALL_KEPT_BASE, abs=0.5)
 
 
 def test_a_decision_is_binary_meets_the_budget_and_carries_gradients() -> None:
-    space = space_of(lora_model())
-    generator = DecisionGenerator(space.sites)
+    feasible = feasible_of(lora_model())
+    generator = DecisionGenerator(feasible.sites)
     noise = torch.Generator().manual_seed(1)
-    decision = decide(generator(), space, temperature=0.4, noise=noise)
+    decision = decide(generator(), feasible, temperature=0.4, noise=noise)
     assert all(set(m.unique().tolist()) <= {0.0, 1.0} for m in decision.masks)
-    assert float(space.kept_share(decision.masks).detach()) <= space.target_share
+    assert float(feasible.kept_share(decision.masks).detach()) <= feasible.target_share
     sum(m.sum() for m in decision.masks).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.any() for p in generator.heads.parameters())
 
 
 def test_noise_follows_from_its_seed() -> None:
-    space = space_of(lora_model())
-    logits = [torch.zeros(s.size) for s in space.sites]
+    feasible = feasible_of(lora_model())
+    logits = [torch.zeros(s.size) for s in feasible.sites]
 
     def drawn(seed: int) -> Tensor:
         noise = torch.Generator().manual_seed(seed)
-        return torch.cat(decide(logits, space, temperature=0.4, noise=noise).masks)
+        return torch.cat(decide(logits, feasible, temperature=0.4, noise=noise).masks)
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
@@ -111,8 +114,8 @@ def test_generator_steps_bring_gradients_of_the_loss_to_every_site(
     structures: StructureSpace,
 ) -> None:
     model = lora_model(structures=structures)
-    space = space_of(model)
-    masks = [torch.ones(s.size, requires_grad=True) for s in space.sites]
+    feasible = feasible_of(model)
+    masks = [torch.ones(s.size, requires_grad=True) for s in feasible.sites]
     set_decision(model, masks, "whole")
     for gradient in torch.autograd.grad(language_loss(model, BLOCKS.first(2)), masks):
         assert gradient.abs().min() > 0
@@ -124,8 +127,8 @@ def test_the_proximal_step_reaches_exact_zero_and_then_cutting_changes_nothing(
     family: str, structures: StructureSpace
 ) -> None:
     model = lora_model(family, structures=structures)
-    space = space_of(model)
-    masks = random_masks(space)
+    feasible = feasible_of(model)
+    masks = random_masks(feasible)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -153,7 +156,7 @@ def test_reconstruction_brings_the_masked_output_nearer(structures: StructureSpa
     model = lora_model(structures=structures)
     with torch.no_grad():
         dense = model(input_ids=IDS).logits
-        masks = random_masks(space_of(model), seed=2)
+        masks = random_masks(feasible_of(model), seed=2)
         set_decision(model, masks, "whole")
         masked_error = float((model(input_ids=IDS).logits - dense).square().mean())
         Repair(model, masks, BLOCKS)
@@ -164,7 +167,7 @@ def test_reconstruction_brings_the_masked_output_nearer(structures: StructureSpa
 def test_a_repair_that_moves_is_the_repair_of_where_it_went() -> None:
     model = lora_model()
     untouched = copy.deepcopy(model)
-    first, second = (random_masks(space_of(model), seed=seed) for seed in (2, 3))
+    first, second = (random_masks(feasible_of(model), seed=seed) for seed in (2, 3))
     moved = Repair(model, first, BLOCKS)
     moved.move(second)
     afresh = Repair(untouched, second, BLOCKS)
@@ -176,7 +179,7 @@ def test_a_repair_that_moves_is_the_repair_of_where_it_went() -> None:
 @pytest.mark.parametrize("structures", SPACES)
 def test_a_repair_that_comes_back_leaves_no_trace(structures: StructureSpace) -> None:
     model = lora_model(structures=structures)
-    first, second, third = (random_masks(space_of(model), seed=seed) for seed in (2, 3, 4))
+    first, second, third = (random_masks(feasible_of(model), seed=seed) for seed in (2, 3, 4))
     repair = Repair(model, first, BLOCKS)
     before = [module.get_base_layer().weight.clone() for module in repair.modules]
     repair.move(second)
@@ -188,26 +191,26 @@ def test_a_repair_that_comes_back_leaves_no_trace(structures: StructureSpace) ->
 
 
 def importance_to(model: PeftModel, blocks: Blocks) -> list[Tensor]:
-    return taylor_importance(model, blocks, space_of(model), lambda b: language_loss(model, b))
+    return taylor_importance(model, blocks, feasible_of(model), lambda b: language_loss(model, b))
 
 
 def test_importance_orders_by_what_a_removal_costs() -> None:
     model = lora_model()
-    space = space_of(model)
+    feasible = feasible_of(model)
     with torch.no_grad():
         lora_layer(model, 1, "down_proj").get_base_layer().weight[:, 3] = 0
     scores = importance_to(model, BLOCKS.first(4))
     assert scores[3][3] == 0
     assert int(scores[3].argmin()) == 3
-    logits = starting_logits(scores, space)
-    masks = project(logits, space).masks
+    logits = starting_logits(scores, feasible)
+    masks = project(logits, feasible).masks
     agreeing = torch.cat([(x > 0) == m for x, m in zip(logits, masks, strict=True)])
     assert agreeing.float().mean() > 0.8
 
 
 def test_importance_is_the_root_of_what_every_token_squares() -> None:
     model = lora_model()
-    space = space_of(model)
+    feasible = feasible_of(model)
     read: list[Tensor] = []
 
     def watch(module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -220,7 +223,7 @@ def test_importance_is_the_root_of_what_every_token_squares() -> None:
         lora_layer(model, 1, name).register_forward_pre_hook(watch)
     model.enable_input_require_grads()
     language_loss(model, block).backward()
-    for z, site, score in zip(read, space.sites[2:4], scores[2:4], strict=True):
+    for z, site, score in zip(read, feasible.sites[2:4], scores[2:4], strict=True):
         assert z.grad is not None
         a_token = (z * z.grad).abs().reshape(-1, site.size, z.shape[-1] // site.size).sum(-1)
         torch.testing.assert_close(score, a_token.square().sum(0).sqrt())
@@ -236,7 +239,7 @@ def test_importance_to_all_blocks_is_the_mean_over_parts_of_them() -> None:
 def test_a_batch_scores_like_its_blocks_one_by_one() -> None:
     model = lora_model()
     model.enable_input_require_grads()
-    with scored(model, space_of(model)) as scores:
+    with scored(model, feasible_of(model)) as scores:
         language_loss(model, BLOCKS.first(3)).backward()
     together = importance_of(scores, blocks=3, a_batch=3)
     torch.testing.assert_close(together, importance_to(model, BLOCKS.first(3)))
@@ -263,7 +266,7 @@ def test_a_rope_pair_scores_what_it_writes_and_what_it_asks() -> None:
 
 def test_a_removed_rope_pair_is_scored_as_if_it_came_back() -> None:
     model = lora_model(structures="head-dims")
-    masks = [torch.ones(s.size) for s in space_of(model).sites]
+    masks = [torch.ones(s.size) for s in feasible_of(model).sites]
     masks[2][3] = 0
     o = lora_layer(model, 1, "o_proj").get_base_layer().weight
     with torch.no_grad():
@@ -312,10 +315,10 @@ def learner(
 ) -> JointLearner:
     model = lora_model(structures=structures)
     torch.manual_seed(0)
-    space = space_of(model, widths=widths)
-    generator = DecisionGenerator(space.sites)
+    feasible = feasible_of(model, widths=widths)
+    generator = DecisionGenerator(feasible.sites)
     return JointLearner(
-        model, generator, space, BLOCKS, BLOCKS, config, Accelerator(cpu=True), retrain=retrain,
+        model, generator, feasible, BLOCKS, BLOCKS, config, Accelerator(cpu=True), retrain=retrain,
         teacher=teacher,
     )  # fmt: skip
 
@@ -377,7 +380,7 @@ def test_importance_is_followed_from_decision_to_decision(follows: bool, asked: 
             assert (after >= before * kept**0.5 * 0.999).all()
         gained = [a / b for a, b in zip(made.importance, start, strict=True)]
         assert min(float(g.min()) for g in gained) < 1.01 * kept**0.5
-        wanted = starting_logits(made.importance, made.space)
+        wanted = starting_logits(made.importance, made.feasible)
         for i, base in enumerate(wanted):
             torch.testing.assert_close(made.generator.get_buffer(f"base_{i}"), base)
 
@@ -557,7 +560,7 @@ def test_a_plan_there_and_back(tmp_path: Path) -> None:
     # What readers of the first schema know stays as it was, byte for byte.
     start = '{"schema": 1, "family": "llama", "sites": [\n  {"layer": 0, "kind": "attention", '
     assert (tmp_path / "plan.json").read_text().startswith(start)
-    assert [int(m.sum()) for m in plan_masks(plan)] == [s.width for s in plan.sites]
+    assert [int(m.sum()) for m in masks_of(plan)] == [s.width for s in plan.sites]
     (tmp_path / "plan.json").write_text('{"schema": 9}')
     with pytest.raises(ValueError, match="not a plan"):
         read_plan(tmp_path / "plan.json")

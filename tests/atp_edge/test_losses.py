@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atp_edge import losses
-from atp_edge.data import Blocks
-from atp_edge.evaluate import perplexity
-from atp_edge.lora import add_lora
+from atp_edge.data.blocks import Blocks
+from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.losses import distilled_loss, language_loss
+from atp_edge.masking.lora import add_lora
 from tests.conftest import tiny_model
 
 IDS = torch.randint(0, 97, (3, 30), generator=torch.Generator().manual_seed(0))

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from atp_edge.history import Record
-from atp_edge.plan import all_kept, write_plan
-from atp_edge.report import bench_figure, verdict, write_report
-from atp_edge.summary import markdown, rows_of, table
+from atp_edge.model.plan import all_kept, write_plan
+from atp_edge.pipeline.report import bench_figure, verdict, write_report
+from atp_edge.pipeline.summary import markdown, rows_of, table
+from atp_edge.run.history import Record
 from tests.conftest import tiny_model
 
 STEPS, FREEZE = 40, 16
@@ -129,7 +129,7 @@ def history() -> list[Record]:
 
 
 def whole_run(folder: Path, figures: dict[str, Any]) -> Path:
-    from atp_edge.families import model_shape
+    from atp_edge.model.families import model_shape
 
     (folder / "metrics.json").write_text(json.dumps(figures))
     (folder / "config.toml").write_text('model = "<script>alert(1)</script>"\nsteps = 40\n')

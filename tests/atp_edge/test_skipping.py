@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from atp_edge.config import StructureSpace
-from atp_edge.data import Blocks
-from atp_edge.lora import add_lora, lora_layer
+from atp_edge.data.blocks import Blocks
+from atp_edge.decision.regularizer import proximal_step
 from atp_edge.losses import language_loss
-from atp_edge.masked import set_decision
-from atp_edge.regularizer import proximal_step
-from atp_edge.skipping import FixedSite
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.compact_site import CompactSite
+from atp_edge.masking.lora import add_lora, lora_layer
 from tests.atp_export.test_narrow import PAIR_FAMILIES
 from tests.conftest import FAMILIES, tiny_model
 
@@ -96,7 +96,7 @@ def test_rope_pairs_are_masked_while_channels_are_skipped(family: str, placement
     both_ways(model, placement, PAIR_DECISION)
     set_decision(model, PAIR_DECISION, "whole")
     assert lora_layer(model, 0, "q_proj").site is None
-    assert isinstance(lora_layer(model, 0, "up_proj").site, FixedSite)
+    assert isinstance(lora_layer(model, 0, "up_proj").site, CompactSite)
 
 
 @pytest.mark.parametrize("share", ["all", "no channel", "no head"])
@@ -162,7 +162,7 @@ def test_gathered_weights_stand_with_the_decision_and_fall_with_the_weight() -> 
     def gathered() -> Tensor:
         set_decision(model, [m.clone() for m in DECISION], "whole")
         gradients(model)
-        assert isinstance(module.site, FixedSite)
+        assert isinstance(module.site, CompactSite)
         return module.site._gathered._made["gate_proj"][1]
 
     first = gathered()

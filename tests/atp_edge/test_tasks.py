@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 
-from atp_edge.data import Document, Segment, split_documents
-from atp_edge.domains import DOMAINS
-from atp_edge.tasks import CHOICES, ChoiceTask, Task, domain_tasks
+from atp_edge.data.documents import Document, Segment
+from atp_edge.data.domains import DOMAINS
+from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.tasks import CHOICES, ChoiceTask, Task, domain_tasks
 
 
 @cache

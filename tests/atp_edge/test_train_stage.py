@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from atp_export.narrow import merge, narrow_peft
 from torch.optim import AdamW
 
-from atp_edge import train_stage
 from atp_edge.config import Config, with_values
-from atp_edge.inputs import accelerate, splits_of
-from atp_edge.train_stage import (
-    add_recovery_adapter,
-    frozen_for,
-    learn_decision,
-    recover,
-    redistributed_ranks,
-    run_part,
-)
+from atp_edge.model.narrow import merge, narrow_peft
+from atp_edge.training import phases
+from atp_edge.training.adapters import add_recovery_adapter, redistributed_ranks
+from atp_edge.training.phases import frozen_for, run_part
+from atp_edge.training.setup import TrainContext, accelerate, splits_of
 from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
 from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run, tiny_model
 
@@ -80,20 +74,23 @@ def test_no_part_holds_the_optimizers_of_the_one_before(
         return sum(isinstance(found, AdamW) for found in gc.get_objects())
 
     alive = []
-    for name in ("approach", "drive"):
-        real = getattr(train_stage, name)
+    for name in ("match_teacher", "drive"):
+        real = getattr(phases, name)
 
         def watched(*arguments: Any, name: str = name, real: Any = real) -> Any:
             alive.append((name, optimizers() - before))
             return real(*arguments)
 
-        monkeypatch.setattr(train_stage, name, watched)
+        monkeypatch.setattr(phases, name, watched)
     run = dense_run(tmp_path, real_folder, steps=4, **QUICK_TO_TRAIN)
     config = run.config()
     splits, accelerator = splits_of(config), accelerate(config)
     before = optimizers()
-    for part in (learn_decision, recover):
-        run_part(part, config, run, splits, accelerator, Silent())
+    context = TrainContext(
+        config=config, run=run, splits=splits, accelerator=accelerator, progress=Silent()
+    )
+    for part in ("learn_decision", "recover"):
+        run_part(part, context)
     # Of the joint loop LoRA's with the kept weights', and the generator's.
-    assert alive == [("approach", 2), ("drive", 2), ("approach", 0), ("drive", 1)]
+    assert alive == [("match_teacher", 2), ("drive", 2), ("match_teacher", 0), ("drive", 1)]
     assert optimizers() == before

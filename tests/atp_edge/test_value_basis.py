@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from atp_export.narrow import narrow_model
 
-from atp_edge.data import Blocks
-from atp_edge.families import model_shape
-from atp_edge.plan import plan_of
-from atp_edge.structures import by_structure
-from atp_edge.value_basis import rebase_values
+from atp_edge.data.blocks import Blocks
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import narrow_model
+from atp_edge.model.plan import plan_of
+from atp_edge.model.structures import by_structure
+from atp_edge.reconstruction.value_rotation import rebase_values
 from tests.atp_export.test_narrow import IDS, PAIR_FAMILIES, logits
 from tests.conftest import tiny_model
 

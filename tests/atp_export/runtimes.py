@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
-from atp_export.narrow import narrow_model
-from atp_export.runtime import Session, generate_tokens
-from atp_export.verify import RELATIVE_TOLERANCE
+from atp_export.export import export_onnx
+from atp_export.runtime import Generation, Session, generate_tokens
+from atp_export.verification.verify import RELATIVE_TOLERANCE
 
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.narrow import narrow_model
 from tests.atp_export.test_narrow import PLANS, to_cut
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def openvino(folder: Path, precision: str) -> None:
     model = ov.Core().compile_model(
         str(folder / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    state = Session(folder).start(1, 8)
+    state = Generation(Session(folder), 1, 8)
     inputs = {i.get_any_name(): i.get_partial_shape() for i in model.inputs}
     kind = state.session.cache_type
     cache = {

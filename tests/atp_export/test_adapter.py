@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from atp_export.adapter import write_adapter
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
-from atp_export.narrow import narrow_model, narrow_peft
-from atp_export.runtime import Session
+from atp_export.export import export_onnx
+from atp_export.runtime import Generation, Session
 
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.narrow import narrow_model, narrow_peft
 from tests.atp_export.test_narrow import per_layer_plan, with_lora
 from tests.conftest import tiny_model
 
@@ -31,7 +31,7 @@ def test_one_base_serves_several_adapters(tmp_path: Path) -> None:
     models = {None: base} | adapted
     for name, model in models.items():
         file = tmp_path / "onnx" / f"{name}.onnx_adapter" if name else None
-        state = Session(tmp_path / "onnx", adapter=file).start(1, 8)
+        state = Generation(Session(tmp_path / "onnx", adapter=file), 1, 8)
         with torch.no_grad():
             expected = model(torch.tensor(np.append(IDS, [[7]], 1))).logits.numpy()
         np.testing.assert_allclose(state.step(IDS), expected[:, :-1], atol=1e-4)

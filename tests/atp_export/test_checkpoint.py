@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from atp_export.checkpoint import load_narrow, save_narrow
-from atp_export.narrow import narrow_model
 from transformers import PreTrainedModel
 
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.narrow import narrow_model
 from tests.atp_export.test_narrow import CUTS, IDS, logits, to_cut
 from tests.conftest import tiny_model
 
@@ -110,8 +110,8 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     "first",
     [
         "import atp_edge",
-        "import atp_edge.modeling_per_layer",
-        "from atp_edge.train_stage import train",
+        "import atp_edge.model.modeling_per_layer",
+        "from atp_edge.training.phases import train",
         "from transformers import AutoModelForCausalLM; import atp_edge",
         # These are what our classes are made of, and import the registry before they are whole.
         "import atp_edge; from transformers import LlamaForCausalLM",

@@ -13,19 +13,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from atp_export.checkpoint import save_narrow
-from atp_export.departure import first_departure
-from atp_export.graph import export, export_onnx
-from atp_export.logits_from import with_input
-from atp_export.narrow import narrow_model
-from atp_export.runtime import Session, generate_tokens, perplexity
-from atp_export.verify import verify
+from atp_export import export
+from atp_export.export import export_onnx
+from atp_export.runtime import Generation, Session, generate_tokens, perplexity
+from atp_export.runtime.logits_from import with_input
+from atp_export.verification.first_divergence import first_divergence
+from atp_export.verification.verify import verify
 from onnx import TensorProto, helper
 
-from atp_edge.data import Blocks
-from atp_edge.evaluate import perplexity as torch_perplexity
-from atp_edge.families import model_shape
-from atp_edge.plan import plan_of
+from atp_edge.data.blocks import Blocks
+from atp_edge.evaluation.text_loss import perplexity as torch_perplexity
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import narrow_model
+from atp_edge.model.plan import plan_of
 from tests.atp_export.test_onnx import PROMPTS, Numbers, exported
 from tests.conftest import tiny_model
 
@@ -84,8 +85,8 @@ def test_tied_embeddings_share_the_heads_blocks(tmp_path: Path, precision: str) 
 def test_logits_start_where_they_are_asked_to(tmp_path: Path, flavour: str) -> None:
     session = Session(exported(tmp_path, tiny_model("qwen2"), flavour=flavour))
     ids = np.array([[1, 2, 3, 4, 5]])
-    every = session.start(1, 5).step(ids)
-    last = session.start(1, 5).step(ids, last_only=True)
+    every = Generation(session, 1, 5).step(ids)
+    last = Generation(session, 1, 5).step(ids, last_only=True)
     assert last.shape == (1, 1, 97)
     np.testing.assert_allclose(last[0, 0], every[0, -1], atol=1e-5)
 
@@ -147,7 +148,7 @@ def test_the_first_layer_that_departs_is_named(
     changed = tiny_model("llama")
     with torch.no_grad():
         changed.get_parameter(tensor).mul_(1.5)
-    said = first_departure(folder, changed, [1, 2, 3], provider="CPUExecutionProvider", bound=1e-4)
+    said = first_divergence(folder, changed, [1, 2, 3], provider="CPUExecutionProvider", bound=1e-4)
     assert named in said
     report = verify(folder, changed, Numbers(), PROMPTS, new_tokens=4)
     assert not report.passed
@@ -168,7 +169,7 @@ def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 97, (1, 512))
     pages = []
     for _ in range(3):
-        state = session.start(1, 520)
+        state = Generation(session, 1, 520)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         state.step(ids, last_only=True)
         pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -274,7 +275,7 @@ def test_a_replayed_graph_decodes_as_a_plain_run(tmp_path: Path) -> None:
 
 def test_further_tokens_read_and_write_the_same_buffers(tmp_path: Path) -> None:
     """What a CUDA graph needs, on the CPU: no value moves from step to step."""
-    state = Session(exported(tmp_path, tiny_model("llama"))).start(2, 16)
+    state = Generation(Session(exported(tmp_path, tiny_model("llama"))), 2, 16)
     state.step(np.array([[1, 2, 3], [4, 5, 6]]))
 
     def places() -> list[int]:

@@ -7,17 +7,17 @@ import itertools
 
 import pytest
 import torch
-from atp_export.narrow import merge, narrow_model, narrow_peft, widen_lora
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from atp_edge.config import StructureSpace
-from atp_edge.families import model_shape
-from atp_edge.lora import add_lora
-from atp_edge.masked import plan_masks, set_decision
-from atp_edge.plan import Plan, all_kept, narrow_shape, plan_of
-from atp_edge.structures import count_parameters
-from tests.conftest import FAMILIES, tiny_model
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import merge, narrow_model, narrow_peft, widen_lora
+from atp_edge.model.plan import Plan, all_kept, narrow_shape, plan_of
+from atp_edge.model.structures import count_parameters
+from tests.conftest import FAMILIES, masks_of, tiny_model
 
 IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(1))
 
@@ -89,7 +89,7 @@ def test_masked_equals_narrow_with_lora_kept_and_merged(
     dense, plan = to_cut(family, policy, tied=tied)
     masked = with_lora(dense, space=plan.space)
     # Masks of numbers really mask; that skipping equals masking, test_skipping.py holds.
-    set_decision(masked, [mask.float() for mask in plan_masks(plan)], "whole")
+    set_decision(masked, [mask.float() for mask in masks_of(plan)], "whole")
     expected = logits(masked)
     narrow = narrow_peft(masked, plan)
     torch.testing.assert_close(logits(narrow), expected, atol=2e-5, rtol=1e-5)
@@ -132,7 +132,7 @@ def test_a_widened_adapter_on_the_masked_dense_model_equals_the_narrow_one(polic
     wide = add_lora(copy.deepcopy(model), rank=4, alpha=8.0, seed=9, space=plan.space).eval()
     narrow = narrow_peft(with_lora(model), plan)
     set_peft_model_state_dict(wide, widen_lora(get_peft_model_state_dict(narrow), shape, plan))
-    set_decision(wide, plan_masks(plan), "whole")
+    set_decision(wide, masks_of(plan), "whole")
     torch.testing.assert_close(logits(wide), logits(narrow), atol=2e-5, rtol=1e-5)
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
-from atp_export.narrow import narrow_model
-from atp_export.provenance import verify_manifest
-from atp_export.rounding import rounding
-from atp_export.runtime import Sampling, Session, choose, generate_tokens
-from atp_export.verify import verify
+from atp_export.export import export_onnx
+from atp_export.manifest import verify_manifest
+from atp_export.runtime import Generation, Sampling, Session, choose, generate_tokens
+from atp_export.verification.float64_reference import rounding
+from atp_export.verification.verify import verify
 from transformers import PreTrainedModel
 
-from atp_edge.families import model_shape
-from atp_edge.plan import plan_of
+from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import narrow_model
+from atp_edge.model.plan import plan_of
 from tests.atp_export.test_narrow import CUTS, PAIR_PLANS, PLANS, to_cut
 from tests.conftest import tiny_model
 
@@ -106,12 +106,12 @@ def test_a_batch_may_be_padded_on_either_side(tmp_path: Path, side: str, flavour
     for i, row in enumerate(rows):
         place = slice(5 - len(row), 5) if side == "left" else slice(len(row))
         tokens[i, place], mask[i, place] = row, 1
-    batch = session.start(2, 9)
+    batch = Generation(session, 2, 9)
     every = batch.step(tokens, mask)
-    last = session.start(2, 9).step(tokens, mask, last_only=True)
+    last = Generation(session, 2, 9).step(tokens, mask, last_only=True)
     following = batch.step(np.array([[8], [9]]))
     for i, row in enumerate(rows):
-        alone = session.start(1, 9)
+        alone = Generation(session, 1, 9)
         expected = alone.step(np.array([row]))[0]
         np.testing.assert_allclose(every[i][mask[i] == 1], expected, atol=1e-5)
         np.testing.assert_allclose(last[i, 0], expected[-1], atol=1e-5)
@@ -169,7 +169,7 @@ def test_a_head_dim_that_the_fused_operator_refuses_is_named(tmp_path: Path) -> 
 
 def test_a_batch_may_grow_its_cache_only_to_its_capacity(tmp_path: Path) -> None:
     session = Session(exported(tmp_path, tiny_model("llama")))
-    state = session.start(1, 4)
+    state = Generation(session, 1, 4)
     state.step(np.array([[1, 2, 3]]))
     with pytest.raises(ValueError, match="do not fit the cache of 4"):
         state.step(np.array([[1, 2]]))

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from atp_export.calibrate import input_grams
-from atp_export.checkpoint import save_narrow
-from atp_export.graph import export_onnx
-from atp_export.provenance import verify_manifest
-from atp_export.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
-from atp_export.runtime import Session
-from atp_export.verify import verify
+from atp_export.export import export_onnx
+from atp_export.manifest import verify_manifest
+from atp_export.quantization.calibrate import input_grams
+from atp_export.quantization.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
+from atp_export.runtime import Generation, Session
+from atp_export.verification.verify import verify
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atp_edge.model.checkpoint import save_narrow
 from tests.atp_export.test_onnx import PROMPTS, Numbers
 from tests.conftest import tiny_model
 
@@ -91,7 +91,7 @@ def test_gptq_errs_less_on_the_inputs_it_was_given() -> None:
 def test_columns_are_rounded_apart_from_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, x = matrix_of(77), correlated(77)
     at_once = values(quantize(matrix, 4, "gptq", x.T @ x))
-    monkeypatch.setattr("atp_export.gptq.COLUMNS", 7)
+    monkeypatch.setattr("atp_export.quantization.gptq.COLUMNS", 7)
     np.testing.assert_array_equal(values(quantize(matrix, 4, "gptq", x.T @ x)), at_once)
 
 
@@ -120,10 +120,10 @@ def test_grams_are_of_what_each_matrix_reads_and_of_what_the_loss_heeds(
             loss = model(block[None], labels=block[None]).loss
             for made in hooks:
                 made.remove()
-            of_rows, *heeded = torch.autograd.grad(loss, [y for _, y in seen])
+            of_rows, *weighted = torch.autograd.grad(loss, [y for _, y in seen])
             for token in range(len(block)):
                 x = seen[1][0][0, token].detach()
-                gram = gram + sum(g[0, token].square().sum() for g in heeded) * torch.outer(x, x)
+                gram = gram + sum(g[0, token].square().sum() for g in weighted) * torch.outer(x, x)
                 if tied and readers == ["lm_head"]:
                     gram = gram + torch.outer(of_rows[0, token], of_rows[0, token])
         return gram
@@ -172,7 +172,7 @@ def test_calibration_pays_on_text_like_its_own(tmp_path: Path) -> None:
         given: Any = {"calibration": ids[:20]} if quantizer == "gptq" else {}
         folder = tmp_path / quantizer
         export_onnx(tmp_path / "slim", folder, precision="int4", quantizer=quantizer, **given)
-        logits = Session(folder).start(4, 32).step(ids[-4:].numpy())
+        logits = Generation(Session(folder), 4, 32).step(ids[-4:].numpy())
         errors[quantizer] = float(np.sqrt(np.mean((logits - expected) ** 2)))
     assert errors["gptq"] < 0.95 * errors["nearest"]
 

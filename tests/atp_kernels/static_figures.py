@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from atp_kernels import masked_lora, swiglu
+from atp_kernels import masked_gemm as masked_lora
+from atp_kernels import swiglu
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from atp_kernels import LoraLayer, masked_lora_linear, masked_qkv, masked_swiglu_mlp, reference
-from atp_kernels.library import masked_gemm, masked_swiglu, masked_swiglu_backward
+from atp_kernels.compact_lora import prefix_lora_linears
+from atp_kernels.custom_ops import masked_gemm, masked_swiglu, masked_swiglu_backward
 from atp_kernels.ops import fused_masked_lora
-from atp_kernels.prefix import prefix_lora_linears
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

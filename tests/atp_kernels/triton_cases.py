@@ -12,14 +12,14 @@ import triton.language as tl
 from atp_kernels import (
     LoraLayer,
     backend_name,
-    library,
-    masked_lora,
     masked_lora_linear,
     masked_qkv,
     masked_swiglu_mlp,
     ops,
     reference,
 )
+from atp_kernels import custom_ops as library
+from atp_kernels import masked_gemm as masked_lora
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode

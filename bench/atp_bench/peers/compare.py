@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from atp_export.graph import export_onnx
+from atp_export.export import export_onnx
 
-from atp_bench.first_token import bench_first_token
-from atp_bench.latency import BenchReport, bench_onnx
-from atp_bench.peers import GENAI
-from atp_bench.peers.asked import asked_lines
-from atp_bench.peers.cut import cut
-from atp_bench.peers.genai import build, check_precision
+from atp_bench.engines import GENAI
+from atp_bench.engines.first_token import bench_first_token
+from atp_bench.engines.genai import build, check_precision
+from atp_bench.engines.latency import BenchReport, bench_onnx
+from atp_bench.peers.targets import asked_lines
+from atp_bench.peers.untrained_cut import cut
 
 PEERS = (GENAI,)
 PEER_DENSE = f"{GENAI} dense"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from atp_edge.baselines import BASELINES
 from atp_edge.config import RECIPES, Config, with_values
+from atp_edge.decision.baselines import BASELINES
 
 Preset = Literal["quick", "cpu", "gpu"]
 LAYERS = "two-stage: whole layers"

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from atp_bench.quality.ablations import ablations, ablations_markdown
+from atp_bench.quality.acceptance import claims, claims_markdown
 from atp_bench.quality.cells import ABLATIONS
-from atp_bench.quality.claims import claims, claims_markdown
 from atp_bench.quality.results import Result
 from atp_bench.quality.summary import Summary, lead_cells, summarize
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atp_bench.environment import environment
 from atp_bench.quality.cells import Cell
-from atp_edge.files import alone, read_json, write_json
+from atp_edge.run.environment import environment
+from atp_edge.run.files import file_lock, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +63,5 @@ def write_results(path: Path, found: Mapping[str, Result]) -> None:
 
 def add_result(path: Path, made: Result) -> None:
     """Put a cell's result into a file that other processes add to as well."""
-    with alone(path, waiting=lambda: None):
+    with file_lock(path, waiting=lambda: None):
         write_results(path, read_results(path) | {made.cell.key: made})

@@ -16,37 +16,38 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from atp_export.checkpoint import load_narrow
-from atp_export.narrow import merge
 from transformers import PreTrainedModel
 
 from atp_bench.quality.cells import LAYERS, Cell
 from atp_bench.quality.results import Result, add_result, read_results
 from atp_bench.tasks import recovery_where_able, tasks_of
-from atp_edge.baselines import without_least_layers
 from atp_edge.config import Config, with_values
-from atp_edge.data import Blocks, Splits
-from atp_edge.errors import TakenError
-from atp_edge.evaluate import TaskScore, evaluate
-from atp_edge.families import model_shape
-from atp_edge.files import alone
-from atp_edge.inputs import accelerate, load_dense, placed, space_of, splits_of, tokenizer_of
-from atp_edge.plan import shares
-from atp_edge.progress import Progress
-from atp_edge.run_folder import RunFolder, open_run
-from atp_edge.tasks import Task
-from atp_edge.train_stage import (
-    drive,
-    figures_of,
-    learn_decision,
-    load_tuned,
-    loss_of,
-    recover,
-    run_part,
-    tune_dense,
-    with_lora,
+from atp_edge.data.blocks import Blocks
+from atp_edge.data.splits import Splits
+from atp_edge.decision.baselines import without_least_layers
+from atp_edge.evaluation.task_scores import TaskScore, evaluate
+from atp_edge.evaluation.tasks import Task
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import merge
+from atp_edge.model.plan import shares
+from atp_edge.run.errors import TakenError
+from atp_edge.run.files import file_lock
+from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.progress import Progress
+from atp_edge.training.adapters import with_lora
+from atp_edge.training.learners import Tuner
+from atp_edge.training.narrow_state import load_tuned
+from atp_edge.training.phases import drive, figures_of, loss_of, run_part
+from atp_edge.training.setup import (
+    TrainContext,
+    accelerate,
+    feasible_of,
+    load_dense,
+    placed,
+    splits_of,
+    tokenizer_of,
 )
-from atp_edge.trainer import Tuner
 
 # Settings that a dense baseline does not read.
 UNREAD_BY_DENSE = ("budget", "widths", "recipe", "decision", "recovery", "export", "bench")
@@ -76,7 +77,7 @@ def run_matrix(
     for cell in wanted:
         run = work / cell.key.replace("/", "_").replace(" ", "-")
         try:
-            with alone(run):
+            with file_lock(run):
                 known = read_results(results).get(cell.key)
                 if known and not (run.exists() and (known.items < items or known.blocks < blocks)):
                     continue
@@ -120,11 +121,14 @@ def _run_cell(
     run = open_run(with_values(config, {"out": str(folder)}))
     if not run.dense.exists():
         run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
-    reference = dense.parts()[tune_dense.__name__]
+    reference = dense.parts()["tune_dense"]
     # So that a kept run is like any other: `atp-edge run --config` goes on from it.
-    run.add_part(tune_dense.__name__, reference)
+    run.add_part("tune_dense", reference)
     train = _without_layers if cell.method == LAYERS else _with_plan
-    slim, figures = train(config, run, splits, accelerator, progress)
+    context = TrainContext(
+        config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
+    )
+    slim, figures = train(context)
     if blocks > config.dataset.test_blocks:
         progress.say("testing on more blocks")
         test = _splits(with_values(base, {"dataset.test_blocks": blocks})).test
@@ -151,15 +155,10 @@ def _run_cell(
 Trained = tuple[PreTrainedModel, dict[str, Any]]
 
 
-def _with_plan(
-    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
-) -> Trained:
+def _with_plan(context: TrainContext) -> Trained:
     """The slim model of a decision over structures, and the figures of its training."""
-    decided, recovered = (
-        run_part(part, config, run, splits, accelerator, progress)
-        for part in (learn_decision, recover)
-    )
-    return merge(load_tuned(config, run)), {
+    decided, recovered = (run_part(name, context) for name in ("learn_decision", "recover"))
+    return merge(load_tuned(context.config, context.run)), {
         "perplexity_at_freeze": decided["perplexity"],
         "perplexity": recovered["perplexity"],
         "block_losses": recovered["block_losses"],
@@ -169,24 +168,23 @@ def _with_plan(
     }
 
 
-def _without_layers(
-    config: Config, run: RunFolder, splits: Splits, accelerator: Accelerator, progress: Progress
-) -> Trained:
+def _without_layers(context: TrainContext) -> Trained:
     """The dense model without its layers of least influence, then tuned by LoRA."""
     began = time.perf_counter()
+    config, splits, accelerator = context.config, context.splits, context.accelerator
     dense = placed(load_dense(config), accelerator)
-    space = space_of(config, dense.config)
+    feasible = feasible_of(config, dense.config)
     sample = splits.train.spread(config.decision.importance_blocks)
     with accelerator.autocast():
-        slim = without_least_layers(dense, sample, space)
+        slim = without_least_layers(dense, sample, feasible)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
     cut = loss_of(slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=splits.validation
     )
-    progress.phase("recovery", 0, config.steps, None)
-    drive(learner, config, run, progress)
+    context.progress.phase("recovery", 0, config.steps, None)
+    drive(learner, context)
     after = loss_of(tuned, splits.test, accelerator)
     return merge(tuned), {
         "perplexity_at_freeze": cut.perplexity,
@@ -207,7 +205,7 @@ def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> 
 
 def _once(dense: RunFolder, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured of a dense model; kept in its folder, for its cells share it."""
-    with alone(dense.path, waiting=lambda: None):
+    with file_lock(dense.path, waiting=lambda: None):
         if name not in dense.parts():
             dense.add_part(name, measure())
         return dense.parts()[name]
@@ -246,7 +244,7 @@ def _dense_baseline(
     """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
     parts = (Path(config.data).stem, config.seed, config.steps, config.train.batch_blocks)
     made = RunFolder(work / "_".join(map(str, ("dense", *parts, config.lora.rank))))
-    with alone(made.path, waiting=lambda: progress.say(f"waiting for {made.path}")):
+    with file_lock(made.path, waiting=lambda: progress.say(f"waiting for {made.path}")):
         # What it does not read may have had other defaults when it was tuned.
         unread = made.config() if made.config_toml.is_file() else base
         shared = replace(
@@ -255,7 +253,10 @@ def _dense_baseline(
             **{name: getattr(unread, name) for name in UNREAD_BY_DENSE},
         )
         run = open_run(shared)
-        run_part(tune_dense, shared, run, splits, accelerator, progress)
+        context = TrainContext(
+            config=shared, run=run, splits=splits, accelerator=accelerator, progress=progress
+        )
+        run_part("tune_dense", context)
         for left in run.checkpoint.glob("*.pt"):
             left.unlink()
     return run

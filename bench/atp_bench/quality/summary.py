@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from atp_bench.quality.cells import Cell
-from atp_bench.quality.measured import Measured, lead_over, mean_of_apart, recovery_of
+from atp_bench.quality.intervals import Measured, lead_over, mean_of_apart, recovery_of
 from atp_bench.quality.results import Result
 
 

@@ -2,7 +2,7 @@
 
 Every layer takes its own widths from the model's shape; a layer without heads or without channels
 passes the residual on. Logits are computed from the position `logits_from` on, a constant 0 that
-our runtime makes an input (see atp_export.logits_from).
+our runtime makes an input (see atp_export.runtime.logits_from).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 
-from atp_edge.families import LayerShape, ModelShape
+from atp_edge.model.families import LayerShape, ModelShape
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.fused import FUSED
+from atp_export.graph.flavour import FLOAT, INT64, Operators, Rotary, Shared, cache_of
+from atp_export.graph.flavour_onnx import PORTABLE, STANDARD
+from atp_export.graph.flavour_ort import FUSED
 from atp_export.graph.linear import Storage, Weights, embedding_and_head, linear
-from atp_export.graph.operators import FLOAT, INT64, Operators, Rotary, Shared, cache_of
-from atp_export.graph.standard import PORTABLE, STANDARD
-from atp_export.logits_from import LOGITS_FROM
+from atp_export.runtime.logits_from import LOGITS_FROM
 
 Flavour = Literal["ort", "standard", "portable"]
 OPERATORS: dict[Flavour, Operators] = {

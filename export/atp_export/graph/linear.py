@@ -18,9 +18,9 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from atp_edge.families import ModelShape
+from atp_edge.model.families import ModelShape
 from atp_export.graph.builder import GraphBuilder
-from atp_export.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
+from atp_export.quantization.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
 
 # int8 activations inside MatMulNBits: without them CPUs take a slow path (one token, 2048 x 4096,
 # 2 x86 cores: 0.36 ms instead of 0.09 at 4 bits, 30 instead of 0.12 at 8).

@@ -1,0 +1,252 @@
+"""The command line. Every setting of the configuration is a flag; see `atp-edge run --help`.
+
+Exit codes: 0 done; 1 the export does not equal its model; 2 wrong use or bad input; 3 training
+diverged; 130 interrupted (call it again to go on).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+
+from atp_edge.cli.bench import bench
+from atp_edge.config import Config, configured, keys, read_values
+from atp_edge.pipeline.stages import run_stage
+from atp_edge.run.errors import NotProvenError
+from atp_edge.run.folder import STAGES, StageName
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="From a Hugging Face decoder and domain text to a slim model shipped as ONNX.",
+    epilog="Exit codes: 0 done, 1 export not equal to its model, 2 wrong use or bad input, "
+    "3 training diverged, 130 interrupted (call it again to go on).",
+)
+app.add_typer(bench, name="bench")
+console = Console(highlight=False)
+EXIT_NOT_PROVEN, EXIT_USAGE, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
+
+
+def _flag(key: Any) -> inspect.Parameter:
+    """A command line flag for one setting; not given, it is what the configuration says."""
+    kind = key.type
+    names = [f"{key.flag}/--no-{key.flag[2:]}"] if key.type is bool else [key.flag]
+    panel = key.name.partition(".")[0] if "." in key.name else "run"
+    option = typer.Option(
+        *names,
+        help=key.help,
+        show_default=str(key.default),
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        key.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `--config FILE` and a flag for every setting; it receives the Config."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "config"
+    ]
+    file = inspect.Parameter(
+        "config_file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, typer.Option("--config", help="TOML configuration")],
+    )
+
+    def call(**given: Any) -> None:
+        path = given.pop("config_file")
+        rest = {p.name: given.pop(p.name) for p in own}
+        values = {k.name: given[k.parameter] for k in keys() if given[k.parameter] is not None}
+        command(configured((read_values(path) if path else {}) | values), **rest)
+
+    parameters = [file, *own, *map(_flag, keys())]
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the memory, then stop")]
+
+
+@app.command()
+@takes_settings
+def run(config: Config, *, dry_run: DryRun = False) -> None:
+    """The whole way: train, shrink, export, verify, bench, report. Goes on where it was."""
+    if config.export.precision == "bf16":
+        raise ValueError(
+            "export.precision = 'bf16': a whole run proves what it ships, and our runtime feeds a "
+            "cache of fp32 or fp16 alone; take fp16, or `atp-edge train`, `shrink` and `export`, "
+            "which write bf16 unproven"
+        )
+    _stages(config, STAGES, dry_run=dry_run)
+
+
+@app.command()
+@takes_settings
+def train(config: Config, *, dry_run: DryRun = False) -> None:
+    """Learn LoRA and the pruning decision together; writes plan.json, dense/ and adapter/."""
+    _stages(config, ("train",), dry_run=dry_run)
+
+
+def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
+    from atp_edge.pipeline.cost_estimate import cost_table
+    from atp_edge.pipeline.summary import table
+    from atp_edge.run.files import file_lock
+    from atp_edge.run.folder import open_run
+    from atp_edge.run.progress import Terminal
+
+    console.print(cost_table(config))
+    if dry_run:
+        return
+    with file_lock(Path(config.out)), Terminal(console) as progress:
+        folder = open_run(config)
+        for name in names:
+            if name in folder.metrics():
+                progress.say(f"{name}: done before")
+            else:
+                run_stage(name, config, folder, progress)
+    console.print(table(folder.metrics()))
+    if "report" in names:
+        console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
+
+
+def _one_stage(name: StageName, out: Path) -> None:
+    """Run one stage again on a run's folder."""
+    from atp_edge.run.files import file_lock
+    from atp_edge.run.folder import RunFolder
+    from atp_edge.run.progress import Terminal
+
+    folder = RunFolder(out)
+    config = folder.config()
+    with file_lock(out), Terminal(console) as progress:
+        run_stage(name, config, folder, progress)
+
+
+@app.command()
+def shrink(out: RunOption) -> None:
+    """Write the slim checkpoint from the plan and the tuned weights."""
+    _one_stage("shrink", out)
+
+
+@app.command()
+def export(out: RunOption) -> None:
+    """Write the slim model as ONNX."""
+    _one_stage("export", out)
+
+
+@app.command()
+def verify(
+    out: Annotated[Path | None, typer.Option("--out", help="the run's folder")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="check a shipped folder against its manifest instead")
+    ] = None,
+) -> None:
+    """Prove the ONNX model equal to the PyTorch one, or a shipped folder to be what was shipped."""
+    if (out is None) == (manifest is None):
+        raise ValueError("verify takes either --out RUN or --manifest FOLDER")
+    if manifest is not None:
+        from atp_export.manifest import verify_manifest
+
+        provenance = verify_manifest(manifest)
+        console.print(f"{manifest}: every file is what was shipped")
+        console.print_json(json.dumps(provenance))
+    elif out is not None:
+        _one_stage("verify", out)
+
+
+@app.command()
+def report(out: RunOption) -> None:
+    """Write report.html from what the run has so far."""
+    _one_stage("report", out)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    out: RunOption,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 96,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="nucleus")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="the likeliest so many; 0: all")] = 0,
+    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
+    chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
+) -> None:
+    """Talk to the slim ONNX model."""
+    from atp_export.runtime import Generator, Sampling
+
+    onnx = out / "onnx" if (out / "onnx").is_dir() else out
+    generator = Generator(onnx, adapter=adapter)
+    if chat:
+        prompt = generator.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    else:
+        console.print(prompt, end="", markup=False, style="dim")
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    for piece in generator.stream(
+        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+    ):
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print()
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, what will be used, and what is missing."""
+    from atp_edge.cli.doctor import diagnose, render
+
+    findings = diagnose()
+    console.print(render(findings))
+    if any(f.name == "ONNX Runtime" and f.status == "missing" for f in findings):
+        raise typer.Exit(EXIT_USAGE)
+
+
+def main() -> None:
+    """Entry point: errors are one clear line, and an exit code that scripts can read."""
+    # Read when transformers is imported, which a command does when it needs it: it takes seconds.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING)
+    # peft reads a name that transformers is about to rename; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app()
+    except NotProvenError as error:
+        code, message = EXIT_NOT_PROVEN, str(error)
+    except FloatingPointError as error:
+        code, message = EXIT_DIVERGED, str(error)
+    except (ValueError, OSError) as error:
+        code, message = EXIT_USAGE, str(error)
+    except KeyboardInterrupt:
+        code, message = EXIT_INTERRUPTED, "interrupted; call it again to go on where it was"
+    else:
+        return
+    errors.print(f"[red]error:[/red] {message}", soft_wrap=True)
+    sys.exit(code)

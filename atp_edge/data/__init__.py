@@ -1,0 +1,1 @@
+"""Text: documents, splits without a document in common, token blocks."""

@@ -1,0 +1,1 @@
+"""The pruning decision: budget, projection, generator, scores, regularizer."""

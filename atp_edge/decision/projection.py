@@ -1,0 +1,112 @@
+"""The decision that meets the budget exactly, from logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atp_edge.decision.budget import FeasibleDecisions
+from atp_edge.model.structures import Masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedDecision:
+    """A decision that meets the budget: masks (bool [size] a site), and for every site the logit
+    at which a structure changes sides."""
+
+    masks: Masks
+    thresholds: Tensor
+
+
+def project(logits: list[Tensor], feasible: FeasibleDecisions) -> ProjectedDecision:
+    """The decision of largest kept logits, weighed by cost, that meets the budget exactly.
+
+    logits: one tensor [size] a site. A logit is worth per parameter, so keeping the best
+    structures under a cost is keeping those above one threshold (a fractional knapsack, solved
+    greedily); what is left of the budget after the last step is less than one step of a site.
+    """
+    ranked = [torch.sort(x.detach().float().cpu(), descending=True, stable=True) for x in logits]
+    values, orders = [r.values for r in ranked], [r.indices for r in ranked]
+    widths, thresholds = (_uniform if feasible.uniform else _per_layer)(values, feasible)
+    masks = []
+    for order, width in zip(orders, widths, strict=True):
+        mask = torch.zeros(len(order), dtype=torch.bool)
+        mask[order[:width]] = True
+        masks.append(mask)
+    return ProjectedDecision(masks=Masks(masks), thresholds=thresholds)
+
+
+def _per_layer(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[int], Tensor]:
+    """Greedy over steps of structures, best mean logit first; each site's first step is a must.
+
+    One threshold for all sites: the mean logit of the last step that fits in order.
+    """
+    worth, cost, owner, count = [], [], [], []
+    for i, (value, step, site) in enumerate(
+        zip(values, feasible.steps, feasible.sites, strict=True)
+    ):
+        sizes = torch.tensor([len(chunk) for chunk in value.split(step)])
+        means = torch.stack([chunk.mean() for chunk in value.split(step)]) if step > 1 else value
+        means = means.clone()
+        means[0] = torch.inf
+        worth.append(means)
+        count.append(sizes)
+        cost.append(sizes * site.unit_parameters)
+        owner.append(torch.full_like(sizes, i))
+    worths, order = torch.sort(torch.cat(worth), descending=True, stable=True)
+    costs, owners, counts = (torch.cat(x)[order] for x in (cost, owner, count))
+    fits = int((torch.cumsum(costs, 0) <= feasible.allowed).sum())
+    widths = torch.zeros(len(values), dtype=torch.long)
+    widths.index_add_(0, owners[:fits], counts[:fits])
+    left = feasible.allowed - int(costs[:fits].sum())
+    closed: set[int] = set()
+    for c, o, n in zip(*(x[fits:].tolist() for x in (costs, owners, counts)), strict=True):
+        if o in closed:
+            continue
+        if c <= left:
+            widths[o] += n
+            left -= c
+        else:
+            closed.add(o)
+            if len(closed) == len(values):
+                break
+    threshold = (
+        worths[max(fits - 1, len(values))] if len(worths) > len(values) else worths.new_zeros(())
+    )
+    return widths.tolist(), threshold.expand(len(values)).clone()
+
+
+def _uniform(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[int], Tensor]:
+    """The pair of widths (attention, MLP) whose kept logits, weighed by cost, are worth most.
+
+    A threshold a site: between its worst kept and its best removed structure.
+    """
+    layers = len(feasible.sites) // 2
+    group, channel = feasible.sites[0], feasible.sites[1]
+    step = feasible.steps[1]
+    worth_of_groups = torch.cumsum(torch.stack(values[0::2]).sum(0), 0) * group.unit_parameters
+    worth_of_channels = torch.cumsum(torch.stack(values[1::2]).sum(0), 0) * channel.unit_parameters
+    best: tuple[float, int, int] | None = None
+    for groups in feasible.uniform_attention:
+        left = feasible.allowed // layers - groups * group.unit_parameters
+        channels = min(left // channel.unit_parameters, channel.size)
+        if channels < channel.size:
+            channels -= channels % step
+        if channels < step:
+            continue
+        spent = groups * group.unit_parameters + channels * channel.unit_parameters
+        # Mean worth a parameter, so that a pair is not preferred for spending less.
+        worth = float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
+        if best is None or worth > best[0]:
+            best = (worth, groups, channels)
+    if best is None:
+        raise ValueError(
+            f"no uniform widths meet {feasible.target_share:.3f} of the decoder with channels in "
+            f"multiples of {step}; take a larger budget, a smaller multiple, or widths=per-layer"
+        )
+    widths = [best[1], best[2]] * layers
+    worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
+    removed = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
+    return widths, (worst + removed) / 2

@@ -1,0 +1,1 @@
+"""The masked model: LoRA layers that carry a decision, in torch and Triton."""

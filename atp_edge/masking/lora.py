@@ -1,0 +1,119 @@
+"""peft's LoRA on every projection of the decoder, in layers that can carry a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from atp_kernels import LoraLayer, masked_lora_linear
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as PeftLoraLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from atp_edge.config import StructureSpace
+from atp_edge.model.families import PROJECTIONS, module_path
+
+# Where a decision's mask stands: `atp_edge.masking.apply`.
+Placement = Literal["base", "whole"]
+
+
+class SiteForward(Protocol):
+    """The projections of an attention or MLP, computed together under a decision."""
+
+    def compute(self, name: str, x: Tensor) -> Tensor:
+        """One projection's output."""
+        ...
+
+
+class MaskedLoraLinear(PeftLoraLinear):
+    """peft's LoRA linear layer under a decision (if any).
+
+    A site computes the layer with others of its block; without one, masks stand on it.
+    """
+
+    out_mask: Tensor | None = None
+    in_mask: Tensor | None = None
+    placement: Placement = "whole"
+    site: SiteForward | None = None
+    name: str = ""
+    space: StructureSpace = "groups"
+    """What the structures of a decision on this model are."""
+
+    @property
+    def lora_alone(self) -> bool:
+        """Whether the layer is W x + s B A x as it stands: on, not merged, and plain LoRA."""
+        plain = "default" in self.lora_A and "default" not in self.lora_variant
+        return plain and not self.disable_adapters and not self.merged
+
+    def parts(self) -> LoraLayer:
+        """The frozen weight and bias, and the LoRA's factors."""
+        base = self.get_base_layer()
+        return LoraLayer(
+            weight=base.weight,
+            lora_a=self.lora_A["default"].weight,
+            lora_b=self.lora_B["default"].weight,
+            bias=base.bias,
+        )
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., in_features] -> [..., out_features], or the live ones of either."""
+        if not self.lora_alone:
+            return super().forward(x, *args, **kwargs)
+        if self.site is not None:
+            return self.site.compute(self.name, x)
+        parts = self.parts()
+        return masked_lora_linear(
+            x,
+            parts.weight,
+            parts.lora_a,
+            parts.lora_b,
+            bias=parts.bias,
+            out_mask=self.out_mask,
+            in_mask=self.in_mask,
+            scaling=self.scaling["default"],
+            placement=self.placement,
+        )
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    ranks: Mapping[str, int] | None = None,
+    dora: bool = False,
+    space: StructureSpace = "groups",
+) -> PeftModel:
+    """Wrap every projection of the decoder with peft's LoRA; B starts at zero, A from the seed.
+
+    ranks: of projections by their path (`module_path`), where they differ from `rank`; the scale
+    alpha / rank is the same for all. dora: peft's weight-decomposed LoRA (arXiv 2402.09353), which
+    takes no decision. space: the structures that decisions on the model will be about. Uses peft's
+    own extension point for layers, so that the adapter saves and loads as any other.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(PROJECTIONS),
+        task_type="CAUSAL_LM",
+        rank_pattern=dict(ranks or {}),
+        alpha_pattern={path: alpha * r / rank for path, r in (ranks or {}).items()},
+        use_dora=dora,
+    )
+    config._register_custom_module({nn.Linear: MaskedLoraLinear})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = get_peft_model(model, config)
+    for module in made.modules():
+        if isinstance(module, MaskedLoraLinear):
+            module.space = space
+    return made
+
+
+def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinear:
+    """The LoRA layer of one projection."""
+    module: MaskedLoraLinear = model.get_base_model().get_submodule(module_path(layer, projection))
+    return module

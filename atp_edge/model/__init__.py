@@ -1,0 +1,1 @@
+"""Decoders: families, structures, plans, and the narrow model with its checkpoint."""

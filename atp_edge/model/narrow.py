@@ -1,0 +1,163 @@
+"""Attention and MLP blocks rewritten into physically narrower ones.
+
+A plan keeps KV groups (or RoPE pairs) and channels. Group g of a layer owns rows of k_proj and
+v_proj, the rows of its query heads in q_proj and the same columns of o_proj; pair p owns two rows
+of every head in q, k and v, and two columns in o; channel c owns row c of gate_proj and up_proj and
+column c of down_proj. Norms over head_dim (Qwen3) are shared by all heads and stay.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from atp_edge.model.families import MLP_PROJECTIONS, READER_OF, LayerShape, ModelShape, model_shape
+from atp_edge.model.modeling_per_layer import CLASSES
+from atp_edge.model.plan import Plan, narrow_shape
+from atp_edge.model.structures import to_rows
+
+KV_PROJECTIONS = ("k_proj", "v_proj")
+
+
+def _structured(layer: LayerShape, projection: str) -> int:
+    """The number of rows (of o and down: columns) that belong to structures."""
+    if projection in MLP_PROJECTIONS:
+        return layer.channels
+    return layer.head_dim * (layer.kv_heads if projection in KV_PROJECTIONS else layer.heads)
+
+
+def kept_rows_and_columns(
+    plan: Plan, layer: LayerShape, index: int, projection: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Output rows and input columns of a projection that stay (None: all of them)."""
+    site = plan.site(index, "mlp" if projection in MLP_PROJECTIONS else "attention")
+    kept = to_rows(site.mask(), _structured(layer, projection), plan.space).nonzero().squeeze(1)
+    return (None, kept) if projection in READER_OF.values() else (kept, None)
+
+
+def _query_scale(plan: Plan, index: int, projection: str) -> float:
+    """What q_proj is multiplied by: attention divides by the root of head_dim, which is smaller."""
+    site = plan.site(index, "attention")
+    if plan.space == "groups" or projection != "q_proj":
+        return 1.0
+    return math.sqrt(site.width / site.size)
+
+
+def narrow_config(config: Any, plan: Plan) -> Any:
+    """The configuration of the narrow model: plain when uniform, else with `per_layer_config`.
+
+    `head_dim` is written out: hidden_size / num_attention_heads no longer gives it. Where pairs are
+    cut it stays the dense one, from which RoPE's frequencies follow, and every layer has its own.
+    """
+    dense = model_shape(config)
+    shape = narrow_shape(dense, plan)
+    slim = copy.deepcopy(config)
+    slim.head_dim = dense.layers[0].head_dim
+    widths: list[dict[str, Any]] = [
+        {
+            "num_attention_heads": layer.heads,
+            "num_key_value_heads": layer.kv_heads,
+            "intermediate_size": layer.channels,
+        }
+        for layer in shape.layers
+    ]
+    cut_heads = any(layer.rope_pairs is not None for layer in shape.layers)
+    if cut_heads:
+        for width, layer in zip(widths, shape.layers, strict=True):
+            width |= {"head_dim": layer.head_dim, "rope_pairs": layer.rope_pairs}
+    if plan.uniform and not cut_heads:
+        for key, value in widths[0].items():
+            setattr(slim, key, value)
+    else:
+        slim.per_layer_config = dict(enumerate(widths))
+        # Every layer states all its widths: readers need no knowledge of the dense model's.
+        slim.serialize_explicit_per_layer_config = True
+        # Llama's own validation reads the global head count (the dense one) and would raise.
+        slim.allow_global_per_layer_attribute_access = True
+    return slim
+
+
+def narrow_state(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[str, Tensor]:
+    """Slice the weights, biases and LoRA factors of a state dict, whatever prefix its keys have.
+
+    lora_A is [r, in] and loses columns, lora_B is [out, r] and loses rows, weights lose either.
+    """
+    return {key: _narrow_tensor(key, value, shape, plan) for key, value in state.items()}
+
+
+def _narrow_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Tensor:
+    parts = key.split(".")
+    projection = next((p for p in parts if p.endswith("_proj")), None)
+    if projection is None:
+        return value
+    index = int(parts[parts.index("layers") + 1])
+    rows, columns = kept_rows_and_columns(plan, shape.layers[index], index, projection)
+    if rows is not None and "lora_A" not in parts:
+        kept = value.index_select(0, rows.to(value.device))
+        scale = _query_scale(plan, index, projection)
+        return kept if scale == 1.0 else kept * scale  # no second copy of every matrix
+    # A bias belongs to the rows; lora_B of o_proj and down_proj too.
+    if columns is not None and value.ndim == 2 and "lora_B" not in parts:
+        return value.index_select(1, columns.to(value.device))
+    return value
+
+
+def widen_lora(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[str, Tensor]:
+    """The LoRA factors of a narrow model at the dense model's sizes, zero where it was cut."""
+    return {key: _widen_tensor(key, value, shape, plan) for key, value in state.items()}
+
+
+def _widen_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Tensor:
+    parts = key.split(".")
+    projection = next(p for p in parts if p.endswith("_proj"))
+    index = int(parts[parts.index("layers") + 1])
+    layer = shape.layers[index]
+    rows, columns = kept_rows_and_columns(plan, layer, index, projection)
+    full = _structured(layer, projection)
+    if rows is not None and "lora_B" in parts:
+        value = value / _query_scale(plan, index, projection)
+        return value.new_zeros(full, value.shape[1]).index_copy_(0, rows, value)
+    if columns is not None and "lora_A" in parts:
+        return value.new_zeros(value.shape[0], full).index_copy_(1, columns, value)
+    return value
+
+
+def narrow_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """A narrow copy of a dense causal language model: an ordinary one, or one of per-layer widths.
+
+    An all-kept plan gives the same weights bit for bit.
+    """
+    config = narrow_config(model.config, plan)
+    slim = build_model(config, model.dtype)
+    slim.generation_config = copy.deepcopy(model.generation_config)
+    state = narrow_state(model.state_dict(), model_shape(model.config), plan)
+    slim.load_state_dict(state)
+    return slim.to(model.device).eval()
+
+
+def build_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """An untrained causal language model of this configuration, of either widths policy."""
+    if config.is_heterogeneous:
+        return CLASSES[type(config)]._from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def narrow_peft(model: PeftModel, plan: Plan) -> PeftModel:
+    """A narrow copy of a dense model with its LoRA, the factors sliced like the weights."""
+    dense = model.get_base_model()
+    config = narrow_config(dense.config, plan)
+    slim = get_peft_model(build_model(config, dense.dtype), model.peft_config["default"])
+    slim.load_state_dict(narrow_state(model.state_dict(), model_shape(dense.config), plan))
+    return slim.to(dense.device).eval()
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """The LoRA folded into fp32 weights; ValueError when a merged weight is not finite."""
+    merged: PreTrainedModel = copy.deepcopy(model).float().merge_and_unload(safe_merge=True)
+    return merged

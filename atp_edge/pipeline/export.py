@@ -1,0 +1,80 @@
+"""slim/ -> onnx/, and the dense tuned model beside it to be measured against."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import time
+from pathlib import Path
+
+from atp_export.export import export_onnx
+from atp_export.quantization.quantize import Quantizer
+
+from atp_edge.config import Config, ExportConfig
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+from atp_edge.training.setup import model_source, splits_of
+
+PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
+
+
+def export(config: Config, run: RunFolder, progress: Progress) -> None:
+    """slim/ -> onnx/, and the dense tuned model beside it to be measured against.
+
+    A LoRA that was kept apart becomes onnx/adapter.onnx_adapter.
+    """
+    settings, keep = config.export, config.export.keep_adapter
+    figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
+    quantizer = quantizer_of(settings)
+    calibration = splits_of(config).calibration if quantizer == "gptq" else None
+    for name, source, target in (
+        ("dense", run.dense, run.onnx_dense),
+        ("slim", run.slim, run.onnx),
+    ):
+        progress.say(f"writing the {name} model as ONNX")
+        began = time.perf_counter()
+        export_onnx(
+            source,
+            target,
+            flavour=settings.flavour,
+            precision=settings.precision,
+            quantizer=quantizer,
+            calibration=calibration,
+            adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
+            provenance=_provenance(config, run),
+        )
+        files = target.glob("model.onnx*")
+        figures[name] = {
+            "onnx_bytes": sum(f.stat().st_size for f in files),
+            "seconds": time.perf_counter() - began,
+        }
+    run.add_metrics("export", figures)
+
+
+def quantizer_of(settings: ExportConfig) -> Quantizer:
+    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
+    by any (`bench rounding`)."""
+    if settings.quantizer != "auto":
+        return settings.quantizer
+    return "gptq" if settings.precision == "int4" else "nearest"
+
+
+def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
+    trained = run.metrics()["train"]
+    versions = {name: importlib.metadata.version(name) for name in PROVENANCE_VERSIONS}
+    return {
+        "source_model": Path(config.model).name,
+        "plan_sha256": trained["plan_sha256"],
+        "data_sha256": trained["data"]["sha256"],
+        "licence": _licence(Path(model_source(config.model))),
+        **versions,
+    }
+
+
+def _licence(checkpoint: Path) -> str:
+    """The source model's licence as its folder states it: its card's `license:`, or a file."""
+    card = checkpoint / "README.md"
+    lines = card.read_text().splitlines() if card.exists() else []
+    named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
+    files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
+    return next(itertools.chain(named, files), "not stated by the source folder")

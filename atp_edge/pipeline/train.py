@@ -1,0 +1,62 @@
+"""The first stage: the parts of training in their order, and the figures that they leave."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from atp_kernels import backend_name
+
+from atp_edge.config import Config
+from atp_edge.data.splits import Splits
+from atp_edge.model.plan import read_plan
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+from atp_edge.training.narrow_state import save_adapter
+from atp_edge.training.phases import PARTS, run_part
+from atp_edge.training.setup import TrainContext, accelerate, splits_of
+
+
+def train(config: Config, run: RunFolder, progress: Progress) -> None:
+    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
+    began = time.perf_counter()
+    accelerator = accelerate(config)
+    progress.say("reading the domain text")
+    splits = splits_of(config)
+    epochs = config.train_blocks / len(splits.train.input_ids)
+    if epochs > 1:
+        progress.say(f"the train split is read {epochs:.1f} times")
+    context = TrainContext(
+        config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
+    )
+    parts = {name: run_part(name, context) for name in PARTS}
+    if config.recovery.adapter == "lora" and config.decision.space == "groups":
+        save_adapter(config, run, read_plan(run.plan))
+    figures = _figures(config, run, splits, parts)
+    run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
+
+
+def _figures(
+    config: Config, run: RunFolder, splits: Splits, parts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What metrics.json says of the stage."""
+    dense, frozen, recovered = (parts[name] for name in PARTS)
+    return {
+        "untuned_perplexity": dense["untuned_perplexity"],
+        "dense_tuned_perplexity": dense["perplexity"],
+        "perplexity_at_freeze": frozen["perplexity"],
+        "perplexity": recovered["perplexity"],
+        "recovery": dense["perplexity"] / recovered["perplexity"],
+        "masked_narrow_max_error": frozen["masked_narrow_max_error"],
+        "steps": config.steps,
+        "tokens": config.train_tokens,
+        "kernels": backend_name(),
+        "budget": config.budget,
+        "decoder_share": frozen["decoder_share"],
+        "whole_share": frozen["whole_share"],
+        "plan_sha256": read_plan(run.plan).sha256,
+        "data": asdict(splits.report),
+        "kept_step": recovered["kept_step"],
+        "returns": [text for part in parts.values() for text in part["returns"]],
+    }

@@ -1,0 +1,1 @@
+"""Closed-form steps: repair, teacher match, rotation of the values."""

@@ -1,0 +1,1 @@
+"""A run's folder: files, locks, history, progress, errors, environment."""

@@ -1,0 +1,1 @@
+"""Learners, phases and the loop that drives them."""

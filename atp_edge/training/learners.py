@@ -1,0 +1,306 @@
+"""The learners: LoRA and the decision in turn, then recovery under the frozen decision.
+
+Everything drawn follows from the seed and the step alone, so that a resumed run equals an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from atp_edge.config import Config
+from atp_edge.data.blocks import Blocks, batches
+from atp_edge.decision.budget import FeasibleDecisions, budget_penalty
+from atp_edge.decision.generator import DecisionGenerator, decide
+from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
+from atp_edge.decision.projection import project
+from atp_edge.decision.regularizer import group_lasso, proximal_step
+from atp_edge.evaluation.text_loss import perplexity
+from atp_edge.losses import distilled_loss, language_loss
+from atp_edge.masking.apply import set_decision
+from atp_edge.model.structures import Masks
+from atp_edge.reconstruction.repair import Repair
+from atp_edge.run.history import Phase, Record
+from atp_edge.training.optimizer import TunedWeights, rate_of_step
+
+GENERATOR_WARMUP = 10  # of its own steps
+
+
+class _Stream:
+    """Train batches by step: the batch of a step depends on the seed and the step alone."""
+
+    def __init__(self, blocks: Blocks, config: Config, device: torch.device) -> None:
+        self.blocks, self.config, self.device = blocks, config, device
+        self.next_index = -1
+        self.iterator: Iterator[Blocks] = iter(())
+
+    def __call__(self, index: int) -> Blocks:
+        if index != self.next_index:
+            self.iterator = batches(
+                self.blocks,
+                batch_blocks=self.config.train.batch_blocks,
+                seed=self.config.seed,
+                start_step=index,
+            )
+        self.next_index = index + 1
+        return next(self.iterator).to(self.device)
+
+
+def step_loss(
+    model: PeftModel,
+    teacher: PreTrainedModel | None,
+    batch: Blocks,
+    config: Config,
+    *,
+    layers: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled; `layers`:
+    also by the distance to its layers, if the settings weigh it."""
+    if teacher is None:
+        loss = language_loss(model, batch)
+        return loss, loss.detach()
+    settings = config.recovery
+    hidden = settings.distill_hidden if layers else 0.0
+    return distilled_loss(model, teacher, batch, settings.distill, hidden)
+
+
+class Tuner:
+    """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
+
+    The dense baseline and the recovery of the narrow model are both this.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        train: Blocks,
+        config: Config,
+        accelerator: Accelerator,
+        *,
+        phase: Phase,
+        first_step: int = 0,
+        teacher: PreTrainedModel | None = None,
+        retrain: bool = False,
+        validation: Blocks | None = None,
+    ) -> None:
+        self.model, self.config, self.accelerator = model, config, accelerator
+        self.phase, self.first_step, self.last_step = phase, first_step, config.steps
+        self.rate, self.validation = 1.0, validation
+        self.teacher = teacher
+        self.stream = _Stream(train, config, accelerator.device)
+        self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+
+    def step(self, index: int) -> Record:
+        rate = self.rate * rate_of_step(
+            index - self.first_step,
+            steps=self.last_step - self.first_step,
+            warmup=self.config.train.warmup,
+            decay=True,
+        )
+        batch = self.stream(index)
+        with self.accelerator.autocast():
+            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
+        self.tuned.step(loss, rate)
+        return Record(
+            step=index,
+            phase=self.phase,
+            loss=float(plain),
+            lr=rate * self.config.lora.lr,
+            tokens=(index + 1) * batch.input_ids.numel(),
+        )
+
+    def validate(self) -> float | None:
+        if self.validation is None:
+            return None
+        with self.accelerator.autocast():
+            return math.log(perplexity(self.model, self.validation))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tuned.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tuned.load_state_dict(state)
+
+
+class JointLearner:
+    """LoRA on the train split and the decision on the decision split, in turn (ATP, algorithm 1).
+
+    Every `interval` steps the generator is updated under masks on the whole output, and a fresh
+    decision is taken; LoRA steps hold it fixed, by default under masks on the frozen product alone.
+    """
+
+    phase: Phase = "control"
+    first_step = 0
+    rate = 1.0
+
+    def __init__(
+        self,
+        model: PeftModel,
+        generator: DecisionGenerator,
+        feasible: FeasibleDecisions,
+        train: Blocks,
+        decision: Blocks,
+        config: Config,
+        accelerator: Accelerator,
+        *,
+        teacher: PreTrainedModel | None = None,
+        retrain: bool = False,
+        importance: list[Tensor] | None = None,
+    ) -> None:
+        self.model, self.feasible, self.config = model, feasible, config
+        self.importance = importance
+        self.accelerator, self.teacher = accelerator, teacher
+        self.last_step = config.control_steps
+        self.generator = generator.to(accelerator.device)
+        self.stream = _Stream(train, config, accelerator.device)
+        self.decision_stream = _Stream(decision, config, accelerator.device)
+        self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        self.generator_optimizer = accelerator.prepare(
+            torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
+        )
+        self.masks = self.settled = self._without_noise()
+        """The decision held, and the one without noise: equal where nothing is sampled."""
+        self.repair: Repair | None = None
+        """Moves along with the decision, where set."""
+
+    @torch.no_grad()
+    def _without_noise(self) -> Masks:
+        masks = project(self.generator(), self.feasible).masks
+        return Masks(mask.to(self.accelerator.device) for mask in masks)
+
+    def freeze(self) -> Masks:
+        """The last decision, without noise: bool [size] a site. Evaluation and the end use it."""
+        self._hold(self._without_noise())
+        return self.masks
+
+    def _hold(self, masks: Masks) -> None:
+        if self.repair is not None:
+            self.repair.move(masks)
+        self.masks = masks
+
+    def _settle(self) -> float:
+        """Take what is held, without its noise, as what was learned so far; the share of the
+        structures that changed sides. (Samples change by half at every step, and mean nothing.)"""
+        before = torch.cat(self.settled)
+        self.settled = self._without_noise() if self.config.decision.noise else self.masks
+        return float((torch.cat(self.settled) != before).float().mean())
+
+    def step(self, index: int) -> Record:
+        settings = self.config.decision
+        record = Record(step=index, phase="control", loss=0.0, lr=0.0, tokens=0)
+        if settings.learn and index % settings.interval == 0:
+            record = self._generator_step(index, record)
+        loss, lr, tokens = self._lora_step(index)
+        kept = float(self.feasible.kept_share([mask.float() for mask in self.masks]))
+        return replace(record, loss=loss, lr=lr, tokens=tokens, kept_share=kept)
+
+    def _generator_step(self, index: int, record: Record) -> Record:
+        settings = self.config.decision
+        before = index // settings.interval  # generator steps
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = self.rate * self._generator_rate(index)
+        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        decision = decide(
+            self.generator(),
+            self.feasible,
+            temperature=settings.temperature,
+            noise=noise if settings.noise else None,
+            noise_scale=settings.noise,
+            projected=settings.projection,
+        )
+        self.tuned.requires_grad_(False)
+        set_decision(self.model, decision.masks, "whole")
+        soft_share = self.feasible.kept_share(decision.unprojected)
+        follows = settings.follow and self.importance is not None
+        watched: AbstractContextManager[list[Tensor]] = (
+            scored(self.model, self.feasible) if follows else nullcontext([])
+        )
+        with watched as scores:
+            with self.accelerator.autocast():
+                batch = self.decision_stream(before)
+                # What a structure is worth is what the predictions lose without it, in the unit
+                # of the importance that the start was scored by.
+                task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
+            loss = task + budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
+            self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
+        self.generator_optimizer.step()
+        self.generator_optimizer.zero_grad()
+        self.tuned.requires_grad_(True)
+        if follows:
+            self._follow(scores, before)
+        self._hold(Masks(mask.detach() >= 0.5 for mask in decision.masks))
+        return replace(
+            record,
+            decision_loss=float(plain),
+            soft_share=float(soft_share.detach()),
+            churn=self._settle(),
+        )
+
+    def _generator_rate(self, index: int) -> float:
+        """Up, for AdamW's first step moves every logit alike whatever its gradient; then down to
+        zero at the freeze, so that the last decisions are those that were tuned for."""
+        settings = self.config.decision
+        risen = (index // settings.interval + 1) / GENERATOR_WARMUP
+        return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
+
+    def _follow(self, scores: list[Tensor], before: int) -> None:
+        """Take what a step's blocks say of the masked, tuned model into the mean importance, and
+        the logits' base with it. before: generator steps that did so."""
+        assert self.importance is not None
+        more = self.config.train.batch_blocks
+        start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))
+        seen = start + before * more
+        now = importance_of(scores, blocks=more, a_batch=more)
+        self.importance = mean_importance(self.importance, now, more / (seen + more))
+        self.generator.set_base(starting_logits(self.importance, self.feasible))
+
+    def _lora_step(self, index: int) -> tuple[float, float, int]:
+        settings = self.config.decision
+        rate = self.rate * rate_of_step(
+            index, steps=self.config.steps, warmup=self.config.train.warmup, decay=False
+        )
+        lr = rate * self.config.lora.lr
+        set_decision(self.model, self.masks, settings.placement)
+        # The strength grows through the phase, so that groups reach zero at the freeze.
+        strength = settings.strength * (index + 1) / self.last_step
+        batch = self.stream(index)
+        with self.accelerator.autocast():
+            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
+        if settings.regularizer == "lasso":
+            loss = loss + strength * 1e-3 * group_lasso(self.model, self.masks)
+        self.tuned.step(loss, rate)
+        if settings.regularizer == "proximal":
+            proximal_step(self.model, self.masks, strength * lr)
+        return float(plain), lr, (index + 1) * batch.input_ids.numel()
+
+    def validate(self) -> float | None:
+        """None: the decision is still moving."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tuned.state_dict() | {
+            "generator": self.generator.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "masks": list(self.masks),
+            "importance": self.importance,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Weights that are not tuned are in no checkpoint: the repair makes them as they were.
+        self._hold(Masks(mask.to(self.accelerator.device) for mask in state["masks"]))
+        self.tuned.load_state_dict(state)
+        self.generator.load_state_dict(state["generator"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.importance = state["importance"]
+        self._settle()

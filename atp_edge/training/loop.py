@@ -1,0 +1,166 @@
+"""A phase of training: steps, checkpoints, and the way back when it goes wrong.
+
+A learner makes one step; `run_phase` drives it, keeps its history and its checkpoints, and goes on
+where a killed run was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from atp_edge.run.files import file_atomically, write_atomically
+from atp_edge.run.history import Phase, Record, diverges, read_history
+
+MOST_RETURNS = 3
+
+
+class Learner(Protocol):
+    """What `run_phase` drives: steps `first_step` to `last_step` of a phase.
+
+    `rate` scales every learning rate. `validate` gives the loss on text that is not trained on, or
+    None where a phase has no such measure.
+    """
+
+    phase: Phase
+    first_step: int
+    last_step: int
+    rate: float
+
+    def step(self, index: int) -> Record: ...
+    def validate(self) -> float | None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseState:
+    """Where a phase stands, beside its learner's state."""
+
+    step: int
+    rate: float = 1.0
+    best_loss: float = math.inf
+    """Lowest validation loss so far."""
+    best_step: int = 0
+    worse: int = 0
+    """Validations since the best one."""
+    returns: tuple[str, ...] = ()
+    """Why the phase went back to a checkpoint, each time."""
+
+
+def run_phase(
+    learner: Learner,
+    *,
+    folder: Path,
+    save_every: int,
+    on_record: Callable[[Record], None],
+    say: Callable[[str], None] = lambda text: None,
+    patience: float = 0.0,
+) -> PhaseState:
+    """Drive a learner through its phase, from the last checkpoint of the phase if there is one.
+
+    folder: the run's; checkpoint/ and history.jsonl are written every `save_every` steps. A phase
+    that diverges goes back to its last checkpoint at half the learning rate. patience: the share of
+    the phase that may pass without a better validation (one a checkpoint) before it stops at its
+    best step; 0: never. A share, for a rate that falls over the phase brings much of its gain late.
+    Raises FloatingPointError when a phase diverges more than `MOST_RETURNS` times.
+    """
+    checkpoints = _Checkpoints(folder / "checkpoint", learner)
+    state = checkpoints.load() or checkpoints.save(PhaseState(step=learner.first_step))
+    learner.rate = state.rate
+    may_be_worse = math.ceil(patience * (learner.last_step - learner.first_step) / save_every)
+    past = [r for r in read_history(folder) if r.phase != learner.phase]
+    ours = [r for r in read_history(folder) if r.phase == learner.phase and r.step < state.step]
+    while state.step < learner.last_step and not 0 < may_be_worse <= state.worse:
+        began = time.perf_counter()
+        record = learner.step(state.step)
+        ours.append(replace(record, seconds=time.perf_counter() - began))
+        trouble = diverges(ours)
+        if trouble is not None:
+            state = _go_back(checkpoints, state, f"step {record.step}: {trouble}")
+            learner.rate = state.rate
+            ours = [r for r in ours if r.step < state.step]
+            say(f"{learner.phase}, {trouble}; back to step {state.step} at rate x{state.rate:g}")
+            continue
+        state = replace(state, step=record.step + 1)
+        if (state.step - learner.first_step) % save_every == 0 or state.step == learner.last_step:
+            loss = learner.validate() if patience else None
+            if loss is not None:
+                ours[-1] = replace(ours[-1], validation_loss=loss)
+                state = checkpoints.judge(state, loss)
+            checkpoints.save(state)
+            lines = (json.dumps(asdict(r)) for r in (*past, *ours))
+            write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
+        on_record(ours[-1])
+    if state.worse:
+        checkpoints.load_best()
+        say(f"{learner.phase}: taking step {state.best_step}, the best on the decision split")
+    return state
+
+
+def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> PhaseState:
+    """The last checkpoint at half the rate; FloatingPointError when that was tried often enough."""
+    if len(state.returns) >= MOST_RETURNS:
+        raise FloatingPointError(
+            f"training diverges ({trouble}) at {state.rate:g} of its learning rates; "
+            "take smaller ones (--lora-lr, --recovery-retrain-lr, --decision-lr) in a new --out"
+        )
+    last = checkpoints.load()
+    assert last is not None
+    return checkpoints.save(replace(last, rate=state.rate / 2, returns=(*state.returns, trouble)))
+
+
+def phase_begun(folder: Path) -> Phase | None:
+    """The phase that a run's last checkpoint is of, if it has one; reads next to nothing of it."""
+    saved = _read_last(folder / "checkpoint", mmap=True)
+    return saved["phase"] if saved else None
+
+
+def _read_last(folder: Path, *, mmap: bool = False) -> Any:
+    """What state.pt holds, or None. mmap: tensors are read as they are touched."""
+    path = folder / "state.pt"
+    return torch.load(path, weights_only=True, mmap=mmap) if path.exists() else None
+
+
+class _Checkpoints:
+    """state.pt: the last checkpoint of the phase; best.pt: its best parameters."""
+
+    def __init__(self, folder: Path, learner: Learner) -> None:
+        self.folder, self.learner = folder, learner
+
+    def save(self, state: PhaseState) -> PhaseState:
+        content = {"phase": self.learner.phase, "state": asdict(state)}
+        _save(self.folder / "state.pt", content | {"learner": self.learner.state_dict()})
+        return state
+
+    def load(self) -> PhaseState | None:
+        """Put the learner where it was, if the last checkpoint is of its phase."""
+        saved = _read_last(self.folder)
+        if saved is None or saved["phase"] != self.learner.phase:
+            return None
+        self.learner.load_state_dict(saved["learner"])
+        return PhaseState(**saved["state"])
+
+    def judge(self, state: PhaseState, loss: float) -> PhaseState:
+        """Count a validation; the best one so far is kept."""
+        if loss >= state.best_loss:
+            return replace(state, worse=state.worse + 1)
+        _save(self.folder / "best.pt", self.learner.state_dict()["parameters"])
+        return replace(state, best_loss=loss, best_step=state.step, worse=0)
+
+    def load_best(self) -> None:
+        best = torch.load(self.folder / "best.pt", weights_only=True)
+        self.learner.load_state_dict(self.learner.state_dict() | {"parameters": best})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    # To an open file: to a path, torch's error does not say why a write failed.
+    with file_atomically(path) as beside, beside.open("wb") as file:
+        torch.save(content, file)

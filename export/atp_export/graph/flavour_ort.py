@@ -1,0 +1,86 @@
+"""Flavour `ort`: com.microsoft operators of ONNX Runtime.
+
+GroupQueryAttention with rotary inside and its KV cache shared in place, packed qkv, residual
+additions fused with the norms. Positions follow from the attention mask, which must be 1s and then
+0s (right padding); `position_ids` is no input.
+"""
+
+from __future__ import annotations
+
+from atp_edge.model.families import ModelShape
+from atp_export.graph.builder import GraphBuilder
+from atp_export.graph.flavour import (
+    INT32,
+    Layer,
+    Operators,
+    Rotary,
+    Shared,
+    rms_normalization,
+    rotary_of,
+)
+
+# do_rotary of the CPU kernel (ONNX Runtime 1.31, group_query_attention_helper).
+_ROTARY_MULTIPLE = 16
+
+
+def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rotary) -> Shared:
+    """Lengths of GroupQueryAttention: seqlens_k = tokens - 1 a row, and the longest total."""
+    odd = {x.head_dim for x in shape.layers if x.heads and x.head_dim % _ROTARY_MULTIPLE}
+    if odd:
+        raise ValueError(
+            f"head_dim {min(odd)} is no multiple of {_ROTARY_MULTIPLE}, which ONNX Runtime's "
+            "GroupQueryAttention needs; export with --export-flavour standard"
+        )
+    tokens = g.node("ReduceSum", [mask, g.constant([1])], keepdims=0)
+    lengths = g.node("Sub", [tokens, g.constant([1])])
+    total = g.node("Gather", [g.node("Shape", [mask]), g.constant(1)], axis=0)
+    return Shared(
+        cos=g.weight("rotary.cos", rotary.cos),
+        sin=g.weight("rotary.sin", rotary.sin),
+        masks={},
+        lengths=g.node("Cast", [lengths], to=INT32),
+        total=g.node("Cast", [total], to=INT32),
+    )
+
+
+def _add_norm(
+    g: GraphBuilder, residual: str, added: str, weight: str, eps: float, name: str
+) -> tuple[str, str]:
+    outputs = [name, "", "", f"{name}.sum"]
+    g.node(
+        "SkipSimplifiedLayerNormalization",
+        [residual, added, weight],
+        name=name,
+        outputs=outputs,
+        domain="com.microsoft",
+        epsilon=eps,
+    )
+    return outputs[0], outputs[3]
+
+
+def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
+    rotary = rotary_of(g, layer, shared)
+    context: list[str] = g.node(
+        "GroupQueryAttention",
+        [q, k, v, *layer.past, shared.lengths, shared.total, *rotary],
+        name=f"attention.{layer.index}",
+        outputs=[f"attention.{layer.index}", *layer.present],
+        domain="com.microsoft",
+        num_heads=layer.shape.heads,
+        kv_num_heads=layer.shape.kv_heads,
+        do_rotary=1,
+        rotary_interleaved=0,
+        local_window_size=layer.shape.sliding_window or -1,
+    )
+    return context[0]
+
+
+FUSED = Operators(
+    opset=23,
+    contrib=True,
+    packed_qkv=True,
+    inputs=_inputs,
+    norm=rms_normalization,
+    add_norm=_add_norm,
+    attend=_attend,
+)

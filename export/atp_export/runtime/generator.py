@@ -1,0 +1,138 @@
+"""Generation with an exported folder: tokens, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from atp_export.runtime.generation import Generation, Tokens
+from atp_export.runtime.sampling import Sampling, choose, cut
+from atp_export.runtime.session import Session
+
+
+class Generator:
+    """Text from an exported folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        provider: str = "auto",
+        threads: int | None = None,
+        adapter: Path | None = None,
+    ) -> None:
+        # Only text needs transformers, which takes seconds and 300 MB to import.
+        from transformers import AutoTokenizer
+
+        self.session = Session(folder, provider=provider, threads=threads, adapter=adapter)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Completions of a batch of prompts, without the prompts."""
+        rows = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+        ends = {self.tokenizer.eos_token_id}
+        new = generate_tokens(
+            self.session, rows, max_new_tokens=max_new_tokens, sampling=sampling, ends=ends
+        )
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [cut(text, stop) for text in texts]
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Pieces of one completion as they come; a stop string and all after it is never shown."""
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        held, shown = max((len(s) for s in stop), default=1) - 1, 0
+        tokens: list[int] = []
+        text = ""
+        for token in stream_tokens(self.session, ids, max_new_tokens, sampling or Sampling()):
+            if token == self.tokenizer.eos_token_id:
+                break
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            if len(cut(text, stop)) < len(text):
+                text, held = cut(text, stop), 0
+                break
+            # Half a character decodes to U+FFFD: wait for its other bytes.
+            until = max(shown, len(text.rstrip("\ufffd")) - held)
+            if until > shown:
+                yield text[shown:until]
+                shown = until
+        yield text[shown:]
+
+
+def stream_tokens(
+    session: Session, ids: Sequence[int], max_new_tokens: int, sampling: Sampling
+) -> Iterator[int]:
+    """New tokens of one row, one at a time."""
+    state = Generation(session, 1, len(ids) + max_new_tokens)
+    draw = np.random.default_rng(sampling.seed)
+    logits = state.step(np.array([ids], np.int64), last_only=True)
+    for count in range(max_new_tokens):
+        token = choose(logits[0, -1], sampling, draw)
+        yield token
+        if count + 1 < max_new_tokens:
+            logits = state.step(np.array([[token]], np.int64))
+
+
+def generate_tokens(
+    session: Session,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    ends: set[int] | None = None,
+) -> list[list[int]]:
+    """New tokens of every row of a ragged batch; a row ends before a token of `ends`."""
+    sampling, ends = sampling or Sampling(), ends or set()
+    if any(not row for row in rows):
+        raise ValueError("a prompt is empty: every prompt needs one token or more")
+    longest = max(map(len, rows))
+    tokens = np.zeros((len(rows), longest), np.int64)
+    mask = np.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        tokens[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
+    state = Generation(session, len(rows), longest + max_new_tokens)
+    logits = state.step(tokens, mask, last_only=True)[:, 0]
+    draw = np.random.default_rng(sampling.seed)
+    new: list[list[int]] = [[] for _ in rows]
+    done = np.zeros(len(rows), bool)
+    for count in range(max_new_tokens):
+        chosen = np.array([choose(row, sampling, draw) for row in logits], np.int64)
+        done |= np.isin(chosen, list(ends))
+        for i, token in enumerate(chosen.tolist()):
+            if not done[i]:
+                new[i].append(token)
+        if done.all() or count + 1 == max_new_tokens:
+            break
+        logits = state.step(chosen[:, None])[:, -1]
+    return new
+
+
+def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
+    """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T], as
+    atp_edge.evaluation.task_scores.perplexity computes it (labels -100 are not counted)."""
+    total, count = 0.0, 0
+    for row, wanted in zip(ids, labels[:, 1:], strict=True):
+        logits = Generation(session, 1, len(row)).step(row[None])[0, :-1].astype(np.float64)
+        peak = logits.max(-1, keepdims=True)
+        log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+        counted = wanted != -100
+        chosen = np.take_along_axis(logits, np.where(counted, wanted, 0)[:, None], 1)[:, 0]
+        total += float((log_sum - chosen)[counted].sum())
+        count += int(counted.sum())
+    return float(np.exp(total / count))
