@@ -34,7 +34,7 @@ from atp_edge.model.families import ATTENTION_PROJECTIONS, model_shape
 from atp_edge.model.narrow import merge, narrow_peft
 from atp_edge.model.plan import Plan, plan_of, shares
 from atp_edge.reconstruction.repair import Repair
-from tests.atp_export.test_quantize import values
+from tests.atp_export.quantization.test_quantize import values
 
 pytestmark = pytest.mark.real
 WIDTHS = ("uniform", "per-layer")

@@ -14,8 +14,7 @@ from atp_edge.cli import app
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model
 from atp_edge.run.folder import RunFolder
-from tests.atp_export.test_narrow import PLANS
-from tests.conftest import dense_run
+from tests.tiny import PLANS, dense_run
 
 TASK = """
 task: clauses

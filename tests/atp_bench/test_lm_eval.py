@@ -19,7 +19,7 @@ from atp_edge.evaluation.scoring import LanguageModel, TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import evaluate
 from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.model.checkpoint import save_narrow
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 WINDOW = 64
 CHOICE = """

@@ -20,7 +20,7 @@ from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import Plan, plan_of, read_plan, write_plan
 from atp_edge.model.structures import sites_of
 from atp_edge.run.folder import RunFolder
-from tests.conftest import dense_run, tiny_model
+from tests.tiny import dense_run, tiny_model
 
 
 def cut_at(model: torch.nn.Module, layer: int, kind: str) -> Plan:

@@ -23,7 +23,7 @@ from atp_edge.config import Config, to_toml, with_values
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, shares
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 SMOLLM2 = ModelShape(
     family="llama",

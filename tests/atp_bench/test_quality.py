@@ -25,7 +25,7 @@ from atp_edge.config import Config, with_values
 from atp_edge.pipeline.train import train
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder
-from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run
+from tests.tiny import QUICK_TO_TRAIN, Silent, dense_run
 
 
 @pytest.fixture(scope="module")

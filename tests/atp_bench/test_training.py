@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from atp_edge.cli.bench import bench
 from atp_edge.run.files import read_json, write_json
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 CASE = Case(in_features=24, out_features=40, rank=4, tokens=16, kept=0.6, dtype="fp32")
 

@@ -17,7 +17,7 @@ from atp_edge.data.blocks import Blocks
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masking.lora import add_lora
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 IDS = torch.randint(0, 97, (3, 30), generator=torch.Generator().manual_seed(0))
 LABELS = torch.where(torch.arange(30) % 4 == 1, -100, IDS)

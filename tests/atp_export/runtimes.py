@@ -25,7 +25,7 @@ from atp_export.verification.verify import RELATIVE_TOLERANCE
 
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.narrow import narrow_model
-from tests.atp_export.test_narrow import PLANS, to_cut
+from tests.tiny import PLANS, to_cut
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "onnx"

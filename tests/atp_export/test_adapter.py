@@ -13,8 +13,7 @@ from atp_export.runtime import Generation, Session
 
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.narrow import narrow_model, narrow_peft
-from tests.atp_export.test_narrow import per_layer_plan, with_lora
-from tests.conftest import tiny_model
+from tests.tiny import per_layer_plan, tiny_model, with_lora
 
 IDS = np.array([[1, 2, 3, 4, 5, 6]])
 

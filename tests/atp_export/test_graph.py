@@ -28,7 +28,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import plan_of
 from tests.atp_export.test_onnx import PROMPTS, Numbers, exported
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 FLAVOURS = ["ort", "standard", "portable"]
 

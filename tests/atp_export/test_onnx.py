@@ -20,8 +20,7 @@ from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import plan_of
-from tests.atp_export.test_narrow import CUTS, PAIR_PLANS, PLANS, to_cut
-from tests.conftest import tiny_model
+from tests.tiny import CUTS, PAIR_PLANS, PLANS, tiny_model, to_cut
 
 
 class Numbers:

@@ -22,7 +22,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.plan import check_plan, narrow_shape, shares
 from atp_edge.model.structures import count_parameters
 from atp_edge.training import setup as inputs
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 IDS = torch.randint(0, 97, (4, 20), generator=torch.Generator().manual_seed(0))
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from atp_edge.model.checkpoint import save_narrow
 from tests.atp_export.test_onnx import PROMPTS, Numbers
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 QUANTIZERS: list[Quantizer] = ["nearest", "k-quant", "gptq"]
 

@@ -13,8 +13,7 @@ from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import plan_of
 from atp_edge.model.structures import by_structure
 from atp_edge.reconstruction.value_rotation import rebase_values
-from tests.atp_export.test_narrow import IDS, PAIR_FAMILIES, logits
-from tests.conftest import tiny_model
+from tests.tiny import IDS, PAIR_FAMILIES, logits, tiny_model
 
 BLOCKS = Blocks(input_ids=IDS, labels=IDS)
 

@@ -25,22 +25,22 @@ from atp_edge.masking.compact_site import CompactSite
 from atp_edge.masking.lora import lora_layer
 from atp_edge.masking.triton_blocks import FusedQkv
 from atp_edge.model.families import model_shape
-from tests.atp_edge import test_skipping
-from tests.atp_edge.test_skipping import gradients
-from tests.conftest import FAMILIES
+from tests.atp_edge.masking import test_compact_site
+from tests.atp_edge.masking.test_compact_site import gradients
+from tests.tiny import FAMILIES
 from tests.triton_process import DEVICE
 
 LAYERS = 3
-IDS = test_skipping.IDS.to(DEVICE)
+IDS = test_compact_site.IDS.to(DEVICE)
 DECISION, PAIR_DECISION = (
     [mask.to(DEVICE) for mask in masks]
-    for masks in (test_skipping.DECISION, test_skipping.PAIR_DECISION)
+    for masks in (test_compact_site.DECISION, test_compact_site.PAIR_DECISION)
 )
 GEMM, SWIGLU = torch.ops.atp.masked_gemm.default, torch.ops.atp.masked_swiglu.default
 
 
 def lora_model(*args: Any, **kwargs: Any) -> PeftModel:
-    model: PeftModel = test_skipping.lora_model(*args, **kwargs).to(DEVICE)
+    model: PeftModel = test_compact_site.lora_model(*args, **kwargs).to(DEVICE)
     return model
 
 

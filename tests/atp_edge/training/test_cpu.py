@@ -17,8 +17,7 @@ from atp_edge.training.cpu import (
     giving_back_freed_memory,
     keep_freed_memory,
 )
-from tests.atp_export.test_narrow import to_cut
-from tests.conftest import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_model, to_cut
 
 IDS = torch.arange(2 * 150).view(2, 150) % 97
 PADDED = torch.ones_like(IDS)

@@ -13,7 +13,7 @@ from atp_bench.engines.memory import peak_memory_and_load
 from atp_export.export import export_onnx
 
 from atp_edge.model.checkpoint import save_narrow
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 LATENCIES = ("first_token_ms", "token_ms_p50")
 

@@ -20,8 +20,7 @@ from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.compact_site import CompactSite
 from atp_edge.masking.lora import add_lora, lora_layer
-from tests.atp_export.test_narrow import PAIR_FAMILIES
-from tests.conftest import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, PAIR_FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 13), generator=torch.Generator().manual_seed(0))
 BATCH = Blocks(input_ids=IDS, labels=IDS)

@@ -17,7 +17,7 @@ from atp_edge.model.plan import all_kept, write_plan
 from atp_edge.pipeline.report import bench_figure, verdict, write_report
 from atp_edge.pipeline.summary import markdown, rows_of, table
 from atp_edge.run.history import Record
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 STEPS, FREEZE = 40, 16
 

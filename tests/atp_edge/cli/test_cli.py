@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.run.files import file_lock
-from tests.atp_edge.test_data import text
-from tests.conftest import tiny_model
+from tests.atp_edge.data.test_data import text
+from tests.tiny import tiny_model
 
 SMALL = [
     "--steps", "12", "--dataset-block-tokens", "32", "--dataset-test-blocks", "4",

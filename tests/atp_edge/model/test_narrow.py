@@ -3,82 +3,30 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import PreTrainedModel
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from atp_edge.config import StructureSpace
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.lora import add_lora
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import merge, narrow_model, narrow_peft, widen_lora
-from atp_edge.model.plan import Plan, all_kept, narrow_shape, plan_of
+from atp_edge.model.plan import all_kept, narrow_shape
 from atp_edge.model.structures import count_parameters
-from tests.conftest import FAMILIES, masks_of, tiny_model
-
-IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(1))
-
-
-def uniform_plan(model: PreTrainedModel) -> Plan:
-    return plan_of(
-        model_shape(model.config), [(0,), (1, 2, 5, 39), (2,), (0, 3, 4, 7), (1,), (6, 8, 9, 10)]
-    )
-
-
-def per_layer_plan(model: PreTrainedModel) -> Plan:
-    return plan_of(
-        model_shape(model.config),
-        [(0, 2), (1, 2, 5, 39), (1,), tuple(range(40)), (0, 1, 2), (7,)],
-    )
-
-
-PLANS = {"uniform": uniform_plan, "per-layer": per_layer_plan}
-
-
-def uniform_pairs(model: PreTrainedModel) -> Plan:
-    """Eight of the 16 RoPE pairs of a head of 32 dimensions, others in every layer."""
-    kept = [tuple(range(i, 16, 2)) if i < 2 else (0, 1, 2, 5, 9, 13, 14, 15) for i in range(3)]
-    channels = [(1, 2, 5, 39), (0, 3, 4, 7), (6, 8, 9, 10)]
-    both = [site for pair in zip(kept, channels, strict=True) for site in pair]
-    return plan_of(model_shape(model.config), both, "head-dims")
-
-
-def per_layer_pairs(model: PreTrainedModel) -> Plan:
-    kept = [(0, 2, 3, 5, 7, 11, 13, 15), (1, 2, 5, 39), tuple(range(16)), tuple(range(40))]
-    return plan_of(
-        model_shape(model.config), [*kept, (1, 2, 3, 4, 8, 12, 14, 15), (7,)], "head-dims"
-    )
-
-
-PAIR_PLANS = {"uniform pairs": uniform_pairs, "per-layer pairs": per_layer_pairs}
-PAIR_FAMILIES = [family for family in FAMILIES if family != "qwen3"]
-CUTS = [*itertools.product(FAMILIES, PLANS), *itertools.product(PAIR_FAMILIES, PAIR_PLANS)]
-
-
-def to_cut(family: str, policy: str, *, tied: bool = False) -> tuple[PreTrainedModel, Plan]:
-    """A dense model, and a plan of either structure space for it."""
-    sizes = {"head_dim": 32} if policy in PAIR_PLANS else {}
-    model = tiny_model(family, tied=tied, **sizes)
-    return model, (PLANS | PAIR_PLANS)[policy](model)
-
-
-def with_lora(model: PreTrainedModel, seed: int = 3, space: StructureSpace = "groups") -> PeftModel:
-    """LoRA whose both factors are away from zero."""
-    peft = add_lora(model, rank=4, alpha=8.0, seed=seed, space=space)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
-    return peft.eval()
-
-
-@torch.no_grad()
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    return model(input_ids=IDS).logits
+from tests.tiny import (
+    CUTS,
+    FAMILIES,
+    PAIR_FAMILIES,
+    PAIR_PLANS,
+    PLANS,
+    logits,
+    masks_of,
+    tiny_model,
+    to_cut,
+    with_lora,
+)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -88,7 +36,7 @@ def test_masked_equals_narrow_with_lora_kept_and_merged(
 ) -> None:
     dense, plan = to_cut(family, policy, tied=tied)
     masked = with_lora(dense, space=plan.space)
-    # Masks of numbers really mask; that skipping equals masking, test_skipping.py holds.
+    # Masks of numbers really mask; that skipping equals masking, test_compact_site.py holds.
     set_decision(masked, [mask.float() for mask in masks_of(plan)], "whole")
     expected = logits(masked)
     narrow = narrow_peft(masked, plan)

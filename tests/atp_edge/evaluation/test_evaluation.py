@@ -16,7 +16,7 @@ from atp_edge.evaluation.recovery import recovery
 from atp_edge.evaluation.scoring import TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import TaskScore, calibration_error, evaluate
 from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
-from tests.conftest import tiny_model
+from tests.tiny import tiny_model
 
 
 class Letters:

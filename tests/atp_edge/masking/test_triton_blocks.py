@@ -1,4 +1,4 @@
-"""The training core on Triton: fused_cases.py."""
+"""The training core on Triton: triton_blocks_cases.py."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ pytest.importorskip("triton", reason="Triton is not installed (extra `gpu`, Linu
 
 @both_ways
 def test_cases(interpreted: str) -> None:
-    run_cases(Path(__file__).with_name("fused_cases.py"), interpreted)
+    run_cases(Path(__file__).with_name("triton_blocks_cases.py"), interpreted)

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model
-from tests.atp_export.test_narrow import CUTS, IDS, logits, to_cut
-from tests.conftest import tiny_model
+from tests.tiny import CUTS, IDS, logits, tiny_model, to_cut
 
 LOAD = """
 import json, sys

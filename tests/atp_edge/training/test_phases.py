@@ -16,8 +16,15 @@ from atp_edge.training import phases
 from atp_edge.training.adapters import add_recovery_adapter, redistributed_ranks
 from atp_edge.training.phases import frozen_for, run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
-from tests.atp_export.test_narrow import logits, per_layer_plan, with_lora
-from tests.conftest import QUICK_TO_TRAIN, Silent, dense_run, tiny_model
+from tests.tiny import (
+    QUICK_TO_TRAIN,
+    Silent,
+    dense_run,
+    logits,
+    per_layer_plan,
+    tiny_model,
+    with_lora,
+)
 
 
 @pytest.mark.parametrize("adapter", ["ranks", "dora"])

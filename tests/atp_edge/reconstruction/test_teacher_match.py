@@ -18,8 +18,7 @@ from atp_edge.model.families import FAMILIES, READER_OF, model_shape
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import plan_of
 from atp_edge.reconstruction.teacher_match import match_teacher
-from tests.atp_edge.test_learning import BLOCKS, SPACES, feasible_of, lora_model, random_masks
-from tests.conftest import tiny_model
+from tests.tiny import BLOCKS, SPACES, feasible_of, lora_model, random_masks, tiny_model
 
 
 def distance(model: PeftModel, teacher: PeftModel) -> float:
