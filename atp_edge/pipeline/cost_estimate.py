@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.table import Table
-from transformers import AutoConfig
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
@@ -12,14 +11,14 @@ from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.summary import megabytes, millions
-from atp_edge.training.setup import BYTES_PER_PARAMETER, feasible_of, model_source
+from atp_edge.training.setup import BYTES_PER_PARAMETER, feasible_of, source_config
 
 _FP32 = 4
 
 
 def cost_table(config: Config) -> Table:
     """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
-    source = AutoConfig.from_pretrained(model_source(config.model))
+    source = source_config(config)
     shape, feasible = model_shape(source), feasible_of(config, source)
     count = count_parameters(shape)
     slim = feasible.fixed + feasible.allowed

@@ -66,7 +66,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
-        "licence": _licence(Path(model_source(config.model))),
+        "licence": _licence(model_source(config.model)),
         **versions,
     }
 

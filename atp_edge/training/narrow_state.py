@@ -6,7 +6,6 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from atp_edge.config import Config
 from atp_edge.model.families import model_shape
@@ -15,7 +14,7 @@ from atp_edge.model.plan import Plan, read_plan
 from atp_edge.run.files import file_atomically, folder_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.training.adapters import add_recovery_adapter, with_lora
-from atp_edge.training.setup import load_dense, model_source
+from atp_edge.training.setup import load_dense, source_config
 
 
 def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
@@ -25,7 +24,7 @@ def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
 
 def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     """The narrow model with its LoRA, at the freeze (`frozen`) or at the end (`tuned`)."""
-    dense_config = AutoConfig.from_pretrained(model_source(config.model))
+    dense_config = source_config(config)
     base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
     model = add_recovery_adapter(base, config, read_plan(run.plan))
     state = load_file(run.checkpoint / f"{name}.safetensors")
