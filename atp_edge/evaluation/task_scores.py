@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, Task, TextTask
 
 CALIBRATION_BINS = 15
 

@@ -7,7 +7,6 @@ uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from atp_edge.config import Config
-from atp_edge.data.blocks import Blocks, batches
+from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions, budget_penalty
 from atp_edge.decision.generator import DecisionGenerator, decide
 from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
@@ -32,28 +31,9 @@ from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run.history import Phase, Record
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
+from atp_edge.training.stream import BatchStream
 
 GENERATOR_WARMUP = 10  # of its own steps
-
-
-class _Stream:
-    """Train batches by step: the batch of a step depends on the seed and the step alone."""
-
-    def __init__(self, blocks: Blocks, config: Config, device: torch.device) -> None:
-        self.blocks, self.config, self.device = blocks, config, device
-        self.next_index = -1
-        self.iterator: Iterator[Blocks] = iter(())
-
-    def __call__(self, index: int) -> Blocks:
-        if index != self.next_index:
-            self.iterator = batches(
-                self.blocks,
-                batch_blocks=self.config.train.batch_blocks,
-                seed=self.config.seed,
-                start_step=index,
-            )
-        self.next_index = index + 1
-        return next(self.iterator).to(self.device)
 
 
 def step_loss(
@@ -97,7 +77,7 @@ class Tuner:
         self.phase, self.first_step, self.last_step = phase, first_step, config.steps
         self.rate, self.validation = 1.0, validation
         self.teacher = teacher
-        self.stream = _Stream(train, config, accelerator.device)
+        self.stream = BatchStream(train, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
 
     def step(self, index: int) -> Record:
@@ -162,8 +142,8 @@ class JointLearner:
         self.accelerator, self.teacher = accelerator, teacher
         self.last_step = config.control_steps
         self.generator = generator.to(accelerator.device)
-        self.stream = _Stream(train, config, accelerator.device)
-        self.decision_stream = _Stream(decision, config, accelerator.device)
+        self.stream = BatchStream(train, config, accelerator.device)
+        self.decision_stream = BatchStream(decision, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
