@@ -89,13 +89,6 @@ def table(metrics: dict[str, Any]) -> Table:
     return shown
 
 
-def markdown(metrics: dict[str, Any]) -> str:
-    """The rows for a README."""
-    head = "| | dense tuned | slim | slim : dense |\n|---|---:|---:|---:|\n"
-    lines = (f"| {r.name} | {r.dense} | {r.slim} | {r.change} |\n" for r in rows_of(metrics))
-    return head + "".join(lines)
-
-
 def rounding_table(figures: dict[str, Any]) -> Table:
     """`atp-edge bench rounding` for a terminal of 80 columns: a row an export, fp32 first."""
     shown = Table(
