@@ -173,7 +173,7 @@ def _write(model: LanguageModel, tokenizer: Any, task: TextTask) -> TaskScore:
 
 
 def _cut(text: str, reference: str) -> str:
-    """The first line, of as many words as the reference has: how long it is, is not asked."""
+    """The first line, cut to as many words as the reference has: length is not scored."""
     lines = text.strip().splitlines() or [""]
     return " ".join(lines[0].split()[: len(reference.split())])
 

@@ -54,7 +54,7 @@ def cut_by_decision(learner: JointLearner, context: TrainContext) -> FrozenModel
 
 
 def freeze(frozen: FrozenModel, context: TrainContext) -> dict[str, Any]:
-    """The narrow model near the teacher, its adapter begun anew if asked, and both on disk."""
+    """Match the narrow model to the teacher, begin its adapter anew if asked for, and save both."""
     config, narrow = context.config, frozen.narrow
     match_layers(narrow, config.control_steps, context)
     if config.recovery.adapter != "lora":

@@ -32,8 +32,11 @@ from atp_edge.training.teacher import match_layers, teacher_of
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Where the generator starts: logits [size] a site (None: all kept), and the importance that
-    they come from, where it can be measured again along the way."""
+    """Where the generator starts.
+
+    logits: [size] a site; None: all kept. importance: what they come from, if the joint phase can
+    go on measuring it.
+    """
 
     logits: list[Tensor] | None = None
     importance: list[Tensor] | None = None
@@ -45,7 +48,7 @@ def prepare_joint(context: TrainContext) -> JointLearner:
     dense = placed(load_dense(config), accelerator).requires_grad_(False)
     feasible = feasible_of(config, dense.config)
     if config.decision.space == "head-dims":
-        context.progress.say("turning the values so that few dimensions carry most")
+        context.progress.say("rotating the values: few dimensions then carry most")
         with accelerator.autocast():
             rebase_values(dense, splits.train.spread(config.decision.importance_blocks))
     start = _start(dense, feasible, context)
@@ -91,10 +94,10 @@ def _start(dense: PreTrainedModel, feasible: FeasibleDecisions, context: TrainCo
 
 
 def _repair(learner: JointLearner, context: TrainContext) -> Repair | None:
-    """Repair what the first decision cuts; the repair itself, where it goes on to move."""
+    """Repair what the first decision cuts; returns the repair if it is to follow the decision."""
     accelerator, config = context.accelerator, context.config
     context.progress.say("repairing what the first decision cuts")
     sample = context.splits.train.spread(config.recovery.reconstruct_blocks)
     with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
         repair = Repair(learner.model, learner.masks, sample)
-    return repair if config.repairs_along else None  # Done once, what it measured takes memory.
+    return repair if config.repairs_along else None  # Else its Gram matrices only take memory.

@@ -55,9 +55,9 @@ def step_loss(
 
 
 class Tuner:
-    """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
+    """Tunes LoRA and, with `retrain`, the projections' own weights; no decision is involved.
 
-    The dense baseline and the recovery of the narrow model are both this.
+    Used for the dense baseline and for the recovery of the narrow model.
     """
 
     def __init__(
@@ -169,8 +169,10 @@ class JointLearner:
         self.masks = masks
 
     def _settle(self) -> float:
-        """Take what is held, without its noise, as what was learned so far; the share of the
-        structures that changed sides. (Samples change by half at every step, and mean nothing.)"""
+        """Note the decision without noise; returns the share of structures that changed sides.
+
+        A sampled decision changes by half at every step, which says nothing of what was learned.
+        """
         before = torch.cat(self.settled)
         self.settled = self._without_noise() if self.config.decision.noise else self.masks
         return float((torch.cat(self.settled) != before).float().mean())
@@ -202,14 +204,13 @@ class JointLearner:
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.feasible.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
-        watched: AbstractContextManager[list[Tensor]] = (
+        scoring: AbstractContextManager[list[Tensor]] = (
             scored(self.model, self.feasible) if follows else nullcontext([])
         )
-        with watched as scores:
+        with scoring as scores:
             with self.accelerator.autocast():
                 batch = self.decision_stream(before)
-                # What a structure is worth is what the predictions lose without it, in the unit
-                # of the importance that the start was scored by.
+                # Without the layers' distance: importance is in units of the prediction loss.
                 task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
             loss = task + budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
             self.accelerator.backward(loss)
@@ -228,15 +229,20 @@ class JointLearner:
         )
 
     def _generator_rate(self, index: int) -> float:
-        """Up, for AdamW's first step moves every logit alike whatever its gradient; then down to
-        zero at the freeze, so that the last decisions are those that were tuned for."""
+        """Warm-up, then linearly down to zero at the freeze.
+
+        AdamW's first step moves every logit by the same amount, whatever its gradient. Near the
+        freeze the decision must rest, so that the weights are tuned for it.
+        """
         settings = self.config.decision
         risen = (index // settings.interval + 1) / GENERATOR_WARMUP
         return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
 
     def _follow(self, scores: list[Tensor], before: int) -> None:
-        """Take what a step's blocks say of the masked, tuned model into the mean importance, and
-        the logits' base with it. before: generator steps that did so."""
+        """Add this step's scores to the mean importance, and set the logits' base by it.
+
+        before: generator steps that were added already.
+        """
         assert self.importance is not None
         more = self.config.train.batch_blocks
         start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))

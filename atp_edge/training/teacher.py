@@ -36,14 +36,16 @@ def frozen_for(precision: str, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
-    """Bring the layers near the dense tuned model's in closed form, on the blocks that the steps
-    read from this one on: no text is read that they do not read."""
+    """Move the layers towards the dense tuned model's, in closed form.
+
+    Reads the blocks that the steps from this one on will read, and no others.
+    """
     config, train, accelerator = context.config, context.splits.train, context.accelerator
     first = step * config.train.batch_blocks
     left = min(config.train_blocks - first, len(train.input_ids))
     count = min(config.recovery.approach_blocks, left)
     if count:
-        context.progress.say("bringing the layers near the dense tuned model's")
+        context.progress.say("matching the layers to the dense tuned model's in closed form")
         dense = placed(load_narrow(context.run.dense), accelerator)
         with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             match_teacher(model, dense, drawn(train, first, count, seed=config.seed))
