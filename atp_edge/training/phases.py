@@ -50,7 +50,12 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     merged = merge(tuned)
     save_narrow(merged, tokenizer_of(config), run.dense)
     loss = loss_of(merged, splits.test, context.accelerator)
-    return {"untuned_perplexity": untuned.perplexity} | figures_of(loss) | phase_summary(state)
+    return {
+        "untuned_perplexity": untuned.perplexity,
+        "untuned_block_losses": untuned.by_block,
+        **figures_of(loss),
+        **phase_summary(state),
+    }
 
 
 def learn_decision(context: TrainContext) -> dict[str, Any]:
