@@ -48,6 +48,15 @@ def save_narrow(
         add_legacy_keys(beside)
 
 
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with weights that `dtype` holds exactly, in the type that they are computed in:
+    what is measured of it is true of its checkpoint."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return model
+
+
 def _state_type(path: Path, dtype: torch.dtype) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, config | {"dtype": str(dtype).removeprefix("torch.")})
