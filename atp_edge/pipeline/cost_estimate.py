@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atp_export.consumers import context_of
 from rich.table import Table
 
 from atp_edge.config import Config
@@ -34,6 +35,8 @@ def cost_table(config: Config) -> Table:
         megabytes(count.whole * each),
         megabytes((slim + count.around) * each),
     )
+    own = source.max_position_embeddings
+    shown.add_row("context, tokens", f"{own:,}", f"{context_of(source, config.export.context):,}")
     joint = config.control_steps
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
