@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from atp_edge.config import Config
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.loading import check_model
+from atp_edge.model.loading import CONFIG, check_model
 from atp_edge.pipeline.export import quantizer_of
 from atp_edge.run.folder import StageName
 from atp_edge.training.setup import feasible_of, model_source, source_config, tokenizer_of
@@ -20,15 +20,18 @@ from atp_edge.training.setup import feasible_of, model_source, source_config, to
 def check_run(config: Config, stages: Sequence[StageName]) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
     model or a setting. The model is read once, a tensor at a time."""
-    source = source_config(config)
-    shape = model_shape(source)
-    feasible_of(config, source)
-    check_export(config, source)
-    check_lengths(config, source)
     if "verify" in stages:
         check_provable(config)
+    folder, source = model_source(config.model), source_config(config)
+    try:
+        shape = model_shape(source)
+        check_export(config, source)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    feasible_of(config, source)
+    check_lengths(config, source)
     check_tokenizer(config, tokenizer_of(config), shape)
-    check_model(model_source(config.model), trust_remote_code=config.trust_remote_code)
+    check_model(folder, trust_remote_code=config.trust_remote_code)
 
 
 def check_export(config: Config, source: Any) -> None:
@@ -49,7 +52,7 @@ def check_export(config: Config, source: Any) -> None:
 
 
 def check_lengths(config: Config, source: Any) -> None:
-    """No text that is trained on, tested or timed is longer than the model that reads it may see."""
+    """No text that is trained on, tested or timed is longer than what the model may read."""
     own, shipped = source.max_position_embeddings, context_of(source, config.export.context)
     block, bench = config.dataset.block_tokens, config.bench
     if block > own:
