@@ -1,17 +1,48 @@
-"""Rivals timed in turns, forward and backward, and the rows that come of it."""
+"""Rivals for one result, timed in turns, forward and backward, and held to float64."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from atp_bench.clock import now
+from atp_bench.interleaved_timing import interleaved_timing
+
+Rival = TypeVar("Rival")
 Times = tuple[float, float, int]
 """Forward and backward in seconds; bytes: a GPU's peak, on a CPU what autograd keeps."""
+
+
+def compared(
+    rivals: Mapping[str, Rival],
+    *,
+    times: Callable[[Rival], Times],
+    error: Callable[[Rival], float],
+    rounds: int,
+    tolerance: float,
+    flops: float,
+) -> dict[str, dict[str, Any]]:
+    """Medians and the error of each; speedup over the first, and rate, only where it is right."""
+    errors = {name: error(rival) for name, rival in rivals.items()}
+    found = interleaved_timing({n: partial(times, rival) for n, rival in rivals.items()}, rounds)
+    totals = {n: statistics.median(f + b for f, b, _ in each) for n, each in found.items()}
+    base = next(iter(totals.values()))
+    return {
+        name: {
+            "forward_ms": statistics.median(f for f, _, _ in each) * 1e3,
+            "backward_ms": statistics.median(b for _, b, _ in each) * 1e3,
+            "memory_bytes": max(memory for _, _, memory in each),
+            "error": errors[name],
+            "speedup": base / totals[name] if errors[name] <= tolerance else None,
+            "flops_per_s": flops / totals[name] if errors[name] <= tolerance else None,
+        }
+        for name, each in found.items()
+    }
 
 
 def clocked(forward: Callable[[], tuple[Tensor, Tensor]]) -> Times:
@@ -24,47 +55,17 @@ def clocked(forward: Callable[[], tuple[Tensor, Tensor]]) -> Times:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    began = _now()
+    began = now()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y, dy = forward()
-    middle = _now()
+    middle = now()
     y.backward(dy)
-    ended = _now()
+    ended = now()
     memory = torch.cuda.max_memory_allocated() if y.is_cuda else sum(kept.values())
     return middle - began, ended - middle, memory
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def interleaved_timing(runs: dict[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
-    """Every run once a round, there and back, after a round that is not counted."""
-    found: dict[str, list[Times]] = {name: [] for name in runs}
-    for i in range(rounds + 1):
-        for name, run in runs.items() if i % 2 else reversed(runs.items()):
-            one = run()
-            if i:
-                found[name].append(one)
-    return found
-
-
-def rows(
-    found: dict[str, list[Times]], errors: dict[str, float], *, tolerance: float, flops: float
-) -> dict[str, dict[str, Any]]:
-    """Medians and the error of each; speedup over the first, and rate, only where it is right."""
-    totals = {n: statistics.median(f + b for f, b, _ in times) for n, times in found.items()}
-    base = totals[next(iter(totals))]
-    return {
-        name: {
-            "forward_ms": statistics.median(f for f, _, _ in times) * 1e3,
-            "backward_ms": statistics.median(b for _, b, _ in times) * 1e3,
-            "memory_bytes": max(memory for _, _, memory in times),
-            "error": errors[name],
-            "speedup": base / totals[name] if errors[name] <= tolerance else None,
-            "flops_per_s": flops / totals[name] if errors[name] <= tolerance else None,
-        }
-        for name, times in found.items()
-    }
+def largest_error(found: Iterable[Tensor | None], exact: Iterable[Tensor]) -> float:
+    """The largest error of any tensor, over the largest value of its exact one. None: not told."""
+    pairs = [(a, b) for a, b in zip(found, exact, strict=True) if a is not None]
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)

@@ -1,8 +1,10 @@
 """Training runs of the matrix, cell by cell.
 
 A cell is one training run. Cells of a domain, seed, length and batch share one dense baseline.
-Every finished cell is in the results file at once, so that a killed matrix goes on where it was.
-Several processes may work on one matrix: each takes a cell that no other has.
+Every finished cell is in the results file at once: a killed matrix goes on where it was. Several
+processes may work on one matrix: each takes a cell that no other has.
+
+`atp-edge bench quality --preset cpu --json FILE` (gpu, quick) writes the results.
 """
 
 from __future__ import annotations
@@ -108,22 +110,10 @@ def _run_cell(
     config = cell.config(base)
     if known:
         items, blocks = max(items, known.items), max(blocks, known.blocks)
-    read = {
-        "data": cell.domain,
-        "seed": cell.seed,
-        "steps": cell.steps,
-        "train.batch_blocks": cell.batch_blocks,
-    }
-    base = with_values(base, read)
-    splits = _splits(base)
-    accelerator = accelerate(config)
+    base = with_values(base, cell.shared)
+    splits, accelerator = _splits(base), accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
-    run = open_run(with_values(config, {"out": str(folder)}))
-    if not run.dense.exists():
-        run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
-    reference = dense.parts()["tune_dense"]
-    # So that a kept run is like any other: `atp-edge run --config` goes on from it.
-    run.add_part("tune_dense", reference)
+    run, reference = _run_beside(dense, config, folder)
     train = _without_layers if cell.method == LAYERS else _with_plan
     context = TrainContext(
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
@@ -150,6 +140,19 @@ def _run_cell(
         tokens=config.train_tokens,
         **figures,
     )
+
+
+def _run_beside(dense: RunFolder, config: Config, folder: Path) -> tuple[RunFolder, dict[str, Any]]:
+    """A cell's run with the dense baseline in it, and the figures of that.
+
+    A kept run is then like any other: `atp-edge run --config` goes on from it.
+    """
+    run = open_run(with_values(config, {"out": str(folder)}))
+    if not run.dense.exists():
+        run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
+    reference = dense.parts()["tune_dense"]
+    run.add_part("tune_dense", reference)
+    return run, reference
 
 
 Trained = tuple[PreTrainedModel, dict[str, Any]]
