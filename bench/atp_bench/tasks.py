@@ -1,4 +1,7 @@
-"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side."""
+"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side.
+
+`atp-edge bench tasks --out RUN --json FILE` writes the scores.
+"""
 
 from __future__ import annotations
 
