@@ -18,10 +18,11 @@ from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
 from atp_edge.data.documents import load_documents
 from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.recovery import Recovery, recovery
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
-from atp_edge.evaluation.tasks import Task, domain_tasks
+from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress

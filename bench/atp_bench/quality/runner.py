@@ -27,8 +27,8 @@ from atp_edge.config import Config, with_values
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.splits import Splits
 from atp_edge.decision.baselines import without_least_layers
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
-from atp_edge.evaluation.tasks import Task
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import merge
@@ -39,8 +39,9 @@ from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.progress import Progress
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.learners import Tuner
+from atp_edge.training.measure import figures_of, loss_of
 from atp_edge.training.narrow_state import load_tuned
-from atp_edge.training.phases import drive, figures_of, loss_of, run_part
+from atp_edge.training.phases import drive, run_part
 from atp_edge.training.setup import (
     TrainContext,
     accelerate,
