@@ -168,3 +168,15 @@ def test_architecture_has_a_line_for_every_source_file_and_for_no_other() -> Non
         elif row := re.match(r"\| `([\w.]+)` \|", line):
             told.append(folder + row[1])
     assert sorted(told) == sorted(sources())
+
+
+def test_architecture_names_functions_classes_and_rooms_that_exist() -> None:
+    ways, _, _ = ARCHITECTURE.read_text().partition("\n## `")
+    code = "\n".join((ROOT / file).read_text() for file in sources())
+    known = {*re.findall(r"\b(?:def|class) (\w+)", code), *(Path(f).stem for f in sources())}
+    known |= {Path(f).parent.name for f in sources()}
+    told = [s for s in spans(ways) if re.fullmatch(r"[A-Za-z_]\w+(\.[a-z_]+)?", s)]
+    files = (".py", ".json", ".toml")
+    names = {part for s in told if not s.endswith(files) for part in s.split(".")}
+    assert "set_decision" in names
+    assert names <= known
