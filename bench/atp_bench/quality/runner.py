@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from atp_edge.run.progress import Progress
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.learners import Tuner
 from atp_edge.training.measure import figures_of, loss_of
-from atp_edge.training.narrow_state import load_tuned
+from atp_edge.training.narrow_state import load_narrow_peft, load_tuned
 from atp_edge.training.phases import drive, run_part
 from atp_edge.training.setup import (
     TrainContext,
@@ -119,12 +119,14 @@ def _run_cell(
     context = TrainContext(
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
-    slim, figures = train(context)
+    trained = train(context)
+    slim, figures = trained.slim, trained.figures
     if blocks > config.dataset.test_blocks:
         progress.say("testing on more blocks")
         test = _splits(with_values(base, {"dataset.test_blocks": blocks})).test
         reference = _dense_figures(dense, test, accelerator)
         figures |= figures_of(loss_of(slim, test, accelerator))
+        figures["perplexity_at_freeze"] = trained.perplexity_at_freeze(test)
     if known and known.items == items:
         scores = known.tasks
     else:
@@ -156,20 +158,36 @@ def _run_beside(dense: RunFolder, config: Config, folder: Path) -> tuple[RunFold
     return run, reference
 
 
-Trained = tuple[PreTrainedModel, dict[str, Any]]
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A slim model, the figures of its training, and how to test it as it was at the freeze."""
+
+    slim: PreTrainedModel
+    figures: dict[str, Any]
+    perplexity_at_freeze: Callable[[Blocks], float]
 
 
 def _with_plan(context: TrainContext) -> Trained:
     """The slim model of a decision over structures, and the figures of its training."""
     decided, recovered = (run_part(name, context) for name in ("learn_decision", "recover"))
-    return merge(load_tuned(context.config, context.run)), {
-        "perplexity_at_freeze": decided["perplexity"],
-        "perplexity": recovered["perplexity"],
-        "block_losses": recovered["block_losses"],
-        "decoder_share": decided["decoder_share"],
-        "whole_share": decided["whole_share"],
-        "seconds": decided["seconds"] + recovered["seconds"],
-    }
+
+    def at_freeze(test: Blocks) -> float:
+        frozen = load_narrow_peft(context.config, context.run, "frozen")
+        placed(frozen.get_base_model(), context.accelerator)
+        return loss_of(frozen, test, context.accelerator).perplexity
+
+    return Trained(
+        slim=merge(load_tuned(context.config, context.run)),
+        figures={
+            "perplexity_at_freeze": decided["perplexity"],
+            "perplexity": recovered["perplexity"],
+            "block_losses": recovered["block_losses"],
+            "decoder_share": decided["decoder_share"],
+            "whole_share": decided["whole_share"],
+            "seconds": decided["seconds"] + recovered["seconds"],
+        },
+        perplexity_at_freeze=at_freeze,
+    )
 
 
 def _without_layers(context: TrainContext) -> Trained:
@@ -182,20 +200,30 @@ def _without_layers(context: TrainContext) -> Trained:
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, feasible)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    cut = loss_of(slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
+
+    def at_freeze(test: Blocks) -> float:
+        with tuned.disable_adapter():
+            return loss_of(tuned, test, accelerator).perplexity
+
+    cut = at_freeze(splits.test)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=splits.validation
     )
     context.progress.phase("recovery", 0, config.steps, None)
     drive(learner, context)
     after = loss_of(tuned, splits.test, accelerator)
-    return merge(tuned), {
-        "perplexity_at_freeze": cut.perplexity,
-        "decoder_share": kept.decoder,
-        "whole_share": kept.whole,
-        "seconds": time.perf_counter() - began,
-    } | figures_of(after)
+    return Trained(
+        slim=merge(tuned),
+        figures={
+            "perplexity_at_freeze": cut,
+            "decoder_share": kept.decoder,
+            "whole_share": kept.whole,
+            "seconds": time.perf_counter() - began,
+            **figures_of(after),
+        },
+        perplexity_at_freeze=at_freeze,
+    )
 
 
 def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> dict[str, Any]:

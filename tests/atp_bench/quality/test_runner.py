@@ -11,9 +11,12 @@ from atp_bench.quality.results import Result, read_results
 from atp_bench.quality.runner import run_matrix
 
 from atp_edge.config import Config, with_values
+from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.pipeline.train import train
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder
+from atp_edge.training.narrow_state import load_narrow_peft
+from atp_edge.training.setup import splits_of
 from tests.tiny import QUICK_TO_TRAIN, Silent, dense_run
 
 
@@ -91,6 +94,11 @@ def test_a_kept_run_is_scored_by_more_items_and_blocks_and_not_trained_again(
     assert len(wider.block_losses) == len(wider.dense_block_losses) == 5
     assert wider.recovery == wider.dense_perplexity / wider.perplexity != few.recovery
     assert (wider.tasks, wider.items) == (few.tasks, 4)
+    # Every figure that is compared is of the same blocks: the freeze, too.
+    test = splits_of(with_values(base, {"dataset.test_blocks": 5})).test
+    frozen = load_narrow_peft(run.config(), run, "frozen")
+    assert wider.perplexity_at_freeze == pytest.approx(perplexity(frozen, test), rel=1e-6)
+    assert wider.perplexity_at_freeze != few.perplexity_at_freeze
     assert wider.beside(wider)
     assert not wider.beside(few)
     progress.said.clear()
