@@ -23,11 +23,18 @@ WidthsPolicy = Literal["uniform", "per-layer"]
 class DataConfig:
     """How documents become token blocks."""
 
-    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 1})
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 2})
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
     test_blocks: int = field(
         default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
+    )
+    special_tokens: Literal["text", "parse"] = field(
+        default="text",
+        metadata={"help": "special-token text in data: text, or the tokens (rows rendered before)"},
+    )
+    skip_bad_lines: bool = field(
+        default=False, metadata={"help": "leave bad rows out and count them"}
     )
 
 
@@ -179,7 +186,7 @@ class Config:
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
-    seed: int = field(default=0, metadata={"help": "of everything drawn"})
+    seed: int = field(default=0, metadata={"help": "of everything drawn", "most": 2**63 - 1})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
     recipe: Literal["fast", "balanced", "best"] = field(
         default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
@@ -230,13 +237,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its dotted name, type, default, help, and the least a number may be."""
+    """One setting: its dotted name, type, default, help, and the least and most of a number."""
 
     name: str
     type: Any
     default: Any
     help: str
     least: int
+    most: int | None
 
     @property
     def flag(self) -> str:
@@ -260,6 +268,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
                 default=f.default,
                 help=f.metadata["help"],
                 least=f.metadata.get("least", 0),
+                most=f.metadata.get("most"),
             )
 
 
@@ -307,6 +316,8 @@ def _check(key: Key, value: Any) -> Any:
         raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
     if key.type in (int, float) and value < key.least:
         raise ValueError(f"{key.name} = {value!r}: expected {key.least} or more")
+    if key.most is not None and value > key.most:
+        raise ValueError(f"{key.name} = {value!r}: expected {key.most} or less")
     return value
 
 
