@@ -92,7 +92,7 @@ class Encoder:
         before, after = ([], []) if document.rendered else self._around
         if ids[: len(before)] == before:
             before = []
-        last = document.segments[-1]
+        last = next((s for s in document.segments[::-1] if s.text.strip()), document.segments[-1])
         if last.parse and last.text.rstrip().endswith(self._special):
             after = []
         elif not after:

@@ -63,7 +63,8 @@ def lines_of(path: Path) -> Iterator[Line]:
 def text_of(path: Path) -> str:
     """A whole file as text, \\r\\n as \\n. Raises OSError or ValueError as `lines_of` does."""
     with _opened(path) as file:
-        text = _decoded(path, file.read(), _encoding(file))
+        encoding = _encoding(file)
+        text = _decoded(path, file.read(), encoding)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(

@@ -27,15 +27,19 @@ def without_near_copies(
 ) -> tuple[dict[str, list[Document]], float]:
     """Decision and test without documents that nearly repeat one of the splits before them; and the
     share of the remaining test's shingles that the train split has too."""
-    kept = {"train": drawn["train"]}
-    train = known = last = _distinct([_shingles(document) for document in drawn["train"]])
-    for name in ("decision", "test"):
-        shingles = [_shingles(document) for document in drawn[name]]
-        fresh = [_share_of(s, known) < NEAR_COPY_SHARE for s in shingles]
-        kept[name] = [d for d, ok in zip(drawn[name], fresh, strict=True) if ok]
-        last = _distinct([s for s, ok in zip(shingles, fresh, strict=True) if ok])
-        known = _distinct([known, last])
-    return kept, _share_of(last, train)
+    train = _distinct([_shingles(document) for document in drawn["train"]])
+    decision, of_decision = _fresh(drawn["decision"], train)
+    test, of_test = _fresh(drawn["test"], _distinct([train, of_decision]))
+    kept = {"train": drawn["train"], "decision": decision, "test": test}
+    return kept, _share_of(of_test, train)
+
+
+def _fresh(documents: list[Document], known: Hashes) -> tuple[list[Document], Hashes]:
+    """The documents that nearly repeat nothing known, and their distinct shingles."""
+    shingles = [_shingles(document) for document in documents]
+    fresh = [_share_of(s, known) < NEAR_COPY_SHARE for s in shingles]
+    kept = [document for document, ok in zip(documents, fresh, strict=True) if ok]
+    return kept, _distinct([s for s, ok in zip(shingles, fresh, strict=True) if ok])
 
 
 def _shingles(document: Document) -> Hashes:

@@ -151,7 +151,8 @@ def _of_datasets(path: Path) -> Iterator[Row]:
             if isinstance(loaded, datasets.DatasetDict):
                 loaded = loaded["train"]
         else:
-            loaded = datasets.load_dataset(str(path), split="train", data_dir=str(path))
+            # As a stream: nothing is copied to the library's cache.
+            loaded = datasets.load_dataset(str(path), split="train", streaming=True)
         yield from _numbered(path, loaded)
     except Exception as error:  # The library raises what its readers do: any kind.
         said = " ".join(f"{type(error).__name__}: {error}".split())
