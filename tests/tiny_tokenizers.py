@@ -101,13 +101,15 @@ THINKING = """\
     {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{% endfor %}
     {{- '<|im_end|>\\n' }}
 {%- endif %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
 {%- for m in messages %}
     {%- if m.role == 'assistant' %}
         {%- set thoughts = '' %}
         {%- set words = m.content %}
         {%- if '</think>' in words %}
-            {%- set thoughts = words.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set thoughts = words.split('</think>')[0].split('<think>')[-1] %}
             {%- set words = words.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {{- '<|im_start|>assistant\\n' }}
@@ -122,7 +124,8 @@ THINKING = """\
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
     {%- elif m.role == 'tool' %}
-        {{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + m.content }}
+        {{- '\\n</tool_response><|im_end|>\\n' }}
     {%- else %}
         {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
     {%- endif %}

@@ -161,9 +161,16 @@ class _Marked:
         self.special = matching(self.mark_of)
 
     def rest(self, segment: Segment) -> list[int]:
-        """Ids of a segment that does not begin its text."""
-        ids = self.tokens.encode(_BREAK + self._text(segment), add_special_tokens=False).ids[1:]
-        return [self.real.get(i, i) for i in ids]
+        """Ids of a segment that does not begin its text: after a line end, for some tokenizers put
+        a space before a text, and before what follows a mark; after a mark where the line end would
+        merge with it."""
+        text = self._text(segment)
+        for before in ("\n", _BREAK):
+            start = self.tokens.encode(before, add_special_tokens=False).ids
+            ids = self.tokens.encode(before + text, add_special_tokens=False).ids
+            if ids[: len(start)] == start:
+                break
+        return [self.real.get(i, i) for i in ids[len(start) :]]
 
     def encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
         """(ids, labels) of segments encoded together; a token is learned that has a character of a

@@ -113,7 +113,10 @@ def _after_space(text: str, at: int) -> int:
 def _of_csv(path: Path) -> Iterator[Row]:
     """Cells are text, whatever they look like. Raises ValueError where quotes do not close."""
     csv.field_size_limit(sys.maxsize)  # A cell may be a whole document.
-    reader = csv.DictReader(io.StringIO(text_of(path)), strict=True)
+    text = text_of(path)
+    if not text.strip():
+        return
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     before = 0
     try:
         before = reader.line_num if reader.fieldnames else 0

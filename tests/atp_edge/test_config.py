@@ -33,6 +33,9 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"steps": 0}, r"steps = 0: expected 1 or more"),
         ({"lora.lr": -1.0}, r"lora.lr = -1.0: expected 0 or more"),
         ({"lora.lr": -1}, r"lora.lr = -1.0: expected 0 or more"),
+        ({"dataset.block_tokens": 1}, r"dataset.block_tokens = 1: expected 2 or more"),
+        ({"dataset.special_tokens": "maybe"}, r"expected one of text, parse"),
+        ({"seed": 2**63}, r"seed = 9223372036854775808: expected 9223372036854775807 or less"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

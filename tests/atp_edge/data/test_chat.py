@@ -150,11 +150,11 @@ def test_a_template_that_prints_the_time_prints_one_date() -> None:
             r"the chat template changes with the words themselves",
         ),
         (
-            "{% generation %}{% for m in messages %}{{ m.content }}</s>{% endfor %}{% endgeneration %}",
+            "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}",
             r"the chat template writes message 0 \(user\) inside of what is learned",
         ),
         (
-            "{% for m in messages %}{{ m.content }}</s>{% endfor %}{% generation %}{% endgeneration %}",
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% generation %}{% endgeneration %}",
             r"the chat template writes message 1 \(assistant\) outside of what is learned",
         ),
         (

@@ -165,8 +165,14 @@ def test_a_tokenizer_that_adds_the_end_adds_it_once_and_to_no_prompt() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("prompt", "completion"),
-    [("May I copy?", " Yes, you may."), ("May I copy? ", "Yes"), ("cop", "ies"), ("", "Yes"), ("a\n", "\nb")],
-)  # fmt: skip
+    [
+        ("May I copy?", " Yes, you may."),
+        ("May I copy? ", "Yes"),
+        ("cop", "ies"),
+        ("", "Yes"),
+        ("a\n", "\nb"),
+    ],
+)
 def test_a_prompt_has_the_ids_it_is_asked_with(kind: str, prompt: str, completion: str) -> None:
     tokenizer = tokenizer_of(kind)
     document = Document((Segment(prompt, learn=False), Segment(completion)))
@@ -175,7 +181,7 @@ def test_a_prompt_has_the_ids_it_is_asked_with(kind: str, prompt: str, completio
     assert ids[: len(asked)] == asked
     assert labels == [-100] * len(asked) + ids[len(asked) :]
     assert ids[-1] == EOS
-    if kind in ("byte-level", "llama-3"):
+    if prompt or kind in ("byte-level", "llama-3"):  # others read "Yes" alone as " Yes"
         assert tokenizer.decode(ids[1:-1]) == prompt + completion
 
 
