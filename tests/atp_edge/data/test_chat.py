@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
 
 from atp_edge.data.chat import DATE, Chat
 from atp_edge.data.documents import Segment
@@ -186,3 +188,33 @@ def test_a_template_of_several_is_chosen_by_the_tools() -> None:
     chat = Chat(tokenizer)
     assert text(chat.segments(conversation(TWO_TURNS))).startswith("<|im_start|>user")
     assert "# Tools" in text(chat.segments(conversation(CALLED, tools=TOOLS)))
+
+
+SAID = ["a", " ", "\n", "é", "<think>", "</think>", "</s>", "assistant",
+        "<|im_start|>assistant\n", "<|im_end|>", "Yes."]  # fmt: skip
+words = st.lists(st.sampled_from(SAID), max_size=6).map("".join)
+
+
+@given(st.sampled_from(list(TEMPLATES)), st.lists(st.tuples(words, words), min_size=1, max_size=3))
+@seed(35)
+@settings(max_examples=150, deadline=None, database=None)
+def test_whatever_is_said_answers_are_learned_and_questions_are_not(
+    name: str, turns: list[tuple[str, str]]
+) -> None:
+    messages = [
+        {"role": role, "content": f"{told}{role[0]}{i}{role[0]}"}
+        for i, turn in enumerate(turns)
+        for role, told in zip(("user", "assistant"), turn, strict=True)
+    ]
+    tokenizer = tokenizer_of("byte-level", template=TEMPLATES[name])
+    made = Chat(tokenizer).segments(conversation(messages))
+    assert text(made) == tokenizer.apply_chat_template(messages, tokenize=False)
+    answers = "".join(learned(made))
+    asked = "".join(segment.text for segment in made if not segment.learn)
+    for i in range(len(turns)):
+        assert (f"a{i}a" in answers, f"u{i}u" in answers) == (True, False)
+        assert (f"a{i}a" in asked, f"u{i}u" in asked) == (False, True)
+    # Each answer goes on to the end of its turn, and what is parsed is the template's own.
+    ends = sum(segment.text.endswith(("<|im_end|>", "</s>", "\n")) for segment in made
+               if segment.learn and segment.parse)  # fmt: skip
+    assert ends >= len(turns)
