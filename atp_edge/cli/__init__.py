@@ -210,7 +210,7 @@ def generate(
         console.print(prompt, end="", markup=False, style="dim")
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     for piece in generator.stream(
-        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (), rendered=chat
     ):
         console.print(piece, end="", markup=False, soft_wrap=True)
     console.print()
