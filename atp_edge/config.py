@@ -171,6 +171,9 @@ class ExportConfig:
     keep_adapter: bool = field(
         default=False, metadata={"help": "keep LoRA as a narrow peft adapter in slim/"}
     )
+    context: int = field(
+        default=0, metadata={"help": "longest context; 0: the model's own, 8192 at most"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,9 @@ class Config:
     steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
     seed: int = field(default=0, metadata={"help": "of everything drawn", "most": 2**32 - 1})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run code that the model's folder brings"}
+    )
     recipe: Literal["fast", "balanced", "best"] = field(
         default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
     )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from atp_export.runtime import Session
 from rich.table import Table
-from transformers import AutoConfig
 
 from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
@@ -23,6 +22,7 @@ from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
 from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import corpus_of, tokenizer_of
@@ -72,7 +72,7 @@ def score_run(
     """
     config, forms = run.config(), _forms(run)
     tokenizer, tasks = tokenizer_of(config), tasks_of(config, items)
-    window = AutoConfig.from_pretrained(run.dense).max_position_embeddings
+    window = load_config(run.dense).max_position_embeddings
 
     # A function, so that one form's memory is free before the next is loaded.
     def scored(model: LanguageModel) -> tuple[dict[str, TaskScore], dict[str, HarnessScore]]:
