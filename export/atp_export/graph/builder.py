@@ -25,6 +25,8 @@ DATA_FILE = "model.onnx.data"
 # Consumers map external tensors into memory at page boundaries.
 _ALIGNMENT = 4096
 _INLINE_BYTES = 1024
+# Opset 23 came with IR 11, of which nothing is used: 10 opens in runtimes that do not know 11.
+_HIGHEST_IR = 10
 
 
 class GraphBuilder:
@@ -123,8 +125,12 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", opset)]
         if contrib:
             opsets.append(helper.make_opsetid("com.microsoft", 1))
+        lowest = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
         model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="atp-edge", ir_version=10
+            graph,
+            opset_imports=opsets,
+            producer_name="atp-edge",
+            ir_version=min(lowest, _HIGHEST_IR),
         )
         helper.set_model_props(model, metadata)
         path = self.folder / "model.onnx"
