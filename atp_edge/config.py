@@ -24,11 +24,18 @@ WidthsPolicy = Literal["uniform", "per-layer"]
 class DataConfig:
     """How documents become token blocks."""
 
-    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 1})
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 2})
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
     test_blocks: int = field(
         default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
+    )
+    special_tokens: Literal["text", "parse"] = field(
+        default="text",
+        metadata={"help": "special-token text in data: text, or the tokens (rows rendered before)"},
+    )
+    skip_bad_lines: bool = field(
+        default=False, metadata={"help": "leave bad rows out and count them"}
     )
 
 

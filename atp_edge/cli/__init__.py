@@ -222,7 +222,7 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     silent = True
     for piece in generator.stream(
-        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (), rendered=chat
     ):
         silent = silent and not piece
         console.print(piece, end="", markup=False, soft_wrap=True)

@@ -7,14 +7,19 @@ from typing import Any
 
 from atp_export.consumers import context_of
 from atp_export.export import check_exportable
-from transformers import PreTrainedTokenizerBase
 
 from atp_edge.config import Config
-from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, check_model
 from atp_edge.pipeline.export import quantizer_of
 from atp_edge.run.folder import StageName
-from atp_edge.training.setup import feasible_of, model_source, source_config, tokenizer_of
+from atp_edge.training.setup import (
+    check_text_fits,
+    feasible_of,
+    model_source,
+    source_config,
+    tokenizer_of,
+)
 
 
 def check_run(config: Config, stages: Sequence[StageName]) -> None:
@@ -24,13 +29,13 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
         check_provable(config)
     folder, source = model_source(config.model), source_config(config)
     try:
-        shape = model_shape(source)
+        model_shape(source)
         check_export(config, source)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     feasible_of(config, source)
     check_lengths(config, source)
-    check_tokenizer(config, tokenizer_of(config), shape)
+    check_text_fits(config, source, tokenizer_of(config))
     check_model(folder, trust_remote_code=config.trust_remote_code)
 
 
@@ -52,14 +57,9 @@ def check_export(config: Config, source: Any) -> None:
 
 
 def check_lengths(config: Config, source: Any) -> None:
-    """No text that is trained on, tested or timed is longer than what the model may read."""
-    own, shipped = source.max_position_embeddings, context_of(source, config.export.context)
+    """No text that is trained on, tested or timed is longer than its model may read."""
+    shipped = context_of(source, config.export.context)
     block, bench = config.dataset.block_tokens, config.bench
-    if block > own:
-        raise ValueError(
-            f"dataset.block_tokens = {block}: the model was made for {own} tokens; take that many "
-            "or fewer"
-        )
     if config.export.precision != "fp32" and block > shipped:
         raise ValueError(
             f"dataset.block_tokens = {block}: what {config.export.precision} costs is measured on "
@@ -81,21 +81,4 @@ def check_provable(config: Config) -> None:
             "export.precision = 'bf16': a whole run proves what it ships, and our runtime feeds a "
             "cache of fp32 or fp16 alone; take fp16, or `atp-edge train`, `shrink` and `export`, "
             "which write bf16 unproven"
-        )
-
-
-def check_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase, shape: ModelShape) -> None:
-    """It ends texts, and the model has a row for each of its tokens."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"the tokenizer of {config.model} has no end token: documents could not be told apart "
-            'and texts not end; name one ("eos_token" in tokenizer_config.json)'
-        )
-    beyond = {text: i for text, i in tokenizer.get_vocab().items() if i >= shape.vocabulary}
-    if beyond:
-        text, token = min(beyond.items(), key=lambda item: item[1])
-        raise ValueError(
-            f"the tokenizer of {config.model} gives {text!r} the id {token}, and the model has "
-            f"embeddings of {shape.vocabulary} tokens: resize them (transformers' "
-            "resize_token_embeddings), or take the model's own tokenizer"
         )

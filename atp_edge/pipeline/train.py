@@ -24,6 +24,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     accelerator = accelerate(config)
     progress.say("reading the domain text")
     splits = splits_of(config)
+    for said in splits.report.said(config.dataset.special_tokens):
+        progress.say(said)
     epochs = config.train_blocks / len(splits.train.input_ids)
     if epochs > 1:
         progress.say(f"the train split is read {epochs:.1f} times")

@@ -12,8 +12,10 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.config import Config
-from atp_edge.data.documents import load_documents
+from atp_edge.data.documents import Corpus
 from atp_edge.data.domains import demo_model_folder
+from atp_edge.data.encoding import check_tokenizer
+from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
@@ -111,12 +113,35 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return load_tokenizer(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
+def corpus_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The documents of a run."""
+    return read_corpus(
+        config.data,
+        tokenizer,
+        special_tokens=config.dataset.special_tokens,
+        skip_bad_lines=config.dataset.skip_bad_lines,
+    )
+
+
+def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where the model cannot read what the tokenizer and the settings make."""
+    check_tokenizer(tokenizer, dense_config.vocab_size)
+    longest, asked = dense_config.max_position_embeddings, config.dataset.block_tokens
+    if asked > longest:
+        raise ValueError(
+            f"dataset.block_tokens = {asked}: the model reads {longest} positions "
+            f"(max_position_embeddings); take --dataset-block-tokens {longest} or less"
+        )
+
+
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
     test split, the blocks that the run is tested on, spread over it."""
     tokenizer = tokenizer_of(config)
+    check_text_fits(config, source_config(config), tokenizer)
+    corpus = corpus_of(config, tokenizer)
     splits = make_splits(
-        load_documents(config.data, tokenizer),
+        corpus.documents,
         tokenizer,
         block_tokens=config.dataset.block_tokens,
         seed=config.seed,
@@ -124,7 +149,12 @@ def splits_of(config: Config) -> Splits:
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
     )
-    return replace(splits, test=splits.test.spread(config.dataset.test_blocks))
+    report = replace(
+        splits.report,
+        rows_skipped=corpus.rows_skipped,
+        rows_with_special_tokens=corpus.rows_with_special_tokens,
+    )
+    return replace(splits, test=splits.test.spread(config.dataset.test_blocks), report=report)
 
 
 def accelerate(config: Config) -> Accelerator:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from atp_edge.data.encoding import prompt_ids
 from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
 from atp_export.runtime.session import Session
@@ -40,9 +41,13 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        rendered: bool = False,
     ) -> list[str]:
-        """Completions of a batch of prompts, without the prompts."""
-        rows = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+        """Completions of a batch of prompts, without the prompts.
+
+        rendered: by the chat template, which has written what begins them.
+        """
+        rows = [prompt_ids(self.tokenizer, prompt, rendered=rendered) for prompt in prompts]
         new = generate_tokens(
             self.session, rows, max_new_tokens=max_new_tokens, sampling=sampling, ends=self.ends
         )
@@ -56,9 +61,10 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        rendered: bool = False,
     ) -> Iterator[str]:
         """Pieces of one completion as they come; a stop string and all after it is never shown."""
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = prompt_ids(self.tokenizer, prompt, rendered=rendered)
         held, shown = max((len(s) for s in stop), default=1) - 1, 0
         tokens: list[int] = []
         text = ""
