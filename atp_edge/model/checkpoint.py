@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.model import modeling_per_layer
@@ -44,12 +45,25 @@ def shape_of(folder: Path) -> ModelShape:
     return model_shape(AutoConfig.from_pretrained(folder))
 
 
+def check_weights(folder: Path) -> None:
+    """Raise ValueError naming a weights file of a checkpoint that is cut or something else."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is cut, or no safetensors file ({error}): fetch or write it again"
+            ) from error
+
+
 def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a checkpoint of either widths policy. Raises ValueError when it is not a whole one."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: expected a Hugging Face checkpoint")
     config = AutoConfig.from_pretrained(folder)
     model_shape(config)
+    check_weights(folder)
     model_class = type(build_on_meta(config))
     model: PreTrainedModel = model_class.from_pretrained(folder, config=config, dtype=dtype)
     return model.eval()

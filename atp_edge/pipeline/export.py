@@ -11,6 +11,7 @@ from atp_export.export import export_onnx
 from atp_export.quantization.quantize import Quantizer
 
 from atp_edge.config import Config, ExportConfig
+from atp_edge.pipeline.inputs import provenance_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import model_source, splits_of
@@ -66,6 +67,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
+        **provenance_of(run),
         "licence": _licence(Path(model_source(config.model))),
         **versions,
     }
@@ -74,7 +76,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
 def _licence(checkpoint: Path) -> str:
     """The source model's licence as its folder states it: its card's `license:`, or a file."""
     card = checkpoint / "README.md"
-    lines = card.read_text().splitlines() if card.exists() else []
+    lines = card.read_text(errors="replace").splitlines() if card.exists() else []
     named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
     files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
     return next(itertools.chain(named, files), "not stated by the source folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -28,13 +29,13 @@ def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     dense_config = AutoConfig.from_pretrained(model_source(config.model))
     base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
     model = add_recovery_adapter(base, config, read_plan(run.plan))
-    state = load_file(run.checkpoint / f"{name}.safetensors")
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    path = run.checkpoint / f"{name}.safetensors"
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:  # cut, or of other sizes
+        raise ValueError(f"{path} is damaged ({error}); run {run.command('train')}") from error
     if unexpected or [m for m in missing if "lm_head" not in m]:
-        raise ValueError(
-            f"{run.checkpoint / name}.safetensors does not fit {run.plan}: "
-            "run `atp-edge train` again"
-        )
+        raise ValueError(f"{path} does not fit {run.plan}: run `atp-edge train` again")
     return model.eval()
 
 

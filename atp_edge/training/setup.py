@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,10 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@lru_cache(maxsize=1)
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
-    test split, the blocks that the run is tested on, spread over it."""
+    test split, the blocks that the run is tested on, spread over it. (Read once for all stages.)"""
     tokenizer = tokenizer_of(config)
     splits = make_splits(
         load_documents(config.data, tokenizer),
