@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from atp_edge.model.checkpoint import check_weights
 from atp_edge.run.environment import version
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import combined_sha256, files_sha256
-from atp_edge.run.pinned import SOURCES, check_sources, pinned_settings, read_inputs, write_inputs
+from atp_edge.run.pinned import SOURCES, pinned_settings, read_inputs
 from atp_edge.training.setup import model_source
 
 # Of a checkpoint's folder, the files that are read, by what reads them.
@@ -28,7 +28,7 @@ PACKAGE_OF = {"legal": "licensedcode-data", "health": "simple-icd-10-cm"}
 def inputs_of(config: Config) -> dict[str, Any]:
     """What a run of these settings begins with, for inputs.json (see atp_edge.run.pinned).
 
-    Data that are not there have no files. Raises ValueError, or OSError, for a model that is not.
+    Raises ValueError, or OSError, when model or data are not there.
     """
     folder, commit = _snapshot(model_source(config.model))
     check_weights(folder)
@@ -44,17 +44,6 @@ def inputs_of(config: Config) -> dict[str, Any]:
         "data": _data(config.data),
         "model_commit": commit,
     }
-
-
-def check_inputs(config: Config, run: RunFolder, say: Callable[[str], None]) -> None:
-    """Raise ValueError unless model and data are what the run began with; of a run that never
-    recorded them they are taken as they are."""
-    known, now = read_inputs(run.path), inputs_of(config)
-    if known:
-        check_sources(run.path, known, now)
-    else:
-        write_inputs(run.path, now)
-        say("what model and data were was never recorded: they are taken as they are now")
 
 
 def provenance_of(run: RunFolder) -> dict[str, str]:
@@ -78,10 +67,11 @@ def _snapshot(source: str) -> tuple[Path, str | None]:
         return Path(source), None
     from huggingface_hub import snapshot_download
 
-    wanted = [*MODEL, *TOKENIZER, *TEMPLATE]
+    # Not every weight file of a repository is one that transformers reads.
+    wanted = ["*.json", "*.py", "model*.safetensors", *TOKENIZER, *TEMPLATE]
     folder = Path(snapshot_download(source, allow_patterns=wanted))
     if not list(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(source, allow_patterns=[*wanted, PICKLED]))
+        folder = Path(snapshot_download(source, allow_patterns=[*wanted, "pytorch_model*.bin"]))
     return folder, folder.name
 
 
@@ -102,4 +92,7 @@ def _data(source: str) -> dict[str, Any]:
     if source in PACKAGE_OF:
         package = PACKAGE_OF[source]
         return {"source": source, "files": {}, "package": f"{package} {version(package)}"}
+    if not Path(source).exists():
+        domains = ", ".join(PACKAGE_OF)
+        raise ValueError(f"data {source!r}: no such file; expected {domains}, or a file or folder")
     return {"source": source, "files": files_sha256(Path(source), ["."])}

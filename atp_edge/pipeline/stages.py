@@ -15,7 +15,7 @@ from atp_edge.config import Config
 from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
-from atp_edge.run.pinned import settings_of
+from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, WORK, StageName
 
@@ -30,13 +30,13 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
     from atp_edge.pipeline.inputs import inputs_of
     from atp_edge.training.setup import splits_of
 
-    run = RunFolder(Path(config.out))
+    run, inputs = RunFolder(Path(config.out)), inputs_of(config)
     if not run.config_toml.exists():
         progress.say("reading the domain text")
         splits_of(config)
-    inputs = inputs_of(config)
     with run.held(), _saying_what_is_saved(run):
         open_run(config, inputs, progress.say)
+        run.void_damaged(progress.say)
         for name in names:
             if not _done(name, config, run, progress.say):
                 run_stage(name, config, run, progress)
@@ -53,10 +53,11 @@ def taken_up(run: RunFolder, progress: Progress, *, source: bool) -> Iterator[Co
     config = run.config()
     with run.held(), _saying_what_is_saved(run):
         run.adopt(config, progress.say)
+        run.void_damaged(progress.say)
         if source:
-            from atp_edge.pipeline.inputs import check_inputs
+            from atp_edge.pipeline.inputs import inputs_of
 
-            check_inputs(config, run, progress.say)
+            pin_sources(run.path, inputs_of(config), progress.say)
         yield config
 
 
@@ -86,7 +87,9 @@ def run_stage(name: StageName, config: Config, run: RunFolder, progress: Progres
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise
     run.records.keep(name, read=read, settings=settings)
-    run.void(*run.stale())
+    for other, why in run.stale().items():
+        progress.say(f"{other} no longer holds: {why}")
+        run.void(other)
 
 
 def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], None]) -> bool:

@@ -21,11 +21,10 @@ from atp_edge.run.files import (
 from atp_edge.run.pinned import (
     check_names,
     check_settings,
-    check_sources,
+    pin_sources,
     pinned_settings,
     read_inputs,
     settings_of,
-    write_inputs,
 )
 from atp_edge.run.records import (
     FOLDERS,
@@ -49,6 +48,7 @@ class RunFolder:
     path: Path
 
     config_toml = property(lambda self: self.path / "config.toml")
+    inputs_json = property(lambda self: self.path / "inputs.json")
     plan = property(lambda self: self.path / PLAN)
     metrics_json = property(lambda self: self.path / METRICS)
     checkpoint = property(lambda self: self.path / "checkpoint")
@@ -122,6 +122,15 @@ class RunFolder:
         troubles = {name: self.records.stale(name) for name in names}
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
+    def void_damaged(self, say: Callable[[str], None]) -> None:
+        """Forget what metrics.json does not say as it was measured, and say so."""
+        records = self.records
+        measured = [n for n in records.names if WORK[n].figures == METRICS]
+        damaged = [n for n in measured if not records.has_its_figures(n)]
+        if damaged:
+            say(f"{self.metrics_json} was changed: without {', '.join(sorted(damaged))}")
+            self.void(*damaged)
+
     def void(self, *stages: str) -> None:
         """Forget what these stages found: their figures and their records."""
         self.records.drop(stages)
@@ -175,7 +184,9 @@ def open_run(
     """
     run = RunFolder(Path(config.out))
     before = run.config() if run.config_toml.exists() else None
-    known = read_inputs(run.path) if before or run.records.names else None
+    if before is None:
+        _check_without_config(run)
+    known = read_inputs(run.path)
     if known:
         check_settings(run.path, known["settings"], config, before)
     elif before:
@@ -183,14 +194,25 @@ def open_run(
         check_names(run.path, before, config)
     if before:
         run.adopt(before, say)
-    if inputs and known:
-        check_sources(run.path, known, inputs)
-    elif inputs:
-        write_inputs(run.path, inputs)
-        if before:
-            say("what model and data were is not recorded: they are taken as they are now")
+    if inputs:
+        pin_sources(run.path, inputs, say)
     if before != config:
         now = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
         versions = read_versions(run.config_toml) if before else now
         write_atomically(run.config_toml, to_toml(config, versions))
     return run
+
+
+def _check_without_config(run: RunFolder) -> None:
+    """Remove what a kill left of a run as it was begun. Raises ValueError for one whose config.toml
+    is gone, and its settings with it."""
+    recorded = run.records.inputs is not None
+    begun = run.checkpoint.exists() or run.metrics_json.exists()
+    if begun and not recorded:
+        raise ValueError(
+            f"{run.config_toml} is gone, and there is more of its run; put it back, or name a new "
+            "folder with --out"
+        )
+    if recorded and not begun:
+        run.inputs_json.unlink(missing_ok=True)
+        run.records.file.unlink()

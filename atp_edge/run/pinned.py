@@ -7,7 +7,7 @@ file under its path in `source`, or the package that holds it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,13 @@ def check_names(folder: Path, before: Config, config: Config) -> None:
             raise _another(folder, key, then, now)
 
 
-def check_sources(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first file of model, tokenizer, template or data that is not what
-    it was when the run began."""
+def pin_sources(folder: Path, now: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Record what a run begins with, or raise ValueError naming the first file of model, tokenizer,
+    template or data that is not what it was then."""
+    then = read_inputs(folder)
+    if then is None:
+        _write_inputs(folder, now, say)
+        return
     for kind in SOURCES:
         before, after = then[kind], now[kind]
         named = {str(Path(after["source"], k)): v for k, v in after["files"].items()}
@@ -93,6 +97,8 @@ def check_sources(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any])
                 f"the {kind} of {folder} is not what the run began with: {changed}; put the old "
                 "one back, or start a run of the new one with another --out"
             )
+    if then != now:  # moved
+        write_json(folder / "inputs.json", now)
 
 
 def _another(folder: Path, key: str, then: str, now: str) -> ValueError:
@@ -109,28 +115,36 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
     Raises ValueError when inputs.json is not what was written.
     """
     path, noted = folder / "inputs.json", Records(folder).inputs
+    if not path.exists():
+        return None
     inputs = read_json(path)
-    if inputs and noted and noted != inputs_sha256(inputs):
+    try:
+        whole = inputs_sha256(inputs) == noted or noted is None
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
         raise ValueError(
             f"{path} is damaged: it is not what was written there; put it back, or delete it, and "
             "it is made again of model and data, if they are what they were"
         )
-    return inputs or None
+    return inputs
 
 
-def write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Record what the run begins with. Raises ValueError when it began with something else."""
+def _write_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], None]) -> None:
     records = Records(folder)
-    if records.names and records.inputs not in (None, inputs_sha256(inputs)):
+    noted, sha256 = records.inputs, inputs_sha256(inputs)
+    if noted not in (None, sha256):
         raise ValueError(
             f"{folder / 'inputs.json'} is gone, and settings, model or data are not those that the "
             "run began with; put it back, or name a new folder with --out"
         )
+    if noted is None and (folder / "config.toml").exists():
+        say("what model and data were was not recorded: they are taken as they are now")
     write_json(folder / "inputs.json", inputs)
-    records.begin(inputs_sha256(inputs))
+    records.begin(sha256)
 
 
 def inputs_sha256(inputs: Mapping[str, Any]) -> str:
     """Of what the inputs hold, wherever they lie."""
-    held = {kind: (inputs[kind]["files"], inputs[kind].get("package")) for kind in SOURCES}
+    held = {kind: inputs[kind] | {"source": ""} for kind in SOURCES}
     return value_sha256(held | {"settings": inputs["settings"]})

@@ -163,9 +163,14 @@ class Records:
         wrote = {k: v for k, v in record.wrote.items() if k != HISTORY}
         if changed := difference(wrote, files_sha256(self.folder, made)):
             return changed
-        if record.figures != self._figures(name):
+        if not self.has_its_figures(name):
             return f"{WORK[name].figures}: the figures of {name} changed"
         return None
+
+    def has_its_figures(self, name: str) -> bool:
+        """Whether the figures of a recorded stage are those that it left."""
+        record = self.get(name)
+        return record is not None and record.figures == self._figures(name)
 
     def trouble(self, name: str, settings: Mapping[str, Any] | None = None) -> str | None:
         """Why a stage has to be done (again); None: it is done. settings: those to be done with."""
