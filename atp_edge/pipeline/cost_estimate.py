@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from atp_export.consumers import context_of
 from rich.table import Table
+from rich.text import Text
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
@@ -24,7 +25,8 @@ def cost_table(config: Config) -> Table:
     count = count_parameters(shape)
     slim = feasible.fixed + feasible.allowed
     each = BYTES_PER_PARAMETER[config.export.precision]
-    shown = Table(title=f"{config.model}, {config.data}, {config.budget}", title_justify="left")
+    title = Text(f"{config.model}, {config.data}, {config.budget}")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
     shown.add_column("dense", justify="right", no_wrap=True)
     shown.add_column("slim, at most", justify="right", no_wrap=True)

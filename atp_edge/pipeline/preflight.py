@@ -12,7 +12,7 @@ from atp_edge.config import Config
 from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, check_model
 from atp_edge.pipeline.export import quantizer_of
-from atp_edge.run.folder import StageName
+from atp_edge.run.records import StageName
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
