@@ -87,7 +87,7 @@ def run_stage(name: StageName, config: Config, run: RunFolder, progress: Progres
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise
     run.records.keep(name, read=read, settings=settings)
-    for other, why in run.stale().items():
+    for other, why in run.records.outdated_by(name).items():
         progress.say(f"{other} no longer holds: {why}")
         run.void(other)
 

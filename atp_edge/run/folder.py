@@ -117,18 +117,15 @@ class RunFolder:
 
     def stale(self) -> dict[str, str]:
         """Stages and benches whose figures are of other files than there are now, and why."""
-        found = self.records.names
-        names = [n for n, work in WORK.items() if work.figures == METRICS and n in found]
-        troubles = {name: self.records.stale(name) for name in names}
+        troubles = {name: self.records.stale(name) for name in self.records.measured}
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     def void_damaged(self, say: Callable[[str], None]) -> None:
         """Forget what metrics.json does not say as it was measured, and say so."""
         records = self.records
-        measured = [n for n in records.names if WORK[n].figures == METRICS]
-        damaged = [n for n in measured if not records.has_its_figures(n)]
+        damaged = [n for n in records.measured if not records.has_its_figures(n)]
         if damaged:
-            say(f"{self.metrics_json} was changed: without {', '.join(sorted(damaged))}")
+            say(f"{self.metrics_json} was changed: without {', '.join(damaged)}")
             self.void(*damaged)
 
     def void(self, *stages: str) -> None:

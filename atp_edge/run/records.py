@@ -5,7 +5,7 @@ A stage is done as long as all that it read and wrote is, byte for byte, what it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -106,6 +106,12 @@ class Records:
         """Of all that is recorded."""
         return frozenset(self._content()["done"])
 
+    @property
+    def measured(self) -> list[str]:
+        """The recorded stages and benches, in their order: all but the parts of training."""
+        names = self.names
+        return [n for n, work in WORK.items() if work.figures == METRICS and n in names]
+
     def get(self, name: str) -> Record | None:
         done = self._content()["done"]
         return Record(**done[name]) if name in done else None
@@ -190,5 +196,26 @@ class Records:
         if record is None:
             begun = f"{WRITER[path]} has not ended, or what it reads was made anew since"
             return begun if self.file.exists() else None
-        whole = {k: v for k, v in record.wrote.items() if k == path or k.startswith(f"{path}/")}
-        return difference(whole, files_sha256(self.folder, [path]))
+        return difference(_under([path], record.wrote), files_sha256(self.folder, [path]))
+
+    def outdated_by(self, name: str) -> dict[str, str]:
+        """What read other work of a stage than there is now, or builds on what did; and why."""
+        found: dict[str, str] = {}
+        for other in self.measured:
+            reads = set(WORK[other].reads)
+            shared = sorted(reads.intersection(WORK[name].writes))
+            record = self.get(other)
+            then = _under(shared, record.read if record else {})
+            before = next((f for f in found if reads.intersection(WORK[f].writes)), None)
+            if changed := difference(then, files_sha256(self.folder, shared)):
+                found[other] = changed
+            elif before:
+                found[other] = f"{before} does not"
+        return found
+
+
+def _under(paths: Collection[str], files: Mapping[str, str]) -> dict[str, str]:
+    """The files that these paths are or hold."""
+    return {
+        k: v for k, v in files.items() if k in paths or k.startswith(tuple(f"{p}/" for p in paths))
+    }
