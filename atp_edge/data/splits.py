@@ -123,7 +123,7 @@ def make_splits(
             tokens={name: one.blocks.input_ids.numel() for name, one in packed.items()},
             duplicates_removed=sum(map(len, drawn.values())) - sum(map(len, kept.values())),
             sha256=digest.hexdigest(),
-            test_seen_in_train=seen,
+            test_seen_in_train=round(seen, 4),
             blocks_without_label=sum(one.unlabelled for one in packed.values()),
             documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
