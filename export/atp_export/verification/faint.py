@@ -1,0 +1,72 @@
+"""The fp32 form with a residual stream so faint that the epsilon of every norm counts.
+
+A norm divides by the root of mean square + epsilon. Where hidden states are of order 1, an epsilon
+ten times too large moves logits by no more than fp32's own rounding does; where their mean square
+is of epsilon's order it moves them by half. So the matrices whose outputs a norm reads are made
+smaller, in the file and in the model alike, and both are asked again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from torch import Tensor
+
+from atp_export.verification.places import Place
+from atp_export.verification.tensors import Tensors
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DATA = "faint.data"
+
+
+def faint_factors(
+    state: Mapping[str, Tensor], places: Mapping[str, Place], epsilon: float
+) -> dict[str, float]:
+    """What parameters are multiplied by, of those whose outputs a norm reads."""
+    into_norms = r"\.(?:o_proj|down_proj)\.(?:weight|bias)$"
+    if any(name.endswith("q_norm.weight") for name in state):
+        into_norms = r"\.(?:o_proj|down_proj|q_proj|k_proj)\.(?:weight|bias)$"
+    faint = math.sqrt(epsilon)
+    found = {name: faint for name in state if re.search(into_norms, name)}
+    spread = float(state[EMBEDDING].square().mean().sqrt())
+    found[EMBEDDING] = faint / max(spread, faint)
+    if EMBEDDING in places and HEAD in places and places[EMBEDDING].tensor == places[HEAD].tensor:
+        found[HEAD] = found[EMBEDDING]
+    return found
+
+
+def make_faint(folder: Path, places: Mapping[str, Place], factors: Mapping[str, float]) -> None:
+    """Write folder/model.onnx anew with its tensors multiplied, and these beside the others."""
+    path = folder / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    tensors = Tensors(folder, model.graph)
+    # By tensor and rows: what two parameters share is multiplied once.
+    parts: dict[str, dict[str, tuple[Place, float]]] = defaultdict(dict)
+    for name in factors.keys() & places.keys():
+        parts[places[name].tensor][str(places[name].rows)] = (places[name], factors[name])
+    with (folder / _DATA).open("wb") as file:
+        for proto in model.graph.initializer:
+            if proto.name in parts:
+                whole = np.array(tensors(proto.name))
+                for place, factor in parts[proto.name].values():
+                    part = place.of(whole)
+                    part *= np.float32(factor)
+                _refer(proto, file.tell(), whole.nbytes)
+                file.write(whole.data)
+    path.write_bytes(model.SerializeToString())
+
+
+def _refer(proto: TensorProto, offset: int, length: int) -> None:
+    """Let a tensor lie in the second data file."""
+    proto.ClearField("raw_data")
+    proto.ClearField("external_data")
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", _DATA), ("offset", offset), ("length", length)):
+        proto.external_data.add(key=key, value=str(value))
