@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from atp_export.consumers import context_of
 from rich.table import Table
-from transformers import AutoConfig
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
@@ -12,14 +12,14 @@ from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.summary import megabytes, millions
-from atp_edge.training.setup import BYTES_PER_PARAMETER, feasible_of, model_source
+from atp_edge.training.setup import BYTES_PER_PARAMETER, feasible_of, source_config
 
 _FP32 = 4
 
 
 def cost_table(config: Config) -> Table:
     """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
-    source = AutoConfig.from_pretrained(model_source(config.model))
+    source = source_config(config)
     shape, feasible = model_shape(source), feasible_of(config, source)
     count = count_parameters(shape)
     slim = feasible.fixed + feasible.allowed
@@ -35,6 +35,8 @@ def cost_table(config: Config) -> Table:
         megabytes(count.whole * each),
         megabytes((slim + count.around) * each),
     )
+    own = source.max_position_embeddings
+    shown.add_row("context, tokens", f"{own:,}", f"{context_of(source, config.export.context):,}")
     joint = config.control_steps
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)

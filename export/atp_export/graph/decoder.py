@@ -42,7 +42,7 @@ def build_decoder(
     ids = g.input("input_ids", INT64, ["batch_size", "sequence_length"])
     mask = g.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
     shared = ops.inputs(g, shape, ids, mask, rotary)
-    residual, head = embedding_and_head(g, storage, shape, weights, ids)
+    residual, head = embedding_and_head(g, storage, shape, weights, shared.tokens or ids)
     added: str | None = None
     caches = 0
     for i, layer in enumerate(shape.layers):
@@ -61,7 +61,11 @@ def build_decoder(
     norm = g.weight("model.norm.weight", weights("model.norm.weight"))
     hidden, _ = _norm(g, shape, ops, residual, added, norm, "final_norm")
     start = g.tensor(LOGITS_FROM, torch.zeros(1, dtype=torch.int64))
-    wanted = g.node("Slice", [hidden, start, g.constant([_END]), g.constant([1])], name="wanted")
+    from_start = [start, g.constant([_END]), g.constant([1])]
+    wanted = g.node("Slice", [shared.places or hidden, *from_start], name="wanted")
+    if shared.places:
+        rows = g.node("Reshape", [hidden, g.constant([-1, shape.hidden])])
+        wanted = g.node("Gather", [rows, wanted], name="as_they_came")
     # Logits are fp32 whatever the weights are: samplers and JavaScript expect it.
     g.node("Cast", [head(wanted)], name="cast_logits", outputs=["logits"], to=FLOAT)
 
