@@ -47,15 +47,15 @@ def make_faint(folder: Path, places: Mapping[str, Place], factors: Mapping[str, 
     path = folder / "model.onnx"
     model = onnx.load(path, load_external_data=False)
     tensors = Tensors(folder, model.graph)
-    # By tensor and rows: what two parameters share is multiplied once.
-    parts: dict[str, dict[str, tuple[Place, float]]] = defaultdict(dict)
-    for name in factors.keys() & places.keys():
-        parts[places[name].tensor][str(places[name].rows)] = (places[name], factors[name])
+    parts: dict[str, list[tuple[Place, float]]] = defaultdict(list)
+    # What the head shares with the embedding is multiplied there.
+    for name in factors.keys() & places.keys() - {HEAD}:
+        parts[places[name].tensor].append((places[name], factors[name]))
     with (folder / _DATA).open("wb") as file:
         for proto in model.graph.initializer:
             if proto.name in parts:
                 whole = np.array(tensors(proto.name))
-                for place, factor in parts[proto.name].values():
+                for place, factor in parts[proto.name]:
                     part = place.of(whole)
                     part *= np.float32(factor)
                 _refer(proto, file.tell(), whole.nbytes)
