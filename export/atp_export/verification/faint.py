@@ -12,15 +12,15 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 from torch import Tensor
 
+from atp_export.verification.embedding import refer
 from atp_export.verification.places import Place
 from atp_export.verification.tensors import Tensors
+from atp_export.verification.widen import Widened
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DATA = "faint.data"
@@ -42,31 +42,23 @@ def faint_factors(
     return found
 
 
-def make_faint(folder: Path, places: Mapping[str, Place], factors: Mapping[str, float]) -> None:
-    """Write folder/model.onnx anew with its tensors multiplied, and these beside the others."""
-    path = folder / "model.onnx"
+def make_faint(widened: Widened, places: Mapping[str, Place], factors: Mapping[str, float]) -> None:
+    """Write the fp32 form's file anew with its tensors multiplied, and these beside the others."""
+    path = widened.folder / "model.onnx"
     model = onnx.load(path, load_external_data=False)
-    tensors = Tensors(folder, model.graph)
+    model.graph.CopyFrom(widened.graph)
+    tensors = Tensors(widened.folder, widened.graph)
     parts: dict[str, list[tuple[Place, float]]] = defaultdict(list)
     # What the head shares with the embedding is multiplied there.
     for name in factors.keys() & places.keys() - {HEAD}:
         parts[places[name].tensor].append((places[name], factors[name]))
-    with (folder / _DATA).open("wb") as file:
+    with (widened.folder / _DATA).open("wb") as file:
         for proto in model.graph.initializer:
             if proto.name in parts:
                 whole = np.array(tensors(proto.name))
                 for place, factor in parts[proto.name]:
                     part = place.of(whole)
                     part *= np.float32(factor)
-                _refer(proto, file.tell(), whole.nbytes)
+                refer(proto, _DATA, file.tell(), whole.nbytes)
                 file.write(whole.data)
     path.write_bytes(model.SerializeToString())
-
-
-def _refer(proto: TensorProto, offset: int, length: int) -> None:
-    """Let a tensor lie in the second data file."""
-    proto.ClearField("raw_data")
-    proto.ClearField("external_data")
-    proto.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", _DATA), ("offset", offset), ("length", length)):
-        proto.external_data.add(key=key, value=str(value))

@@ -15,6 +15,7 @@ from atp_export.runtime import Session, generate_tokens
 from atp_export.verification.adapters import factors_in, with_adapter
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.compare import Pair, Truth, logit_checks
+from atp_export.verification.embedding import with_table
 from atp_export.verification.faint import faint_factors, make_faint
 from atp_export.verification.first_divergence import first_divergence, first_divergence_of_graphs
 from atp_export.verification.float64_reference import Rounding, rounding
@@ -71,8 +72,8 @@ class Proof:
         self.rounding: Rounding | None = None
         self.shipped: list[Pair] = []
         self.greedy_same, self.batched_same = 0, False
-        widened = widen(folder, beside)
-        self.stored = stored_in(widened, model)
+        self.widened = with_table(widen(folder, beside), model.config.vocab_size)
+        self.stored = stored_in(self.widened, model)
         self.reference = self._holding(self.stored.state)
         context = len(self.stored.cos)
         self.rows = [row[: context - 1] for row in rows]
@@ -159,7 +160,7 @@ class Proof:
         """The graph in fp32 with a faint residual stream; its file is written anew."""
         places, state = self.stored.places, self.stored.state
         factors = faint_factors(state, places, self.model.config.rms_norm_eps)
-        make_faint(self.beside, places, factors)
+        make_faint(self.widened, places, factors)
         reference = self._holding({n: t * factors.get(n, 1.0) for n, t in state.items()})
         asked = asked_of(self.tokens, min(SHORT_TEXT_TOKENS, self.context))
         truth = Truth(reference, asked)

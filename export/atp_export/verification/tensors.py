@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
 
 
 class Tensors:
@@ -30,6 +29,13 @@ class Tensors:
     def kind(self, name: str) -> int:
         """The tensor's type, of onnx.TensorProto."""
         return int(self._proto(name).data_type)
+
+    def place(self, name: str) -> tuple[str, ...] | bytes:
+        """Where the tensor's bytes lie in the folder, or the bytes where they are in the graph."""
+        proto = self._proto(name)
+        if proto.data_location != TensorProto.EXTERNAL:
+            return bytes(proto.raw_data)
+        return tuple(f"{entry.key}={entry.value}" for entry in proto.external_data)
 
     def __call__(self, name: str) -> NDArray[Any]:
         """The tensor in its own type; 4-bit integers as ml_dtypes has them, a byte each."""

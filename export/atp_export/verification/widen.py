@@ -11,7 +11,7 @@ Rules, each of one kind of node; all others stay as they are:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def widen(folder: Path, out: Path) -> Widened:
     graph = _Graph(model.graph, Tensors(folder, model.graph))
     nodes = [new for node in model.graph.node for new in graph.rewritten(node)]
     builder = GraphBuilder(out, torch.float32)
-    builder.nodes = _alive(nodes, {value.name for value in model.graph.output})
+    builder.nodes = alive(nodes, {value.name for value in model.graph.output})
     builder.inputs = [_widened_value(value) for value in model.graph.input]
     builder.outputs = [_widened_value(value) for value in model.graph.output]
     read = {name for node in builder.nodes for name in node.input}
@@ -186,10 +186,12 @@ class _Graph:
             self.made[name] = lambda: quantized().values()
         return self._tables[key]
 
-    def _root(self, name: str) -> str:
-        """The tensor of the file that a constant is, reshaped or not."""
+    def _root(self, name: str) -> Any:
+        """Where the bytes of a constant lie, whatever shape it has: two names may share them."""
         writer = self._writers.get(name)
-        return self._root(writer.input[0]) if writer and writer.op_type == "Reshape" else name
+        if writer is not None and writer.op_type == "Reshape":
+            return self._root(writer.input[0])
+        return self.tensors.place(name) if name in self.tensors else name
 
     def _make_dequantized(self, name: str, node: NodeProto, inputs: list[str]) -> None:
         def read() -> tuple[Quantized, bool]:
@@ -230,14 +232,14 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def _alive(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
+def alive(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
     """The nodes whose results reach an output."""
-    wanted, alive = set(outputs), []
+    wanted, reaching = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             wanted.update(node.input)
-            alive.append(node)
-    return alive[::-1]
+            reaching.append(node)
+    return reaching[::-1]
 
 
 def _widened_node(node: NodeProto) -> NodeProto:
