@@ -20,10 +20,10 @@ from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.run.files import folder_atomically
 from atp_export.adapter import write_adapter
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
+from atp_export.graph.decoder import OPERATORS, DecoderWriter, Flavour
 from atp_export.graph.flavour import Rotary
 from atp_export.graph.flavour_onnx import PORTABLE_OPSET
-from atp_export.graph.linear import Storage
+from atp_export.graph.matrix import MatrixWriter, Storage
 from atp_export.manifest import write_manifest
 from atp_export.quantization.calibrate import input_grams
 from atp_export.quantization.quantize import Bits, Quantizer
@@ -85,7 +85,8 @@ def export_onnx(
     )
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
-        build_decoder(g, shape, weights, rotary_tables(config, positions), flavour, storage)
+        matrices = MatrixWriter(g, storage, shape.biased, weights)
+        DecoderWriter(g, shape, matrices, rotary_tables(config, positions), flavour).write()
         path = g.finish(
             opset=_opset(flavour, precision), contrib=storage.contrib, metadata=metadata
         )

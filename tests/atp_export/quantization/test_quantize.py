@@ -12,7 +12,7 @@ import torch
 from atp_export.export import export_onnx
 from atp_export.manifest import verify_manifest
 from atp_export.quantization.calibrate import input_grams
-from atp_export.quantization.quantize import BLOCK, Bits, Blocks, Quantizer, quantize
+from atp_export.quantization.quantize import BLOCK, Bits, QuantizedMatrix, Quantizer, quantize
 from atp_export.runtime import Generation, Session
 from atp_export.verification.verify import verify
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from tests.tiny import tiny_model
 QUANTIZERS: list[Quantizer] = ["nearest", "k-quant", "gptq"]
 
 
-def values(blocks: Blocks) -> NDArray[np.float64]:
+def values(blocks: QuantizedMatrix) -> NDArray[np.float64]:
     """The matrix [K, N] that blocks mean."""
     levels = blocks.packed.reshape(len(blocks.packed), -1)
     zeros = blocks.zeros
