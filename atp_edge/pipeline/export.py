@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 from atp_export.export import export_onnx
-from atp_export.quantization.quantize import Quantizer
 
-from atp_edge.config import Config, ExportConfig
+from atp_edge.config import Config, ExportConfig, Quantizer
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import model_source, splits_of

@@ -7,11 +7,11 @@ our runtime makes an input (see atp_export.runtime.logits_from).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
+from atp_edge.config import Flavour
 from atp_edge.model.families import LayerShape, ModelShape
+from atp_edge.model.storage import MATRICES
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.embedding import VocabularyWriter
 from atp_export.graph.flavour import FLOAT, INT64, Operators, Rotary, Shared, cache_of
@@ -20,7 +20,6 @@ from atp_export.graph.flavour_ort import FUSED
 from atp_export.graph.matrix import MatrixWriter
 from atp_export.runtime.logits_from import LOGITS_FROM
 
-Flavour = Literal["ort", "standard", "portable"]
 OPERATORS: dict[Flavour, Operators] = {
     "ort": FUSED,
     "standard": STANDARD,
@@ -33,15 +32,10 @@ class DecoderWriter:
     """Adds a decoder to a graph. Its methods take and return names of hidden states [B, S, H]."""
 
     def __init__(
-        self,
-        g: GraphBuilder,
-        shape: ModelShape,
-        matrices: MatrixWriter,
-        rotary: Rotary,
-        flavour: Flavour,
+        self, g: GraphBuilder, shape: ModelShape, matrices: MatrixWriter, rotary: Rotary
     ) -> None:
         self.g, self.shape, self.matrices, self.rotary = g, shape, matrices, rotary
-        self.ops = OPERATORS[flavour]
+        self.ops = OPERATORS[matrices.storage.flavour]
 
     def write(self) -> None:
         """The whole decoder: inputs, layers with their caches, logits."""
@@ -82,8 +76,9 @@ class DecoderWriter:
 
     def _attention(self, hidden: str, index: int, cache: int, shared: Shared) -> str:
         layer, at = self.shape.layers[index], f"model.layers.{index}.self_attn"
+        qkv, o = MATRICES["attention"]
         place = cache_of(self.g, layer, index, cache)
-        q = self.matrices.linear(hidden, at, ["q_proj", "k_proj", "v_proj"])
+        q = self.matrices.linear(hidden, at, qkv)
         k = v = ""
         if self.shape.qk_norm or not self.ops.packed_qkv:
             q, k, v = self._split(q, layer, at)
@@ -91,36 +86,34 @@ class DecoderWriter:
             q = self._head_norm(q, layer, f"{at}.q_norm")
             k = self._head_norm(k, layer, f"{at}.k_norm")
         context = self.ops.attend(self.g, place, shared, q, k, v)
-        return self.matrices.linear(context, at, ["o_proj"])
+        return self.matrices.linear(context, at, o)
 
     def _split(self, qkv: str, layer: LayerShape, at: str) -> list[str]:
         sizes = [layer.heads * layer.head_dim] + [layer.kv_heads * layer.head_dim] * 2
-        parts: list[str] = self.g.node(
+        return self.g.node(
             "Split", [qkv, self.g.constant(sizes)], name=f"{at}.split", outputs=3, axis=-1
         )
-        return parts
 
     def _head_norm(self, x: str, layer: LayerShape, name: str) -> str:
         """RMS norm over each head (Qwen3), in its own nodes: the CPU kernel takes none inside."""
         heads = self.g.node("Reshape", [x, self.g.constant([0, 0, -1, layer.head_dim])])
         scale = self.matrices.vector(f"{name}.weight")
         normed = self.ops.norm(self.g, heads, scale, self.shape.norm_eps, name)
-        flat: str = self.g.node("Reshape", [normed, self.g.constant([0, 0, -1])])
-        return flat
+        return self.g.node("Reshape", [normed, self.g.constant([0, 0, -1])])
 
     def _mlp(self, hidden: str, index: int) -> str:
         at = f"model.layers.{index}.mlp"
         # Not packed: no faster for one token (5.3 ms both ways at int4, 135M parameters, 2 cores),
         # and the prefill of 128 tokens takes 173 ms instead of 159.
-        gate = self.matrices.linear(hidden, at, ["gate_proj"])
-        up = self.matrices.linear(hidden, at, ["up_proj"])
+        gate, up, down = MATRICES["mlp"]
+        gated = self.matrices.linear(hidden, at, gate)
+        linear = self.matrices.linear(hidden, at, up)
         # ONNX Runtime fuses x * sigmoid(x).
-        silu = self.g.node("Mul", [gate, self.g.node("Sigmoid", [gate])])
-        return self.matrices.linear(self.g.node("Mul", [silu, up]), at, ["down_proj"])
+        silu = self.g.node("Mul", [gated, self.g.node("Sigmoid", [gated])])
+        return self.matrices.linear(self.g.node("Mul", [silu, linear]), at, down)
 
     def _wanted(self, hidden: str) -> str:
         """The positions whose logits are asked for."""
         start = self.g.tensor(LOGITS_FROM, torch.zeros(1, dtype=torch.int64))
         end, positions = self.g.constant([_END]), self.g.constant([1])
-        wanted: str = self.g.node("Slice", [hidden, start, end, positions], name="wanted")
-        return wanted
+        return self.g.node("Slice", [hidden, start, end, positions], name="wanted")

@@ -1,24 +1,23 @@
 """Matrices of a decoder: projections with their biases and adapters.
 
-How a matrix is stored follows from precision and flavour:
+How a matrix is stored, atp_edge.model.storage says; it is read by
 
-- fp32, fp16, bf16: MatMul with a [in, out] weight.
-- int8, int4 with com.microsoft operators: MatMulNBits.
-- int8, int4 with ai.onnx alone: blocked DequantizeLinear (opset 21) before a MatMul.
+- MatMul in fp32, fp16 and bf16;
+- MatMulNBits in int8 and int4, where com.microsoft operators may be used;
+- blocked DequantizeLinear (opset 21) and MatMul where not: ONNX Runtime makes MatMulNBits of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
+from atp_edge.model.storage import BLOCK, Storage, Stored, linear_name
 from atp_export.graph.builder import GraphBuilder
-from atp_export.quantization.quantize import BLOCK, Bits, QuantizedMatrix, Quantizer, quantize
+from atp_export.quantization.quantize import quantize
 
 # int8 activations inside MatMulNBits: without them CPUs take a slow path (one token, 2048 x 4096,
 # 2 x86 cores: 0.36 ms instead of 0.09 at 4 bits, 30 instead of 0.12 at 8).
@@ -31,26 +30,21 @@ class Weights(Protocol):
     def __call__(self, name: str) -> Tensor: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Storage:
-    """How matrices are written. bits None: in the graph's own type."""
-
-    bits: Bits | None
-    contrib: bool
-    quantizer: Quantizer = "nearest"
-    grams: Mapping[str, Tensor] = field(default_factory=dict)
-    """Calibration for gptq, by the path of a packed matrix's first projection, or lm_head."""
-    adapters: bool = False
-    """Every projection takes LoRA factors as optional inputs, empty by default."""
-
-
 class MatrixWriter:
     """Adds constant matrices and their products to a graph."""
 
     def __init__(
-        self, g: GraphBuilder, storage: Storage, biased: frozenset[str], weights: Weights
+        self,
+        g: GraphBuilder,
+        storage: Storage,
+        biased: frozenset[str],
+        weights: Weights,
+        grams: Mapping[str, Tensor],
     ) -> None:
-        self.g, self.storage, self.biased, self.weights = g, storage, biased, weights
+        """biased: the projections that carry a bias. grams: calibration for gptq, by the path of a
+        packed matrix's first projection, lm_head or model.embed_tokens."""
+        self.g, self.storage, self.biased = g, storage, biased
+        self.weights, self.grams = weights, grams
 
     def vector(self, name: str) -> str:
         """A vector of the checkpoint, under its own name."""
@@ -60,7 +54,7 @@ class MatrixWriter:
         """Projections of one input as one matrix [in, sum of out], with their biases if any."""
         parts = [self.weights(f"{at}.{p}.weight") for p in projections]
         label, matrix = linear_name(at, projections), torch.cat(parts).T
-        y = self.matmul(x, matrix, label, self.storage.grams.get(f"{at}.{projections[0]}"))
+        y = self.matmul(x, matrix, label, self.grams.get(f"{at}.{projections[0]}"))
         if not self.biased.isdisjoint(projections):
             biases = [
                 self.weights(f"{at}.{p}.bias") if p in self.biased else torch.zeros(len(part))
@@ -78,70 +72,42 @@ class MatrixWriter:
         b = self.g.optional_input(f"{label}.lora_B", no_b, [rank, columns])
         low = self.g.node("MatMul", [x, a], name=f"{label}.lora_low")
         change = self.g.node("MatMul", [low, b], name=f"{label}.lora")
-        adapted: str = self.g.node("Add", [y, change], name=f"{label}.adapted")
-        return adapted
+        return self.g.node("Add", [y, change], name=f"{label}.adapted")
 
     def matmul(self, x: str, matrix: Tensor, name: str, gram: Tensor | None = None) -> str:
         """x [.., K] times a matrix [K, N]; gram [K, K] of x on calibration text, for gptq."""
+        rows, columns = matrix.shape
+        tensors = self.storage.matrix(name, rows, columns)
         if self.storage.bits is None:
-            weight = self.g.weight(f"{name}.weight", matrix)
-            y: str = self.g.node("MatMul", [x, weight], name=name)
-            return y
-        rounded = self.quantize(matrix, gram)
-        if self.storage.contrib:
-            return self.matmul_nbits(x, rounded, self.blocks(rounded, name), name)
-        return self._dequantized_matmul(x, rounded, name)
+            return self.g.node("MatMul", [x, self.g.weight(tensors[0].name, matrix)], name=name)
+        return self.product(x, self.rounded(tensors, matrix, gram), name, rows, columns)
 
-    def quantize(self, matrix: Tensor, gram: Tensor | None) -> QuantizedMatrix:
-        """A matrix [K, N] rounded by the storage's quantizer."""
+    def rounded(self, tensors: Sequence[Stored], matrix: Tensor, gram: Tensor | None) -> list[str]:
+        """Store a matrix [K, N], quantized: the names of levels, scales and any zero points."""
         assert self.storage.bits is not None
-        return quantize(matrix, self.storage.bits, self.storage.quantizer, gram)
+        made = quantize(matrix, self.storage.bits, self.storage.quantizer, gram)
+        # An embedding's rows are packed alike in every flavour.
+        arrays = made.arrays(fused=tensors[0].kind == "uint8")
+        return [self.g.store(t, array) for t, array in zip(tensors, arrays, strict=True)]
 
-    def blocks(self, matrix: QuantizedMatrix, name: str) -> list[str]:
-        """Names of the packed levels, the scales and, where there are any, the zero points."""
-        stored = [
-            self.g.tensor(f"{name}.blocks", torch.from_numpy(matrix.packed)),
-            self.g.weight(f"{name}.scales", torch.from_numpy(matrix.scales)),
-        ]
-        if matrix.zeros is not None:
-            stored.append(self.g.tensor(f"{name}.zeros", torch.from_numpy(matrix.zeros)))
-        return stored
-
-    def matmul_nbits(self, x: str, matrix: QuantizedMatrix, stored: list[str], name: str) -> str:
-        """x [.., K] times a matrix [K, N] by its stored blocks, inside one operator."""
-        y: str = self.g.node(
-            "MatMulNBits",
-            [x, *stored],
-            name=name,
-            domain="com.microsoft",
-            K=matrix.rows,
-            N=matrix.packed.shape[0],
-            bits=matrix.bits,
-            block_size=BLOCK,
-            accuracy_level=_ACCURACY_LEVEL,
-        )
-        return y
-
-    def _dequantized_matmul(self, x: str, matrix: QuantizedMatrix, name: str) -> str:
-        values, scales = matrix.transposed()
-        padded, columns = scales.shape[0] * BLOCK, scales.shape[1]
-        kind = TensorProto.INT4 if matrix.bits == 4 else TensorProto.INT8
-        stored = self.g.raw(f"{name}.values", kind, [padded, columns], values)
-        read = [stored, self.g.weight(f"{name}.scales", torch.from_numpy(scales))]
-        zeros = matrix.transposed_zeros()
-        if zeros is not None:
-            read.append(self.g.raw(f"{name}.zeros", kind, scales.shape, zeros))
-        whole = self.g.node("DequantizeLinear", read, name=f"{name}.weight", axis=0,
-                            block_size=BLOCK)  # fmt: skip
-        # Padded, for OpenVINO refuses a last block that is not whole.
-        if padded != matrix.rows:
-            whole = self.g.node(
-                "Slice", [whole, self.g.constant([0]), self.g.constant([matrix.rows])]
+    def product(self, x: str, stored: list[str], name: str, rows: int, columns: int) -> str:
+        """x [.., rows] times a stored quantized matrix."""
+        if self.storage.fused:
+            return self.g.node(
+                "MatMulNBits",
+                [x, *stored],
+                name=name,
+                domain="com.microsoft",
+                K=rows,
+                N=columns,
+                bits=self.storage.bits,
+                block_size=BLOCK,
+                accuracy_level=_ACCURACY_LEVEL,
             )
-        y: str = self.g.node("MatMul", [x, whole], name=name)
-        return y
-
-
-def linear_name(at: str, projections: Sequence[str]) -> str:
-    """The name of a (packed) projection's node: `model.layers.0.self_attn.q_k_v`."""
-    return f"{at}.{'_'.join(p.removesuffix('_proj') for p in projections)}"
+        matrix = self.g.node(
+            "DequantizeLinear", stored, name=f"{name}.weight", axis=0, block_size=BLOCK
+        )
+        # Padded, for OpenVINO takes whole blocks alone.
+        if rows % BLOCK:
+            matrix = self.g.node("Slice", [matrix, self.g.constant([0]), self.g.constant([rows])])
+        return self.g.node("MatMul", [x, matrix], name=name)

@@ -12,7 +12,7 @@ How values are rounded is the quantizer's:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 from torch import Tensor
 
+from atp_edge.config import Quantizer
+from atp_edge.model.storage import BLOCK, Bits
 from atp_export.quantization.gptq import gptq
-
-BLOCK = 32
-Bits = Literal[4, 8]
-Quantizer = Literal["nearest", "k-quant", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,15 @@ class QuantizedMatrix:
     zeros: NDArray[np.uint8] | None = None
     bits: Bits
     rows: int
+
+    def arrays(self, *, fused: bool) -> list[NDArray[Any]]:
+        """Levels, scales and, where there are any, zero points, as the tensors of `Storage.matrix`
+        hold them."""
+        if fused:
+            levels, scales, zeros = self.packed, self.scales, self.zeros
+        else:
+            (levels, scales), zeros = self.transposed(), self.transposed_zeros()
+        return [levels, scales] if zeros is None else [levels, scales, zeros]
 
     def transposed(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The same numbers as ai.onnx DequantizeLinear reads them, blocks along axis 0: signed
