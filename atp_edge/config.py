@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -39,8 +40,8 @@ class LoraConfig:
     """peft's LoRA on every projection of the decoder."""
 
     rank: int = field(default=16, metadata={"help": "rank of A and B", "least": 1})
-    alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank"})
-    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank", "above": 0})
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate", "above": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,11 @@ class DecisionConfig:
         default=True, metadata={"help": "go on measuring importance; off: at the start alone"}
     )
     control_share: float = field(
-        default=0.4, metadata={"help": "share of the steps before the freeze"}
+        default=0.4, metadata={"help": "share of the steps before the freeze", "most": 1}
     )
     interval: int = field(default=2, metadata={"help": "LoRA steps per generator step", "least": 1})
     lr: float = field(default=1e-3, metadata={"help": "learning rate of the generator"})
-    temperature: float = field(default=0.4, metadata={"help": "of the soft decision"})
+    temperature: float = field(default=0.4, metadata={"help": "of the soft decision", "above": 0})
     noise: float = field(default=0.0, metadata={"help": "scale of the Gumbel noise; 0: none"})
     projection: bool = field(default=True, metadata={"help": "off: the penalty alone steers"})
     penalty: float = field(default=5.0, metadata={"help": "weight of the budget penalty"})
@@ -80,7 +81,9 @@ class DecisionConfig:
         default="proximal", metadata={"help": "on the LoRA of removed structures"}
     )
     strength: float = field(default=10.0, metadata={"help": "of the regularizer at the freeze"})
-    width_multiple: int = field(default=32, metadata={"help": "MLP widths are multiples of it"})
+    width_multiple: int = field(
+        default=32, metadata={"help": "MLP widths are multiples of it", "least": 1}
+    )
     importance_blocks: int = field(
         default=16, metadata={"help": "blocks that score a start", "least": 1}
     )
@@ -107,9 +110,14 @@ class RecoveryConfig:
     retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
     retrain_lr: float = field(
         default=3e-4,
-        metadata={"help": "peak learning rate of kept weights; larger models want less"},
+        metadata={
+            "help": "peak learning rate of kept weights; larger models want less",
+            "above": 0,
+        },
     )
-    distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
+    distill: float = field(
+        default=0.5, metadata={"help": "weight of the dense tuned teacher", "most": 1}
+    )
     distill_hidden: float = field(
         default=6.0, metadata={"help": "weight of the distance to the teacher's layers"}
     )
@@ -123,15 +131,18 @@ class TrainConfig:
     precision: Literal["bf16", "fp16", "no"] = field(
         default="bf16", metadata={"help": "autocast; no: fp32"}
     )
-    warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps", "most": 1})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm", "above": 0})
     save_every: int = field(
         default=0,
         metadata={"help": "steps between checkpoints; 0: a fortieth of the run, 50 at least"},
     )
     patience: float = field(
         default=0.5,
-        metadata={"help": "share of a phase without a better step that ends it; 0: none"},
+        metadata={
+            "help": "share of a phase without a better step that ends it; 0: none",
+            "most": 1,
+        },
     )
 
 
@@ -180,7 +191,7 @@ class Config:
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
-    seed: int = field(default=0, metadata={"help": "of everything drawn"})
+    seed: int = field(default=0, metadata={"help": "of everything drawn", "most": 2**32 - 1})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
     recipe: Literal["fast", "balanced", "best"] = field(
         default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
@@ -231,13 +242,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its dotted name, type, default, help, and the least a number may be."""
+    """One setting: its dotted name, type, default, help, and the bounds of a number.
+
+    least, most: the smallest and the largest value; above: a value that it must pass.
+    """
 
     name: str
     type: Any
     default: Any
     help: str
-    least: int
+    least: int = 0
+    above: int | None = None
+    most: int | None = None
 
     @property
     def flag(self) -> str:
@@ -259,8 +275,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
                 name=prefix + f.name,
                 type=hints[f.name],
                 default=f.default,
-                help=f.metadata["help"],
-                least=f.metadata.get("least", 0),
+                **f.metadata,
             )
 
 
@@ -306,9 +321,20 @@ def _check(key: Key, value: Any) -> Any:
         value = float(value)
     if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
         raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
-    if key.type in (int, float) and value < key.least:
-        raise ValueError(f"{key.name} = {value!r}: expected {key.least} or more")
+    if key.type in (int, float) and not _in_bounds(key, value):
+        raise ValueError(f"{key.name} = {value!r}: expected {_bounds(key)}")
     return value
+
+
+def _in_bounds(key: Key, value: float) -> bool:
+    """Whether a number is finite and within the key's bounds."""
+    low = value >= key.least if key.above is None else value > key.above
+    return math.isfinite(value) and low and (key.most is None or value <= key.most)
+
+
+def _bounds(key: Key) -> str:
+    low = f"{key.least} or more" if key.above is None else f"more than {key.above}"
+    return low if key.most is None else f"{low}, {key.most} at most"
 
 
 def read_config(path: Path) -> Config:

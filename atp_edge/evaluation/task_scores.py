@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, Task, TextTask
 
 CALIBRATION_BINS = 15
 
@@ -173,7 +173,7 @@ def _write(model: LanguageModel, tokenizer: Any, task: TextTask) -> TaskScore:
 
 
 def _cut(text: str, reference: str) -> str:
-    """The first line, of as many words as the reference has: how long it is, is not asked."""
+    """The first line, cut to as many words as the reference has: length is not scored."""
     lines = text.strip().splitlines() or [""]
     return " ".join(lines[0].split()[: len(reference.split())])
 

@@ -48,6 +48,11 @@ def _figures(
         "perplexity_at_freeze": frozen["perplexity"],
         "perplexity": recovered["perplexity"],
         "recovery": dense["perplexity"] / recovered["perplexity"],
+        "block_losses": {
+            "untuned": dense.get("untuned_block_losses"),  # Runs of before have none.
+            "dense": dense["block_losses"],
+            "slim": recovered["block_losses"],
+        },
         "masked_narrow_max_error": frozen["masked_narrow_max_error"],
         "steps": config.steps,
         "tokens": config.train_tokens,

@@ -8,9 +8,9 @@ the repaired layers before it produce.
 
 It belongs before the tuning. Weights that were tuned under the decision have taken over already,
 and would do so twice: at the freeze of a joint loop that tunes the kept weights it raised the test
-perplexity from about 22 to 143 (docs/log.md). When the decision moves, `Repair.move` takes the
-old fold back and makes the new one: a structure that comes back adds only what the kept ones did
-not do in its stead, and one that goes leaves behind what they can do for it.
+perplexity from about 22 to 143 (docs/research/log.md). When the decision moves, `Repair.move` takes
+the old fold back and makes the new one: a structure that comes back adds only what the kept ones
+did not do in its stead, and one that goes leaves behind what they can do for it.
 """
 
 from __future__ import annotations

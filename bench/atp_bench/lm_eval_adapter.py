@@ -86,23 +86,23 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Greedy text up to the first of a task's stop strings, which are cut off afterwards."""
-        asked = [normalize_gen_kwargs(request.args[1], _NEW_TOKENS) for request in requests]
-        if any(kwargs["do_sample"] for kwargs in asked):
+        settings = [normalize_gen_kwargs(request.args[1], _NEW_TOKENS) for request in requests]
+        if any(kwargs["do_sample"] for kwargs in settings):
             raise ValueError(
                 "a task samples (do_sample or a temperature above 0); only greedy generation is "
                 "scored: set `do_sample: false` and no temperature in its generation_kwargs"
             )
         by_length: dict[int, list[int]] = {}
-        for i, kwargs in enumerate(asked):
+        for i, kwargs in enumerate(settings):
             by_length.setdefault(kwargs["max_gen_toks"], []).append(i)
         texts: dict[int, str] = {}
         for new_tokens, places in by_length.items():
             made = self._generate([requests[i].args[0] for i in places], new_tokens)
             texts |= {
-                i: postprocess_generated_text(text, asked[i]["until"], None)
+                i: postprocess_generated_text(text, settings[i]["until"], None)
                 for i, text in zip(places, made, strict=True)
             }
-        return [texts[i] for i in range(len(asked))]
+        return [texts[i] for i in range(len(settings))]
 
     def _generate(self, prompts: Sequence[str], new_tokens: int) -> list[str]:
         """What follows every prompt, batched longest first; prompts lose their start to fit."""

@@ -1,4 +1,7 @@
-"""What rounding a run's slim model costs on its test split, by precision and quantizer."""
+"""What rounding a run's slim model costs on its test split, by precision and quantizer.
+
+`atp-edge bench rounding --out RUN --json FILE` writes it (bench/results/rounding-cpu.json).
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,14 @@ from atp_edge.training.setup import splits_of
 def bench_rounding(
     out: Path, precisions: Sequence[str], quantizers: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """What rounding the run's slim model costs on its test split, by precision and quantizer.
+    """Each is exported, measured and thrown away; the figures go to the run's metrics as well.
 
-    Each is exported, measured and thrown away; the figures go to the run's metrics as well. By
-    default int4, by every quantizer.
+    By default int4, by every quantizer. Raises ValueError for names that are not known.
     """
-    for name, asked, known in (("precision", precisions, tuple(BITS)),
+    for name, given, known in (("precision", precisions, tuple(BITS)),
                                ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
-        if not set(asked) <= set(known):
-            raise ValueError(f"--{name} {', '.join(asked)}: expected {', '.join(known)}")
+        if not set(given) <= set(known):
+            raise ValueError(f"--{name} {', '.join(given)}: expected {', '.join(known)}")
     run = RunFolder(out)
     config = run.config()
     run.require("slim")

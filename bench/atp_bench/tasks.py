@@ -1,4 +1,7 @@
-"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side."""
+"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side.
+
+`atp-edge bench tasks --out RUN --json FILE` writes the scores.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
 from atp_edge.data.documents import load_documents
 from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.recovery import Recovery, recovery
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
-from atp_edge.evaluation.tasks import Task, domain_tasks
+from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress

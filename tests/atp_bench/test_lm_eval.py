@@ -15,9 +15,9 @@ from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from transformers import AutoTokenizer, PreTrainedModel
 
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import evaluate
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.model.checkpoint import save_narrow
 from tests.tiny import tiny_model
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from atp_edge.evaluation.bootstrap import bootstrap
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.evaluation.recovery import recovery
 from atp_edge.evaluation.scoring import TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import TaskScore, calibration_error, evaluate
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from tests.tiny import tiny_model
 
 

@@ -1,4 +1,9 @@
-"""Masked LoRA with its gradients, on whatever `backend` chose."""
+"""A linear layer with LoRA under masks, with every gradient, the masks' too.
+
+Three paths give the same values. Triton: both directions are `masked_gemm`, W read one way or the
+other (the head of masked_gemm_triton.py has the formulas). Torch under bool masks: rows and columns
+that are removed are not multiplied. Else: plain torch (reference.py).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from atp_kernels import custom_ops as library
 from atp_kernels import reference
 from atp_kernels.autocast import compute_type
 from atp_kernels.backend import on_triton
-from atp_kernels.custom_ops import masked_gemm
-from atp_kernels.reference import LoraLayer, Placement
+from atp_kernels.masked_gemm import masked_gemm
+from atp_kernels.reference import Placement
 
 
 def masked_lora_linear(
@@ -39,7 +44,7 @@ def masked_lora_linear(
         )
     masks = [mask for mask in (out_mask, in_mask) if mask is not None]
     fixed = bool(masks) and all(mask.dtype == torch.bool for mask in masks)
-    function = reference.skipping_lora_linear if fixed else reference.masked_lora_linear
+    function = skipping_lora_linear if fixed else reference.masked_lora_linear
     return function(
         x,
         weight,
@@ -64,6 +69,47 @@ def dense_weight(weight: Tensor) -> Tensor:
     return dequantize_4bit(weight.data, state)
 
 
+def skipping_lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    out_mask: Tensor | None = None,
+    in_mask: Tensor | None = None,
+    scaling: float = 1.0,
+    placement: Placement = "base",
+) -> Tensor:
+    """`masked_lora_linear` under a fixed decision (bool masks): removed rows and columns are not
+    multiplied, neither forward nor backward. Same values, same gradients.
+    """
+    columns = None if in_mask is None else in_mask.nonzero().squeeze(1)
+    rows = None if out_mask is None else out_mask.nonzero().squeeze(1)
+    kept_x = x if columns is None else x.index_select(-1, columns)
+    kept = weight if columns is None else weight.index_select(1, columns)
+    kept = kept if rows is None else kept.index_select(0, rows)
+    kept_bias = bias if bias is None or rows is None else bias.index_select(0, rows)
+    frozen = F.linear(kept_x, kept, kept_bias)
+    whole = placement == "whole"
+    inner = F.linear(
+        kept_x if whole else x,
+        lora_a.index_select(1, columns) if whole and columns is not None else lora_a,
+    )
+    if rows is None:
+        return frozen + scaling * F.linear(inner, lora_b)
+    if whole:
+        frozen = frozen + scaling * F.linear(inner, lora_b.index_select(0, rows))
+        return _scatter(frozen, rows, len(weight))
+    return scaling * F.linear(inner, lora_b) + _scatter(frozen, rows, len(weight))
+
+
+def _scatter(kept: Tensor, rows: Tensor, size: int) -> Tensor:
+    """[..., kept] -> [..., size], zero elsewhere."""
+    out = kept.new_zeros(*kept.shape[:-1], size)
+    return torch.index_copy(out, -1, rows, kept)
+
+
 def fused_masked_lora(
     x: Tensor,
     weight: Tensor,
@@ -85,8 +131,6 @@ def fused_masked_lora(
 
 
 class _MaskedLora(torch.autograd.Function):
-    """Both directions are `masked_gemm`, W read one way or the other (see masked_lora.py)."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -137,96 +181,3 @@ class _MaskedLora(torch.autograd.Function):
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask.to(x.dtype)
-
-
-class _MaskedSwiglu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(e, u, mask)
-        return library.masked_swiglu(e, u, mask)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        e, u, mask = ctx.saved_tensors
-        de, du, d_mask = library.masked_swiglu_backward(gradients[0], e, u, mask)
-        return de, du, d_mask.to(mask.dtype) if ctx.needs_input_grad[2] else None
-
-
-def masked_swiglu(e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
-    """mask * silu(e) * u: e, u [..., N], mask [N], whose gradient is reduced in the backward."""
-    flat: Tensor = _MaskedSwiglu.apply(e.flatten(0, -2), u.flatten(0, -2), mask)
-    return flat.view(e.shape)
-
-
-def masked_swiglu_mlp(
-    x: Tensor,
-    gate: LoraLayer,
-    up: LoraLayer,
-    down: LoraLayer,
-    mask: Tensor,
-    *,
-    scaling: float = 1.0,
-    placement: Placement = "whole",
-) -> Tensor:
-    """down(mask * silu(gate(x)) * up(x)): x [..., H] -> [..., H], mask [I] over the channels.
-
-    whole: the mask's gradient is reduced in the backward of the SwiGLU; a bool mask is skipped in
-    all three products. base: the mask stands on the frozen products alone.
-    """
-    fixed = mask.dtype == torch.bool
-    outer = mask if fixed or placement == "base" else None
-
-    def layer(
-        z: Tensor, part: LoraLayer, out_mask: Tensor | None, in_mask: Tensor | None
-    ) -> Tensor:
-        return masked_lora_linear(
-            z,
-            part.weight,
-            part.lora_a,
-            part.lora_b,
-            bias=part.bias,
-            out_mask=out_mask,
-            in_mask=in_mask,
-            scaling=scaling,
-            placement=placement,
-        )
-
-    e, u = layer(x, gate, outer, None), layer(x, up, outer, None)
-    on_h = torch.ones_like(mask) if placement == "base" else mask
-    return layer(masked_swiglu(e, u, on_h), down, None, outer)
-
-
-def masked_qkv(
-    x: Tensor,
-    weight: Tensor,
-    loras: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
-    mask: Tensor | None,
-    *,
-    group_heads: int,
-    head_dim: int,
-    bias: Tensor | None = None,
-    scaling: float = 1.0,
-    placement: Placement = "base",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v in one product that reads x once: x [..., H] -> [..., heads * head_dim] and twice
-    [..., groups * head_dim].
-
-    weight: q, k and v stacked by rows (once, it is frozen). loras: (A, B) of q, k, v. mask [groups]
-    over the KV groups, spread over their heads; None: nothing is masked.
-    """
-    spread = None
-    if mask is not None:
-        kv_mask = mask.repeat_interleave(head_dim)
-        spread = torch.cat([mask.repeat_interleave(group_heads * head_dim), kv_mask, kv_mask])
-    y = masked_lora_linear(
-        x,
-        weight,
-        torch.cat([a for a, _ in loras]),
-        torch.block_diag(*(b for _, b in loras)),
-        bias=bias,
-        out_mask=spread,
-        scaling=scaling,
-        placement=placement,
-    )
-    q, k, v = y.split([len(b) for _, b in loras], -1)
-    return q, k, v

@@ -1,8 +1,9 @@
-"""pytest-benchmark over the same layers as `atp-edge bench kernels`.
+"""One masked LoRA layer, forward and backward, against its rivals.
 
-    python -m pytest bench/test_training.py
-
-Compare runs with --benchmark-autosave and --benchmark-compare.
+`make bench` runs every suite of this folder and compares it with the last saved run (.benchmarks/,
+not committed): a capability that has to stay fast adds its suite here. A suite is short, says what
+is right before it is timed, and groups what is to be read side by side. What one rival gains over
+another is `atp-edge bench kernels`, which measures them in turns.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from atp_bench.kernels.lora import SHAPES, TOLERANCE, Case, error_of, make_inputs, rivals, timed
+from atp_bench.kernels.dtypes import TOLERANCE
+from atp_bench.kernels.lora import LoraCase, error_of, make_inputs, rivals, timed
+from atp_bench.kernels.run import SHAPES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOKENS = 4096 if DEVICE == "cuda" else 256
+TOKENS = 4096 if DEVICE == "cuda" else 64
 NAMES = (
     "peft, adapters as the model",
     "weights sliced beforehand",
@@ -29,7 +32,7 @@ NAMES = (
 def test_forward_and_backward(
     benchmark: Any, name: str, shape: tuple[int, int], kept: float
 ) -> None:
-    case = Case(
+    case = LoraCase(
         in_features=shape[0], out_features=shape[1], rank=16, tokens=TOKENS, kept=kept, dtype="bf16"
     )
     made = make_inputs(case, DEVICE)
