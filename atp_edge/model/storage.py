@@ -15,24 +15,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.families import LayerShape, ModelShape, Projection, module_path
 from atp_edge.model.structures import SiteKind
 
 Bits = Literal[4, 8]
-Kind = Literal["fp32", "fp16", "bf16", "int8", "int4", "uint8"]
+Kind = Literal["fp32", "fp16", "bf16", "int64", "int8", "int4", "uint8"]
 
 BLOCK = 32
 ALIGNMENT = 4096
 """Of tensors in the data file: consumers map them into memory at page boundaries."""
+MOST_POSITIONS = 8192
+"""Of the rotary tables, where a model's own context is longer."""
 INLINE_BYTES = 1024
 """A tensor of no more bytes lies in model.onnx itself."""
 
 BITS: dict[Precision, Bits] = {"int8": 8, "int4": 4}
 _BITS_OF: dict[Kind, int] = {
-    "fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "uint8": 8,
+    "fp32": 32, "fp16": 16, "bf16": 16, "int64": 64, "int8": 8, "int4": 4, "uint8": 8,
 }  # fmt: skip
 
 MATRICES: dict[SiteKind, tuple[tuple[Projection, ...], ...]] = {
@@ -63,12 +65,13 @@ class Stored:
 
     @property
     def inline(self) -> bool:
+        """Whether it lies in model.onnx itself."""
         return self.nbytes <= INLINE_BYTES
 
     @property
-    def file_bytes(self) -> int:
-        """With what aligns the tensor after it."""
-        return self.nbytes if self.inline else -(-self.nbytes // ALIGNMENT) * ALIGNMENT
+    def paged_bytes(self) -> int:
+        """In the data file, with what aligns the next tensor."""
+        return 0 if self.inline else -(-self.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,9 @@ class Storage:
     precision: Precision
     rotary: tuple[int, int]
     quantizer: Quantizer = "nearest"
-    adapters: bool = False
-    """Every projection takes LoRA factors as optional inputs, empty by default."""
+    adapter_rank: int | None = None
+    """Every projection takes LoRA factors as optional inputs; those of an adapter beside the model
+    have this rank. None: none is taken."""
 
     @property
     def bits(self) -> Bits | None:
@@ -140,6 +144,11 @@ class Storage:
         return Stored(name=name, kind=self.kind, dims=dims)
 
 
+def positions_of(config: Any, most: int = MOST_POSITIONS) -> int:
+    """Rows of the rotary tables: the longest context."""
+    return min(most, int(config.max_position_embeddings))
+
+
 def linear_name(at: str, projections: Sequence[str]) -> str:
     """The name of projections as one matrix: `model.layers.0.self_attn.q_k_v`."""
     return f"{at}.{'_'.join(p.removesuffix('_proj') for p in projections)}"
@@ -151,14 +160,12 @@ def matrix_sizes(shape: ModelShape, layer: LayerShape, kind: SiteKind) -> list[t
         wide = (shape.hidden, layer.channels)
         return [wide, wide, wide[::-1]]
     queries = layer.heads * layer.head_dim
-    return [
-        (shape.hidden, queries + 2 * layer.kv_heads * layer.head_dim),
-        (queries, shape.hidden),
-    ]
+    packed = queries + 2 * layer.kv_heads * layer.head_dim
+    return [(shape.hidden, packed), (queries, shape.hidden)]
 
 
 def site_tensors(
-    shape: ModelShape, storage: Storage, layer: LayerShape, index: int, kind: SiteKind
+    shape: ModelShape, storage: Storage, layer: LayerShape, kind: SiteKind, index: int
 ) -> Iterator[Stored]:
     """One site's tensors as they are written; none where it has no structures."""
     if not (layer.heads if kind == "attention" else layer.channels):
@@ -166,34 +173,43 @@ def site_tensors(
     yield storage.vector(f"model.layers.{index}.{_NORM_OF[kind]}.weight", shape.hidden)
     at = module_path(index, MATRICES[kind][0][0]).rpartition(".")[0]
     sizes = matrix_sizes(shape, layer, kind)
-    for i, (projections, (rows, columns)) in enumerate(zip(MATRICES[kind], sizes, strict=True)):
+    for projections, (rows, columns) in zip(MATRICES[kind], sizes, strict=True):
         name = linear_name(at, projections)
         yield from storage.matrix(name, rows, columns)
         if not shape.biased.isdisjoint(projections):
             yield storage.vector(f"{name}.bias", columns)
-        if kind == "attention" and shape.qk_norm and i == 0:
+        if "q_proj" in projections and shape.qk_norm:
             for norm in ("q_norm", "k_norm"):
                 yield storage.vector(f"{at}.{norm}.weight", layer.head_dim)
 
 
+def around_tensors(shape: ModelShape, storage: Storage) -> tuple[list[Stored], list[Stored]]:
+    """The tensors before the layers and those after them: tables, embedding, norm, head."""
+    before = [storage.vector(f"rotary.{table}", *storage.rotary) for table in ("cos", "sin")]
+    after = [storage.vector("model.norm.weight", shape.hidden)]
+    head = storage.matrix(HEAD, shape.hidden, shape.vocabulary)
+    if shape.tied and storage.bits is not None:
+        before += head
+    else:
+        before += storage.table(EMBEDDING, shape.vocabulary, shape.hidden)
+    if not shape.tied:
+        after += head
+    return before, after
+
+
 def decoder_tensors(shape: ModelShape, storage: Storage) -> Iterator[Stored]:
     """Every tensor but constants of a few numbers, in the order of the file."""
-    for table in ("rotary.cos", "rotary.sin"):
-        yield storage.vector(table, *storage.rotary)
-    head = tuple(storage.matrix(HEAD, shape.hidden, shape.vocabulary))
-    shared = shape.tied and storage.bits is not None
-    yield from head if shared else storage.table(EMBEDDING, shape.vocabulary, shape.hidden)
+    before, after = around_tensors(shape, storage)
+    yield from before
     for i, layer in enumerate(shape.layers):
         for kind in MATRICES:
-            yield from site_tensors(shape, storage, layer, i, kind)
-    yield storage.vector("model.norm.weight", shape.hidden)
-    if not shape.tied:
-        yield from head
+            yield from site_tensors(shape, storage, layer, kind, i)
+    yield from after
 
 
 def data_bytes(tensors: Iterable[Stored]) -> int:
-    """Bytes of the data file: each tensor at a page's beginning."""
+    """The data file, exactly: each tensor at a page's beginning, nothing after the last."""
     external = [tensor for tensor in tensors if not tensor.inline]
     if not external:
         return 0
-    return sum(t.file_bytes for t in external[:-1]) + external[-1].nbytes
+    return sum(t.paged_bytes for t in external[:-1]) + external[-1].nbytes

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from atp_export.export import export_onnx
 
-from atp_edge.config import Config, ExportConfig, Quantizer
+from atp_edge.config import Config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import model_source, splits_of
+from atp_edge.training.setup import model_source, quantizer_of, splits_of
 
 PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 
@@ -48,14 +48,6 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             "seconds": time.perf_counter() - began,
         }
     run.add_metrics("export", figures)
-
-
-def quantizer_of(settings: ExportConfig) -> Quantizer:
-    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
-    by any (`bench rounding`)."""
-    if settings.quantizer != "auto":
-        return settings.quantizer
-    return "gptq" if settings.precision == "int4" else "nearest"
 
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:

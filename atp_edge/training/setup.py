@@ -15,20 +15,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from atp_edge.config import Config
+from atp_edge.config import Config, ExportConfig, Quantizer
 from atp_edge.data.documents import load_documents
 from atp_edge.data.domains import demo_model_folder
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.model.export_size import Shipped, files_beside
 from atp_edge.model.families import model_shape
+from atp_edge.model.storage import Storage, positions_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What `train.precision` computes in; no entry: fp32."""
-BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,49 @@ def feasible_of(config: Config, dense_config: Any) -> FeasibleDecisions:
     """The feasible decisions of a run; ValueError when its budget cannot be met, or its structures
     not be scored."""
     check_start(config.decision.start, config.decision.space)
+    budget = parse_budget(config.budget)
+    if budget.kind == "bytes" and config.export.keep_adapter:
+        _check_adapter(config)
     return feasible_decisions(
         model_shape(dense_config),
-        parse_budget(config.budget),
+        budget,
         widths=config.widths,
         width_multiple=config.decision.width_multiple,
-        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
         structures=config.decision.space,
+        shipped=shipped_of(config, dense_config) if budget.kind == "bytes" else None,
     )
+
+
+def shipped_of(config: Config, dense_config: Any) -> Shipped:
+    """How the run's model ships: what its bytes follow from."""
+    settings = config.export
+    head_dim = model_shape(dense_config).layers[0].head_dim
+    storage = Storage(
+        flavour=settings.flavour,
+        precision=settings.precision,
+        quantizer=quantizer_of(settings),
+        rotary=(positions_of(dense_config), head_dim // 2),
+        adapter_rank=config.lora.rank if settings.keep_adapter else None,
+    )
+    beside = files_beside(dense_config, tokenizer_of(config), config.decision.space)
+    return Shipped(storage=storage, beside=beside)
+
+
+def _check_adapter(config: Config) -> None:
+    if config.recovery.adapter == "ranks":
+        raise ValueError(
+            "a budget in bytes counts the adapter that export.keep_adapter ships, whose ranks "
+            "follow from the decision with recovery.adapter = 'ranks': take recovery.adapter = "
+            "'lora', or another budget"
+        )
+
+
+def quantizer_of(settings: ExportConfig) -> Quantizer:
+    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
+    by any (`bench rounding`)."""
+    if settings.quantizer != "auto":
+        return settings.quantizer
+    return "gptq" if settings.precision == "int4" else "nearest"
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.checkpoint import build_on_meta
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.storage import BITS, Storage
+from atp_edge.model.storage import BITS, MOST_POSITIONS, Storage, positions_of
 from atp_edge.run.files import folder_atomically
 from atp_export.adapter import write_adapter
 from atp_export.graph.builder import GraphBuilder
@@ -52,7 +52,7 @@ def export_onnx(
     precision: Precision = "fp32",
     quantizer: Quantizer = "nearest",
     calibration: Tensor | None = None,
-    max_length: int = 8192,
+    max_length: int = MOST_POSITIONS,
     adapters: Mapping[str, Path] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> ExportReport:
@@ -71,7 +71,7 @@ def export_onnx(
     config = AutoConfig.from_pretrained(checkpoint)
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
-    positions = min(max_length, config.max_position_embeddings)
+    positions = positions_of(config, max_length)
     metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
     if precision in BITS:
         metadata = {"quantizer": quantizer} | metadata
@@ -81,7 +81,7 @@ def export_onnx(
         precision=precision,
         rotary=(rotary.cos.shape[0], rotary.cos.shape[1]),
         quantizer=quantizer,
-        adapters=adapters is not None,
+        adapter_rank=None if adapters is None else 0,
     )
     grams = {} if calibration is None else input_grams(checkpoint, calibration)
     with folder_atomically(out) as beside:

@@ -27,6 +27,7 @@ STORED_TYPES: dict[Kind, int] = {
     "fp32": TensorProto.FLOAT,
     "fp16": TensorProto.FLOAT16,
     "bf16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
     "int8": TensorProto.INT8,
     "int4": TensorProto.INT4,
     "uint8": TensorProto.UINT8,

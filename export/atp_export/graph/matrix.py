@@ -62,7 +62,7 @@ class MatrixWriter:
             ]
             bias = self.g.weight(f"{label}.bias", torch.cat(biases))
             y = self.g.node("Add", [y, bias], name=f"{label}.biased")
-        return self._adapted(x, y, label, matrix) if self.storage.adapters else y
+        return self._adapted(x, y, label, matrix) if self.storage.adapter_rank is not None else y
 
     def _adapted(self, x: str, y: str, label: str, matrix: Tensor) -> str:
         """y + (x A) B. A [in, r] and B [r, out] are inputs, of rank 0 without an adapter."""
