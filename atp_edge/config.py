@@ -27,11 +27,18 @@ Quantizer = Literal["nearest", "k-quant", "gptq"]
 class DataConfig:
     """How documents become token blocks."""
 
-    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 1})
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 2})
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
     test_blocks: int = field(
         default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
+    )
+    special_tokens: Literal["text", "parse"] = field(
+        default="text",
+        metadata={"help": "special-token text in data: text, or the tokens (rows rendered before)"},
+    )
+    skip_bad_lines: bool = field(
+        default=False, metadata={"help": "leave bad rows out and count them"}
     )
 
 
@@ -165,6 +172,9 @@ class ExportConfig:
     keep_adapter: bool = field(
         default=False, metadata={"help": "keep LoRA as a narrow peft adapter in slim/"}
     )
+    context: int = field(
+        default=0, metadata={"help": "longest context; 0: the model's own, 8192 at most"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +203,9 @@ class Config:
     steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
     seed: int = field(default=0, metadata={"help": "of everything drawn", "most": 2**32 - 1})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run code that the model's folder brings"}
+    )
     recipe: Literal["fast", "balanced", "best"] = field(
         default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atp_edge.config import Quantizer
-from atp_edge.data.documents import load_documents
+from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import Splits, make_splits
 from atp_edge.decision.budget import feasible_decisions, parse_budget
 from atp_edge.decision.importance import starting_logits, taylor_importance
@@ -48,7 +48,7 @@ def tokenizer(real_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def splits(tokenizer: Any) -> Splits:
-    documents = load_documents("legal", tokenizer)[:600]
+    documents = read_corpus("legal", tokenizer).documents[:600]
     return make_splits(documents, tokenizer, block_tokens=256, seed=0)
 
 

@@ -200,7 +200,7 @@ def training(
     if not set(asked) <= {"fp32", "bf16"}:
         raise ValueError(f"--precision {', '.join(asked)}: expected fp32 or bf16")
     figures = bench_training(
-        model_source(model),
+        str(model_source(model)),
         kept=kept,
         tokens=tokens,
         rank=rank,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from atp_edge.data.encoding import document_start
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
 from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
@@ -113,9 +114,9 @@ def choice_scores(
 
 
 def _ids(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:
-    """Tokens of a text; a document starts after the end-of-text token, as in training."""
+    """Tokens of a text; one that starts a document has before it what it has in training."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [tokenizer.eos_token_id, *ids] if start else ids
+    return document_start(tokenizer) + ids if start else ids
 
 
 def _softmax(scores: Floats) -> Floats:

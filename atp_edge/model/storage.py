@@ -27,8 +27,8 @@ Kind = Literal["fp32", "fp16", "bf16", "int64", "int8", "int4", "uint8"]
 BLOCK = 32
 ALIGNMENT = 4096
 """Of tensors in the data file: consumers map them into memory at page boundaries."""
-MOST_POSITIONS = 8192
-"""Of the rotary tables, where a model's own context is longer."""
+LONGEST_CONTEXT = 8192
+"""Unless another one is asked for: tables and caches of 131,072 tokens are for few devices."""
 INLINE_BYTES = 1024
 """A tensor of no more bytes lies in model.onnx itself."""
 
@@ -144,9 +144,16 @@ class Storage:
         return Stored(name=name, kind=self.kind, dims=dims)
 
 
-def positions_of(config: Any, most: int = MOST_POSITIONS) -> int:
-    """Rows of the rotary tables: the longest context."""
-    return min(most, int(config.max_position_embeddings))
+def context_of(config: Any, asked: int) -> int:
+    """Tokens, prompt and new ones together, that an export is made for; 0: the model's own context,
+    but `LONGEST_CONTEXT` at most. Raises ValueError for more than the model has."""
+    own: int = config.max_position_embeddings
+    if asked > own:
+        raise ValueError(
+            f"a context of {asked} tokens (--export-context): the model was made for {own}; ask "
+            "for that many or fewer"
+        )
+    return asked or min(own, LONGEST_CONTEXT)
 
 
 def linear_name(at: str, projections: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
@@ -13,16 +12,17 @@ from atp_edge.decision.projection import project
 from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, plan_of
+from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.summary import megabytes, millions
-from atp_edge.training.setup import feasible_of, model_source, shipped_of
+from atp_edge.training.setup import feasible_of, shipped_of, source_config
 
 _FP32 = 4
 
 
 def cost_table(config: Config) -> Table:
     """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
-    source = AutoConfig.from_pretrained(model_source(config.model))
+    source = source_config(config)
     shape, feasible = model_shape(source), feasible_of(config, source)
     slim, shipped = even_shape(shape, feasible), shipped_of(config, source)
     count, left = count_parameters(shape), count_parameters(slim)
@@ -37,6 +37,8 @@ def cost_table(config: Config) -> Table:
         f"{shipped.bytes(shape) / 1e6:.1f} MB",
         f"{shipped.bytes(slim) / 1e6:.1f} MB",
     )
+    own = source.max_position_embeddings
+    shown.add_row("context, tokens", f"{own:,}", f"{context_of(source, config.export.context):,}")
     joint = config.control_steps
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)

@@ -10,6 +10,8 @@ from pathlib import Path
 from atp_export.export import export_onnx
 
 from atp_edge.config import Config
+from atp_edge.model.loading import load_config
+from atp_edge.model.storage import context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import model_source, quantizer_of, splits_of
@@ -30,7 +32,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
     ):
-        progress.say(f"writing the {name} model as ONNX")
+        progress.say(f"writing the {name} model as ONNX{_of_context(source, settings.context)}")
         began = time.perf_counter()
         export_onnx(
             source,
@@ -41,6 +43,8 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             calibration=calibration,
             adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
             provenance=_provenance(config, run),
+            context=settings.context,
+            trust_remote_code=config.trust_remote_code,
         )
         files = target.glob("model.onnx*")
         figures[name] = {
@@ -50,6 +54,15 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     run.add_metrics("export", figures)
 
 
+def _of_context(checkpoint: Path, asked: int) -> str:
+    """What is said of a context that is shorter than the model's own."""
+    config = load_config(checkpoint)
+    own, shipped = config.max_position_embeddings, context_of(config, asked)
+    if shipped == own:
+        return ""
+    return f" for {shipped:,} tokens of the model's {own:,} (--export-context)"
+
+
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
     trained = run.metrics()["train"]
     versions = {name: importlib.metadata.version(name) for name in PROVENANCE_VERSIONS}
@@ -57,7 +70,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
-        "licence": _licence(Path(model_source(config.model))),
+        "licence": _licence(model_source(config.model)),
         **versions,
     }
 
@@ -65,7 +78,8 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
 def _licence(checkpoint: Path) -> str:
     """The source model's licence as its folder states it: its card's `license:`, or a file."""
     card = checkpoint / "README.md"
-    lines = card.read_text().splitlines() if card.exists() else []
+    # A card in another encoding than UTF-8 still says its licence in ASCII.
+    lines = card.read_text("utf-8", "replace").splitlines() if card.exists() else []
     named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
     files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
     return next(itertools.chain(named, files), "not stated by the source folder")

@@ -191,7 +191,7 @@ class JointLearner:
         before = index // settings.interval  # generator steps
         for group in self.generator_optimizer.param_groups:
             group["lr"] = self.rate * self._generator_rate(index)
-        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        noise = torch.Generator().manual_seed((self.config.seed * 1_000_003 + index) % 2**63)
         decision = decide(
             self.generator(),
             self.feasible,

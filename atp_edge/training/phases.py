@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.checkpoint import round_weights, save_narrow
+from atp_edge.model.loading import stored_type
 from atp_edge.model.narrow import merge
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
@@ -22,6 +23,7 @@ from atp_edge.training.narrow_state import load_narrow_peft, save_narrow_peft
 from atp_edge.training.setup import (
     TrainContext,
     load_dense,
+    model_source,
     placed,
     tokenizer_of,
 )
@@ -47,8 +49,9 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
         validation=splits.validation,
     )
     state = drive(learner, context)
-    merged = merge(tuned)
-    save_narrow(merged, tokenizer_of(config), run.dense)
+    source = model_source(config.model)
+    merged = round_weights(merge(tuned), stored_type(source))
+    save_narrow(merged, tokenizer_of(config), run.dense, like=source)
     loss = loss_of(merged, splits.test, context.accelerator)
     return {
         "untuned_perplexity": untuned.perplexity,

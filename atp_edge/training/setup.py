@@ -8,28 +8,39 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.config import Config, ExportConfig, Quantizer
-from atp_edge.data.documents import load_documents
+from atp_edge.data.documents import Corpus
 from atp_edge.data.domains import demo_model_folder
+from atp_edge.data.encoding import check_tokenizer
+from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.model.export_size import Shipped, files_beside
 from atp_edge.model.families import model_shape
-from atp_edge.model.storage import Storage, positions_of
+from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
+from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What `train.precision` computes in; no entry: fp32."""
+
+FROM_THE_HUB = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+    "*.md",
+    "LICENSE*",
+]
+"""What a run reads of a model's repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +54,39 @@ class TrainContext:
     progress: Progress
 
 
-def model_source(name: str) -> str:
-    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package.
+def model_source(name: str) -> Path:
+    """The folder of a model: as named, a hub id's snapshot, or `demo`'s (SmolLM2-135M-Instruct).
 
-    Raises ValueError for a path where no checkpoint lies.
+    Raises ValueError for a path where no checkpoint lies, and an id that the Hub does not give.
     """
     if name == "demo":
-        return str(demo_model_folder())
+        return demo_model_folder()
+    folder = Path(name)
     hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    if not hub_id and not (Path(name) / "config.json").is_file():
+    if (folder / CONFIG).is_file() or not hub_id:
+        if not (folder / CONFIG).is_file():
+            raise ValueError(
+                f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
+                "checkpoint, a hub id (OWNER/NAME), or demo"
+            )
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=FROM_THE_HUB))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
-            "checkpoint, a hub id (OWNER/NAME), or demo"
-        )
-    return name
+            f"model {name!r}: neither a folder with a config.json nor to be had from the Hub "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
+
+
+def source_config(config: Config) -> Any:
+    """The dense model's configuration."""
+    return load_config(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
 def load_dense(config: Config) -> PreTrainedModel:
-    """The dense model in fp32."""
-    return AutoModelForCausalLM.from_pretrained(
-        model_source(config.model), dtype=torch.float32
-    ).eval()
+    """The dense model in fp32, every tensor of it accounted for."""
+    return load_model(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
 def placed(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
@@ -97,7 +120,7 @@ def shipped_of(config: Config, dense_config: Any) -> Shipped:
         flavour=settings.flavour,
         precision=settings.precision,
         quantizer=quantizer_of(settings),
-        rotary=(positions_of(dense_config), head_dim // 2),
+        rotary=(context_of(dense_config, settings.context), head_dim // 2),
         adapter_rank=config.lora.rank if settings.keep_adapter else None,
     )
     beside = files_beside(dense_config, tokenizer_of(config), config.decision.space)
@@ -123,16 +146,38 @@ def quantizer_of(settings: ExportConfig) -> Quantizer:
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     """The dense model's tokenizer."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_source(config.model))
-    return tokenizer
+    return load_tokenizer(model_source(config.model), trust_remote_code=config.trust_remote_code)
+
+
+def corpus_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The documents of a run."""
+    return read_corpus(
+        config.data,
+        tokenizer,
+        special_tokens=config.dataset.special_tokens,
+        skip_bad_lines=config.dataset.skip_bad_lines,
+    )
+
+
+def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where the model cannot read what the tokenizer and the settings make."""
+    check_tokenizer(tokenizer, dense_config.vocab_size)
+    longest, asked = dense_config.max_position_embeddings, config.dataset.block_tokens
+    if asked > longest:
+        raise ValueError(
+            f"dataset.block_tokens = {asked}: the model reads {longest} positions "
+            f"(max_position_embeddings); take --dataset-block-tokens {longest} or less"
+        )
 
 
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
     test split, the blocks that the run is tested on, spread over it."""
     tokenizer = tokenizer_of(config)
+    check_text_fits(config, source_config(config), tokenizer)
+    corpus = corpus_of(config, tokenizer)
     splits = make_splits(
-        load_documents(config.data, tokenizer),
+        corpus.documents,
         tokenizer,
         block_tokens=config.dataset.block_tokens,
         seed=config.seed,
@@ -140,7 +185,12 @@ def splits_of(config: Config) -> Splits:
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
     )
-    return replace(splits, test=splits.test.spread(config.dataset.test_blocks))
+    report = replace(
+        splits.report,
+        rows_skipped=corpus.rows_skipped,
+        rows_with_special_tokens=corpus.rows_with_special_tokens,
+    )
+    return replace(splits, test=splits.test.spread(config.dataset.test_blocks), report=report)
 
 
 def accelerate(config: Config) -> Accelerator:

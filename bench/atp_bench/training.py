@@ -77,7 +77,10 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     if device == "cpu":
         keep_freed_memory()
     dense = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_implementation(device)
+        folder,
+        dtype=torch.float32,
+        attn_implementation=attention_implementation(device),
+        trust_remote_code=False,
     ).to(device)
     shape = model_shape(dense.config)
     feasible = feasible_decisions(

@@ -43,6 +43,8 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"decision.temperature": 0}, r"decision.temperature = 0.0: expected more than 0"),
         ({"decision.control_share": 1.5}, r"control_share = 1.5: expected 0 or more, 1 at most"),
         ({"seed": 99999999999999999999}, r"seed = 9+: expected 0 or more, 4294967295 at most"),
+        ({"dataset.block_tokens": 1}, r"dataset.block_tokens = 1: expected 2 or more"),
+        ({"dataset.special_tokens": "maybe"}, r"expected one of text, parse"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

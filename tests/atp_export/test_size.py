@@ -26,7 +26,7 @@ from atp_edge.model.export_size import Shipped, files_beside, onnx_bytes
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import narrow_shape, plan_of
-from atp_edge.model.storage import Storage, data_bytes, decoder_tensors, positions_of
+from atp_edge.model.storage import Storage, context_of, data_bytes, decoder_tensors
 from tests.tiny import FAMILIES, tiny_model, to_cut, with_lora
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -45,7 +45,7 @@ def dense(tied: bool) -> PreTrainedModel:
 
 def shipped_as(model: PreTrainedModel, **settings: Any) -> Shipped:
     config: Any = model.config
-    positions = positions_of(config)
+    positions = context_of(config, 0)
     storage = Storage(rotary=(positions, config.head_dim // 2), **settings)
     return Shipped(storage=storage, beside=files_beside(config, None, "groups"))
 

@@ -10,9 +10,9 @@ import numpy as np
 from gguf import GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig
 
 from atp_edge.model.families import model_shape
+from atp_edge.model.loading import load_config
 from atp_edge.run.files import folder_atomically
 from atp_export.gguf.architecture import architecture_of, write_sizes
 from atp_export.gguf.tensors import BLOCK, GgufPrecision, Rounder, stored_tensors
@@ -49,7 +49,7 @@ def write_gguf(
         )
     if precision == "q4" and calibration is None:
         raise ValueError("GGUF precision q4 rounds by gptq: give blocks of the train split")
-    config: Any = AutoConfig.from_pretrained(checkpoint)
+    config = load_config(checkpoint)
     shape = model_shape(config)
     named = architecture_of(config, shape)
     weights = CheckpointWeights(checkpoint)

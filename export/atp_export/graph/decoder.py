@@ -44,10 +44,10 @@ class DecoderWriter:
         mask = self.g.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
         shared = self.ops.inputs(self.g, self.shape, ids, mask, self.rotary)
         vocabulary = VocabularyWriter(self.g, self.shape, self.matrices)
-        residual, added = self._layers(vocabulary.embed(ids), shared)
+        residual, added = self._layers(vocabulary.embed(shared.tokens or ids), shared)
         hidden, _ = self._norm(residual, added, "model.norm.weight", "final_norm")
         # Logits are fp32 whatever the weights are: samplers and JavaScript expect it.
-        logits = vocabulary.head(self._wanted(hidden))
+        logits = vocabulary.head(self._wanted(hidden, shared))
         self.g.node("Cast", [logits], name="cast_logits", outputs=["logits"], to=FLOAT)
 
     def _layers(self, residual: str, shared: Shared) -> tuple[str, str | None]:
@@ -112,8 +112,12 @@ class DecoderWriter:
         silu = self.g.node("Mul", [gated, self.g.node("Sigmoid", [gated])])
         return self.matrices.linear(self.g.node("Mul", [silu, linear]), at, down)
 
-    def _wanted(self, hidden: str) -> str:
-        """The positions whose logits are asked for."""
+    def _wanted(self, hidden: str, shared: Shared) -> str:
+        """The positions whose logits are asked for, in the order that the tokens came in."""
         start = self.g.tensor(LOGITS_FROM, torch.zeros(1, dtype=torch.int64))
-        end, positions = self.g.constant([_END]), self.g.constant([1])
-        return self.g.node("Slice", [hidden, start, end, positions], name="wanted")
+        ends = [start, self.g.constant([_END]), self.g.constant([1])]
+        wanted = self.g.node("Slice", [shared.places or hidden, *ends], name="wanted")
+        if not shared.places:
+            return wanted
+        rows = self.g.node("Reshape", [hidden, self.g.constant([-1, self.shape.hidden])])
+        return self.g.node("Gather", [rows, wanted], name="as_they_came")

@@ -32,6 +32,8 @@ class Shared:
     """Names that all layers read; masks by the layer's sliding window (None: sees everything).
 
     cos and sin: tables of the dense head's pairs, of which a layer may hold some (`rotary_of`).
+    tokens, places: where rows are computed in another order than they came, the tokens in that
+    order [B, S], and for every token that came its place there, in [B * S].
     """
 
     cos: str
@@ -40,6 +42,8 @@ class Shared:
     masks: dict[int | None, str]
     lengths: str = ""
     total: str = ""
+    tokens: str = ""
+    places: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
