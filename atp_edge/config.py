@@ -19,6 +19,9 @@ FEWEST_STEPS_SAVED = 50
 
 StructureSpace = Literal["groups", "head-dims"]
 WidthsPolicy = Literal["uniform", "per-layer"]
+Flavour = Literal["ort", "standard", "portable"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Quantizer = Literal["nearest", "k-quant", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +158,12 @@ class TrainConfig:
 class ExportConfig:
     """What ships."""
 
-    flavour: Literal["ort", "standard", "portable"] = field(
+    flavour: Flavour = field(
         default="ort",
         metadata={"help": "ONNX Runtime's fused operators, ai.onnx alone, or its old opsets"},
     )
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
-        default="fp32", metadata={"help": "weights in the ONNX file"}
-    )
-    quantizer: Literal["auto", "nearest", "k-quant", "gptq"] = field(
+    precision: Precision = field(default="fp32", metadata={"help": "weights in the ONNX file"})
+    quantizer: Literal["auto", Quantizer] = field(
         default="auto",
         metadata={
             "help": "how int8 and int4 round; gptq: calibrated on the train split; "

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from atp_export.export import BITS, export_onnx
-from atp_export.quantization.quantize import Quantizer
+from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from atp_export.runtime import perplexity as onnx_perplexity
 
+from atp_edge.config import Quantizer
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.storage import BITS
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
