@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -356,13 +357,11 @@ def read_config(path: Path) -> Config:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The settings that a TOML file names, by dotted key. Raises ValueError when it is no TOML."""
-    try:
-        tables = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+    """The settings that a TOML file names, by dotted key.
+
+    Raises ValueError naming the file when it is no TOML, for unknown keys and for wrong values.
+    """
+    tables = _tables(path)
     tables.pop("versions", None)
     values: dict[str, Any] = {}
     for name, value in tables.items():
@@ -370,16 +369,39 @@ def read_values(path: Path) -> dict[str, Any]:
             values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
         else:
             values[name] = value
+    try:
+        with_values(Config(), values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return values
+
+
+def read_versions(path: Path) -> dict[str, str]:
+    """What ran, as the file says under [versions]. Raises ValueError when it is no TOML."""
+    versions: dict[str, str] = _tables(path).get("versions", {})
+    return versions
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
+    except ValueError as error:  # of TOML or of UTF-8
+        raise ValueError(f"{path} is not TOML: {error}") from None
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return {key.name: attrgetter(key.name)(config) for key in keys()}
 
 
 def to_toml(config: Config, versions: Mapping[str, str] | None = None) -> str:
     """The whole tree as TOML, defaults included; what ran is said under [versions]."""
     tables: dict[str, Any] = {}
-    for key in keys():
-        section, _, leaf = key.name.rpartition(".")
-        owner = getattr(config, section) if section else config
-        (tables.setdefault(section, {}) if section else tables)[leaf] = getattr(owner, leaf)
+    for name, value in values_of(config).items():
+        section, _, leaf = name.rpartition(".")
+        (tables.setdefault(section, {}) if section else tables)[leaf] = value
     if versions:
         tables["versions"] = dict(versions)
     return tomli_w.dumps(tables)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from atp_edge.run.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_edge.config import Config
-    from atp_edge.run.folder import RunFolder
 
 console = Console(highlight=False)
 bench = typer.Typer(no_args_is_help=False, help="Measure: latency and memory, and more.")
@@ -46,7 +46,7 @@ def latency(
     if context.invoked_subcommand is not None:
         return
     if peers:
-        _against_peers(*_measured(out, batch), peers, precision or [], json_file)
+        _against_peers(out, batch, peers, precision or [], json_file)
         return
     if precision:
         raise ValueError(
@@ -55,33 +55,30 @@ def latency(
         )
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
-    from atp_edge.pipeline.stages import run_stage
+    from atp_edge.pipeline.stages import run_stage, taken_up
     from atp_edge.pipeline.summary import table
+    from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
-    config, run = _measured(out, batch)
-    assert run is not None
-    with Terminal(console) as progress:
-        run_stage("bench", config, run, progress)
+    run = RunFolder(out)
+    with Terminal(console) as progress, taken_up(run, progress, source=False) as config:
+        run_stage("bench", _with_rows(config, batch), run, progress)
     metrics = run.metrics()
     console.print(table(metrics))
     if json_file is not None:
         write_json(json_file, metrics["bench"])
 
 
-def _measured(out: Path | None, batch: int | None) -> tuple[Config, RunFolder | None]:
-    """A run and its settings (none: the defaults), with these rows decoded together."""
-    from atp_edge.config import Config, with_values
-    from atp_edge.run.folder import RunFolder
+def _with_rows(config: Config, batch: int | None) -> Config:
+    """These settings, with so many rows decoded together where they are given."""
+    from atp_edge.config import with_values
 
-    run = RunFolder(out) if out is not None else None
-    config = run.config() if run else Config()
-    return config if batch is None else with_values(config, {"bench.batch": batch}), run
+    return config if batch is None else with_values(config, {"bench.batch": batch})
 
 
 def _against_peers(
-    config: Config,
-    run: RunFolder | None,
+    out: Path | None,
+    batch: int | None,
     peers: list[str],
     precisions: list[str],
     json_file: Path | None,
@@ -89,15 +86,25 @@ def _against_peers(
     from atp_bench.peers.run import bench_peers
     from atp_bench.peers.table import comparison_table, targets_table
 
+    from atp_edge.config import Config
+    from atp_edge.pipeline.stages import measured, taken_up
+    from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
     with Terminal(console) as progress:
-        figures = bench_peers(config, run, peers, precisions, progress)
+        if out is None:
+            config = _with_rows(Config(), batch)
+            figures = bench_peers(config, None, peers, precisions, progress)
+        else:
+            run = RunFolder(out)
+            with taken_up(run, progress, source=False) as config, measured("peers", run):
+                config = _with_rows(config, batch)
+                figures = bench_peers(config, run, peers, precisions, progress)
     for precision, found in figures["precisions"].items():
         console.print(comparison_table(precision, found))
     if any(found["asked"] for found in figures["precisions"].values()):
         console.print(targets_table(figures["precisions"]))
-    console.print(figures["note"])
+    console.print(Text(figures["note"]))
     if json_file is not None:
         write_json(json_file, figures)
 
@@ -234,6 +241,7 @@ def tasks(
     """A run's dense, slim and ONNX models on the domain's tasks, and on lm-eval's from disk."""
     from atp_bench.tasks import score_run, table
 
+    from atp_edge.pipeline.stages import taken_up
     from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
@@ -246,7 +254,7 @@ def tasks(
         from atp_bench.lm_eval_adapter import load_tasks
 
         outside = load_tasks(lm_eval, include)
-    with Terminal(console) as progress:
+    with Terminal(console) as progress, taken_up(run, progress, source=True):
         scores = score_run(run, progress, items=items, outside=outside)
     console.print(table(scores))
     if json_file is not None:
@@ -262,11 +270,13 @@ def losses(
     """Where a run's slim model loses: on which tokens, and at which sites."""
     from atp_bench.loss_map import kinds_table, map_losses, sites_table
 
+    from atp_edge.pipeline.stages import taken_up
     from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
-    with Terminal(console) as progress:
-        found = map_losses(RunFolder(out), progress, site_blocks=site_blocks)
+    run = RunFolder(out)
+    with Terminal(console) as progress, taken_up(run, progress, source=True):
+        found = map_losses(run, progress, site_blocks=site_blocks)
     console.print(kinds_table(found))
     console.print(sites_table(found))
     if json_file is not None:
@@ -286,12 +296,20 @@ def rounding(
     json_file: JsonFile = None,
 ) -> None:
     """What int8 and int4 cost a run's slim model on its test split, quantizer by quantizer."""
-    from atp_bench.rounding import bench_rounding
+    from atp_bench.rounding import bench_rounding, check_asked
 
+    from atp_edge.pipeline.stages import measured, taken_up
     from atp_edge.pipeline.summary import rounding_table
+    from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
-    with Terminal(console) as progress:
+    check_asked(precision or [], quantizer or [])
+    run = RunFolder(out)
+    with (
+        Terminal(console) as progress,
+        taken_up(run, progress, source=True),
+        measured("rounding", run),
+    ):
         figures = bench_rounding(out, precision or [], quantizer or [], progress)
     console.print(rounding_table(figures))
     if json_file is not None:

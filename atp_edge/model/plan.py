@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,11 +158,18 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan. Raises ValueError when the file is not one of a known schema."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
         space = raw.get("space", "groups")
         if raw["schema"] != SCHEMAS[space]:
             raise ValueError(f"schema {raw['schema']!r}, expected {SCHEMAS[space]}")
-        sites = tuple(SitePlan(**{**site, "kept": tuple(site["kept"])}) for site in raw["sites"])
+        sites = tuple(_site(site) for site in raw["sites"])
         return Plan(family=raw["family"], sites=sites, space=space)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a plan of atp-edge: {error!r}") from error
+
+
+def _site(raw: dict[str, Any]) -> SitePlan:
+    site = SitePlan(**{**raw, "kept": tuple(raw["kept"])})
+    if not all(type(number) is int for number in (site.layer, site.size, *site.kept)):
+        raise ValueError(f"layer, size and kept of {raw} are no whole numbers")
+    return site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
@@ -26,7 +27,8 @@ def cost_table(config: Config) -> Table:
     shape, feasible = model_shape(source), feasible_of(config, source)
     slim, shipped = even_shape(shape, feasible), shipped_of(config, source)
     count, left = count_parameters(shape), count_parameters(slim)
-    shown = Table(title=f"{config.model}, {config.data}, {config.budget}", title_justify="left")
+    title = Text(f"{config.model}, {config.data}, {config.budget}")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
     shown.add_column("dense", justify="right", no_wrap=True)
     shown.add_column("slim, about", justify="right", no_wrap=True)

@@ -12,6 +12,7 @@ from atp_export.export import export_onnx
 from atp_edge.config import Config
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
+from atp_edge.pipeline.inputs import provenance_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import model_source, quantizer_of, splits_of
@@ -70,6 +71,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
+        **provenance_of(run),
         "licence": _licence(model_source(config.model)),
         **versions,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,15 +119,61 @@ def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> Phas
 
 
 def phase_begun(folder: Path) -> Phase | None:
-    """The phase that a run's last checkpoint is of, if it has one; reads next to nothing of it."""
+    """The phase that a run's last checkpoint is of, if it has one."""
     saved = _read_last(folder / "checkpoint", mmap=True)
     return saved["phase"] if saved else None
 
 
+def saved_step(folder: Path) -> str | None:
+    """What a run's last checkpoint holds, in words, if it can be read."""
+    try:
+        saved = _read_last(folder / "checkpoint", mmap=True)
+    except ValueError:
+        return None
+    return f"{saved['phase']} up to step {saved['state']['step']}" if saved else None
+
+
+def drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove checkpoints of a run that are not what was saved, so that the phase begins anew."""
+    checkpoints = folder / "checkpoint"
+    try:
+        saved = _read_last(checkpoints, mmap=True)
+        if saved and math.isfinite(saved["state"]["best_loss"]):
+            _read_checked(checkpoints / "best.pt", mmap=True)
+    except (ValueError, FileNotFoundError) as error:
+        say(str(error))
+        for name in ("state.pt", "best.pt"):
+            (checkpoints / name).unlink(missing_ok=True)
+
+
 def _read_last(folder: Path, *, mmap: bool = False) -> Any:
-    """What state.pt holds, or None. mmap: tensors are read as they are touched."""
+    """What state.pt holds, or None. mmap: tensors are read as they are touched.
+
+    Raises ValueError when it is damaged.
+    """
     path = folder / "state.pt"
-    return torch.load(path, weights_only=True, mmap=mmap) if path.exists() else None
+    if not path.exists():
+        return None
+    saved = _read_checked(path, mmap=mmap)
+    if not isinstance(saved, dict) or saved.keys() != {"phase", "state", "learner"}:
+        raise ValueError(f"{path} is no checkpoint; without it the phase begins anew")
+    return saved
+
+
+def _read_checked(path: Path, *, mmap: bool = False) -> Any:
+    """What a checkpoint holds. Raises ValueError when its bytes have not the checksums that its
+    archive gives them: torch does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is not what was saved")
+        return torch.load(path, weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is gone; without it the phase begins anew") from None
+    except Exception as error:  # Damaged bytes are read as anything, and raise as much.
+        raise ValueError(
+            f"{path} is damaged ({error}); without it the phase begins anew"
+        ) from error
 
 
 class _Checkpoints:
@@ -156,7 +203,7 @@ class _Checkpoints:
         return replace(state, best_loss=loss, best_step=state.step, worse=0)
 
     def load_best(self) -> None:
-        best = torch.load(self.folder / "best.pt", weights_only=True)
+        best = _read_checked(self.folder / "best.pt")
         self.learner.load_state_dict(self.learner.state_dict() | {"parameters": best})
 
 

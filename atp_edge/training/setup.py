@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,10 @@ def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedToke
         )
 
 
+@lru_cache(maxsize=1)
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
-    test split, the blocks that the run is tested on, spread over it."""
+    test split, the blocks that the run is tested on, spread over it. (Read once for all stages.)"""
     tokenizer = tokenizer_of(config)
     check_text_fits(config, source_config(config), tokenizer)
     corpus = corpus_of(config, tokenizer)

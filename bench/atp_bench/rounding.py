@@ -24,6 +24,14 @@ from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
 
 
+def check_asked(precisions: Sequence[str], quantizers: Sequence[str]) -> None:
+    """Raise ValueError for a precision that is not rounded to, or a quantizer that is none."""
+    for name, asked, known in (("precision", precisions, tuple(BITS)),
+                               ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
+        if not set(asked) <= set(known):
+            raise ValueError(f"--{name} {', '.join(asked)}: expected {', '.join(known)}")
+
+
 def bench_rounding(
     out: Path, precisions: Sequence[str], quantizers: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
@@ -31,10 +39,7 @@ def bench_rounding(
 
     By default int4, by every quantizer. Raises ValueError for names that are not known.
     """
-    for name, given, known in (("precision", precisions, tuple(BITS)),
-                               ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
-        if not set(given) <= set(known):
-            raise ValueError(f"--{name} {', '.join(given)}: expected {', '.join(known)}")
+    check_asked(precisions, quantizers)
     run = RunFolder(out)
     config = run.config()
     run.require("slim")

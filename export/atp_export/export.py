@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.checkpoint import build_on_meta
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import BITS, Storage, context_of
 from atp_edge.run.files import folder_atomically
@@ -33,6 +33,13 @@ from atp_export.weights import CheckpointWeights
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+WINDOWED_OPSET = 24
+RUNTIMES: dict[Flavour, dict[str, str]] = {
+    "ort": {"plain": "1.24", "quantized": "1.24"},
+    "standard": {"plain": "1.23", "quantized": "1.23"},
+    "portable": {"plain": "1.17", "quantized": "1.20"},
+}
+"""The first ONNX Runtime that computes a flavour's files rightly (`make test-large` tries them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,13 @@ def export_onnx(
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
     positions = context_of(config, context)
-    metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    kind = "quantized" if precision in BITS else "plain"
+    metadata = {
+        "flavour": flavour,
+        "precision": precision,
+        "onnxruntime": f">={RUNTIMES[flavour][kind]}",
+        **(provenance or {}),
+    }
     if precision in BITS:
         metadata = {"quantizer": quantizer} | metadata
     rotary = rotary_tables(config, positions)
@@ -93,7 +106,9 @@ def export_onnx(
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
         matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
         DecoderWriter(g, shape, matrices, rotary).write()
-        path = g.finish(opset=_opset(flavour, precision), contrib=storage.fused, metadata=metadata)
+        path = g.finish(
+            opset=_opset(flavour, precision, shape), contrib=storage.fused, metadata=metadata
+        )
         check_model(path)
         for name, peft in (adapters or {}).items():
             write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
@@ -141,7 +156,11 @@ def _check_calibration(quantizer: Quantizer, calibration: Tensor | None) -> None
         )
 
 
-def _opset(flavour: Flavour, precision: Precision) -> int:
+def _opset(flavour: Flavour, precision: Precision, shape: ModelShape) -> int:
+    if flavour == "ort" and any(layer.sliding_window for layer in shape.layers):
+        # GroupQueryAttention of ONNX Runtime 1.23 sees another window, without a word: an opset
+        # that came after it keeps such a model from being opened there.
+        return WINDOWED_OPSET
     if flavour == "portable":
         return PORTABLE_OPSET["quantized" if precision in BITS else "plain"]
     return OPERATORS[flavour].opset

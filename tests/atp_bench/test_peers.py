@@ -13,13 +13,13 @@ from atp_bench.engines.genai import build
 from atp_bench.peers.compare import Models, bytes_per_step, compare
 from atp_bench.peers.table import comparison_table
 from atp_bench.peers.targets import targets_of
-from atp_bench.peers.untrained_cut import Policy, cut, cut_plan
+from atp_bench.peers.untrained_cut import cut, cut_plan
 from atp_export.export import export_onnx
 from atp_export.runtime import Session, generate_tokens
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, to_toml, with_values
+from atp_edge.config import Config, WidthsPolicy, to_toml, with_values
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, shares
@@ -38,7 +38,7 @@ SMOLLM2 = ModelShape(
 
 
 @pytest.mark.parametrize("policy", ["uniform", "per-layer"])
-def test_a_cut_keeps_just_below_its_share(policy: Policy) -> None:
+def test_a_cut_keeps_just_below_its_share(policy: WidthsPolicy) -> None:
     plan = cut_plan(SMOLLM2, 0.6, policy)
     slim = narrow_shape(SMOLLM2, plan)
     assert 0.58 < shares(SMOLLM2, slim).decoder <= 0.6

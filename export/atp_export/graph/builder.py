@@ -33,6 +33,8 @@ STORED_TYPES: dict[Kind, int] = {
     "uint8": TensorProto.UINT8,
 }
 DATA_FILE = "model.onnx.data"
+# Opset 23 came with IR 11, of which nothing is used: 10 opens in runtimes that do not know 11.
+_HIGHEST_IR = 10
 
 
 class GraphBuilder:
@@ -150,8 +152,12 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", opset)]
         if contrib:
             opsets.append(helper.make_opsetid("com.microsoft", 1))
+        lowest = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
         model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="atp-edge", ir_version=10
+            graph,
+            opset_imports=opsets,
+            producer_name="atp-edge",
+            ir_version=min(lowest, _HIGHEST_IR),
         )
         helper.set_model_props(model, metadata)
         path = self.folder / "model.onnx"

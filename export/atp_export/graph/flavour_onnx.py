@@ -45,8 +45,7 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
     for window in {x.sliding_window for x in shape.layers if x.heads}:
         seen = causal
         if window is not None:
-            oldest = g.node("Sub", [column, g.constant(window)])
-            seen = g.node("And", [causal, g.node("Greater", [keys, oldest])])
+            seen = g.node("And", [causal, _within(g, mask, positions, window)])
         allowed = g.node("And", [seen, real])
         masks[window] = g.node("Where", [allowed, nothing, masked], name=f"mask.{window or 'all'}")
     return Shared(
@@ -55,6 +54,16 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
         positions=positions,
         masks=masks,
     )
+
+
+def _within(g: GraphBuilder, mask: str, positions: str, window: int) -> str:
+    """Which keys a query's window holds, [B, 1, S, T]: counted in tokens of the row, for padding
+    between them, as behind a short prompt, has places in the cache."""
+    counted = g.node("Sub", [g.node("CumSum", [mask, g.constant(1)]), g.constant(1)])
+    keys = g.node("Unsqueeze", [counted, g.constant([1, 2])])
+    oldest = g.node("Sub", [positions, g.constant(window)])
+    queries = g.node("Unsqueeze", [oldest, g.constant([1, 3])])
+    return g.node("Greater", [keys, queries])
 
 
 def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
