@@ -134,6 +134,7 @@ def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> N
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
+    from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
 
     check_run(config, names)
@@ -142,7 +143,12 @@ def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> N
         return
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)
-    console.print(table(folder.metrics()))
+    metrics = folder.metrics()
+    console.print(table(metrics))
+    verdict = verdict_of(metrics)
+    console.print(Text(verdict.sentence, style=TONE_STYLE[verdict.tone]))
+    for advice in verdict.advice:
+        console.print(Text(advice))
     if "report" in names:
         console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
 
