@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.text import Text
 
 from atp_edge.cli.bench import bench
-from atp_edge.config import Config, configured, keys, read_values
+from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
+from atp_edge.settings import configured, keys, read_values
 
 app = typer.Typer(
     no_args_is_help=True,

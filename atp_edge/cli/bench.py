@@ -71,7 +71,7 @@ def latency(
 
 def _with_rows(config: Config, batch: int | None) -> Config:
     """These settings, with so many rows decoded together where they are given."""
-    from atp_edge.config import with_values
+    from atp_edge.settings import with_values
 
     return config if batch is None else with_values(config, {"bench.batch": batch})
 
