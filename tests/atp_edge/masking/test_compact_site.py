@@ -44,7 +44,7 @@ def lora_model(
     return model
 
 
-def masks(*kept: tuple[int, ...]) -> list[Tensor]:
+def masks(*kept: tuple[int, ...]) -> Masks:
     """Layers' attention groups that stay, of 3; of the 40 channels every third goes, plus a few."""
     found = []
     for layer, groups in enumerate(kept):
