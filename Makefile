@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ $(NODE)/installed:
 
 test: $(VENV)/installed $(NODE)/installed
 	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest
+
+# What has to stay fast, beside the last saved run (the first one warns that there is none).
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest bench/suites --benchmark-autosave --benchmark-compare \
+	    --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

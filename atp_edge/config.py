@@ -1,16 +1,9 @@
-"""One frozen dataclass tree for a whole run: TOML in, TOML out, every key a flag."""
+"""One frozen dataclass tree for a whole run, and the recipes under it (see atp_edge.settings)."""
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import tomli_w
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 # Of a run that does not say how often it saves.
 CHECKPOINTS = 40
@@ -18,17 +11,27 @@ FEWEST_STEPS_SAVED = 50
 
 StructureSpace = Literal["groups", "head-dims"]
 WidthsPolicy = Literal["uniform", "per-layer"]
+Flavour = Literal["ort", "standard", "portable"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Quantizer = Literal["nearest", "k-quant", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How documents become token blocks."""
 
-    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 1})
+    block_tokens: int = field(default=512, metadata={"help": "tokens of a block", "least": 2})
     decision_share: float = field(default=0.1, metadata={"help": "documents the decision sees"})
     test_share: float = field(default=0.1, metadata={"help": "documents kept for the test"})
     test_blocks: int = field(
         default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
+    )
+    special_tokens: Literal["text", "parse"] = field(
+        default="text",
+        metadata={"help": "special-token text in data: text, or the tokens (rows rendered before)"},
+    )
+    skip_bad_lines: bool = field(
+        default=False, metadata={"help": "leave bad rows out and count them"}
     )
 
 
@@ -37,8 +40,8 @@ class LoraConfig:
     """peft's LoRA on every projection of the decoder."""
 
     rank: int = field(default=16, metadata={"help": "rank of A and B", "least": 1})
-    alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank"})
-    lr: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    alpha: float = field(default=32.0, metadata={"help": "scale s = alpha / rank", "above": 0})
+    lr: float = field(default=1e-3, metadata={"help": "peak learning rate", "above": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,11 @@ class DecisionConfig:
         default=True, metadata={"help": "go on measuring importance; off: at the start alone"}
     )
     control_share: float = field(
-        default=0.4, metadata={"help": "share of the steps before the freeze"}
+        default=0.4, metadata={"help": "share of the steps before the freeze", "most": 1}
     )
     interval: int = field(default=2, metadata={"help": "LoRA steps per generator step", "least": 1})
     lr: float = field(default=1e-3, metadata={"help": "learning rate of the generator"})
-    temperature: float = field(default=0.4, metadata={"help": "of the soft decision"})
+    temperature: float = field(default=0.4, metadata={"help": "of the soft decision", "above": 0})
     noise: float = field(default=0.0, metadata={"help": "scale of the Gumbel noise; 0: none"})
     projection: bool = field(default=True, metadata={"help": "off: the penalty alone steers"})
     penalty: float = field(default=5.0, metadata={"help": "weight of the budget penalty"})
@@ -78,7 +81,9 @@ class DecisionConfig:
         default="proximal", metadata={"help": "on the LoRA of removed structures"}
     )
     strength: float = field(default=10.0, metadata={"help": "of the regularizer at the freeze"})
-    width_multiple: int = field(default=32, metadata={"help": "MLP widths are multiples of it"})
+    width_multiple: int = field(
+        default=32, metadata={"help": "MLP widths are multiples of it", "least": 1}
+    )
     importance_blocks: int = field(
         default=16, metadata={"help": "blocks that score a start", "least": 1}
     )
@@ -105,9 +110,14 @@ class RecoveryConfig:
     retrain: bool = field(default=True, metadata={"help": "tune the kept weights beside LoRA"})
     retrain_lr: float = field(
         default=3e-4,
-        metadata={"help": "peak learning rate of kept weights; larger models want less"},
+        metadata={
+            "help": "peak learning rate of kept weights; larger models want less",
+            "above": 0,
+        },
     )
-    distill: float = field(default=0.5, metadata={"help": "weight of the dense tuned teacher"})
+    distill: float = field(
+        default=0.5, metadata={"help": "weight of the dense tuned teacher", "most": 1}
+    )
     distill_hidden: float = field(
         default=6.0, metadata={"help": "weight of the distance to the teacher's layers"}
     )
@@ -121,15 +131,18 @@ class TrainConfig:
     precision: Literal["bf16", "fp16", "no"] = field(
         default="bf16", metadata={"help": "autocast; no: fp32"}
     )
-    warmup: float = field(default=0.05, metadata={"help": "share of the steps"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps", "most": 1})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm", "above": 0})
     save_every: int = field(
         default=0,
         metadata={"help": "steps between checkpoints; 0: a fortieth of the run, 50 at least"},
     )
     patience: float = field(
         default=0.5,
-        metadata={"help": "share of a phase without a better step that ends it; 0: none"},
+        metadata={
+            "help": "share of a phase without a better step that ends it; 0: none",
+            "most": 1,
+        },
     )
 
 
@@ -137,14 +150,12 @@ class TrainConfig:
 class ExportConfig:
     """What ships."""
 
-    flavour: Literal["ort", "standard", "portable"] = field(
+    flavour: Flavour = field(
         default="ort",
         metadata={"help": "ONNX Runtime's fused operators, ai.onnx alone, or its old opsets"},
     )
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
-        default="fp32", metadata={"help": "weights in the ONNX file"}
-    )
-    quantizer: Literal["auto", "nearest", "k-quant", "gptq"] = field(
+    precision: Precision = field(default="fp32", metadata={"help": "weights in the ONNX file"})
+    quantizer: Literal["auto", Quantizer] = field(
         default="auto",
         metadata={
             "help": "how int8 and int4 round; gptq: calibrated on the train split; "
@@ -153,6 +164,9 @@ class ExportConfig:
     )
     keep_adapter: bool = field(
         default=False, metadata={"help": "keep LoRA as a narrow peft adapter in slim/"}
+    )
+    context: int = field(
+        default=0, metadata={"help": "longest context; 0: the model's own, 8192 at most"}
     )
 
 
@@ -180,8 +194,11 @@ class Config:
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
     )
     steps: int = field(default=200, metadata={"help": "optimizer steps", "least": 1})
-    seed: int = field(default=0, metadata={"help": "of everything drawn"})
+    seed: int = field(default=0, metadata={"help": "of everything drawn", "most": 2**32 - 1})
     out: str = field(default="runs/run", metadata={"help": "the run's folder"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run code that the model's folder brings"}
+    )
     recipe: Literal["fast", "balanced", "best"] = field(
         default="balanced", metadata={"help": "settings under yours: see docs/recovery.md"}
     )
@@ -227,141 +244,3 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Nothing else that was tried buys as much.
     "best": {"steps": 1600},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """One setting: its dotted name, type, default, help, and the least a number may be."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    least: int
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace(".", "-").replace("_", "-")
-
-    @property
-    def parameter(self) -> str:
-        return self.name.replace(".", "__")
-
-
-def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
-    """Every setting of the tree, depth first."""
-    hints = get_type_hints(cls)
-    for f in fields(cls):
-        if is_dataclass(hints[f.name]):
-            yield from keys(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            yield Key(
-                name=prefix + f.name,
-                type=hints[f.name],
-                default=f.default,
-                help=f.metadata["help"],
-                least=f.metadata.get("least", 0),
-            )
-
-
-_KEYS = {key.name: key for key in keys()}
-
-
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with dotted keys set and nothing else: a recipe's settings come by `configured`.
-
-    Raises ValueError for unknown keys and wrong values.
-    """
-    for name, value in values.items():
-        if name not in _KEYS:
-            nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
-        checked = _check(_KEYS[name], value)
-        section, _, leaf = name.rpartition(".")
-        if section:
-            changed = replace(getattr(config, section), **{leaf: checked})
-            config = replace(config, **{section: changed})
-        else:
-            config = replace(config, **{leaf: checked})
-    return config
-
-
-def configured(values: Mapping[str, Any]) -> Config:
-    """A configuration from dotted keys alone: the defaults, the recipe's settings, these values.
-
-    Raises ValueError for unknown keys and wrong values.
-    """
-    named = with_values(Config(), {"recipe": values.get("recipe", Config.recipe)})
-    return with_values(named, RECIPES[named.recipe] | dict(values))
-
-
-def _check(key: Key, value: Any) -> Any:
-    if get_origin(key.type) is Literal:
-        if value not in get_args(key.type):
-            raise ValueError(
-                f"{key.name} = {value!r}: expected one of {', '.join(get_args(key.type))}"
-            )
-        return value
-    if key.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
-        raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
-    if key.type in (int, float) and value < key.least:
-        raise ValueError(f"{key.name} = {value!r}: expected {key.least} or more")
-    return value
-
-
-def read_config(path: Path) -> Config:
-    """Read a TOML file. Raises ValueError for unknown keys and wrong values."""
-    return configured(read_values(path))
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The settings that a TOML file names, by dotted key.
-
-    Raises ValueError naming the file when it is no TOML, for unknown keys and for wrong values.
-    """
-    tables = _tables(path)
-    tables.pop("versions", None)
-    values: dict[str, Any] = {}
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
-        else:
-            values[name] = value
-    try:
-        with_values(Config(), values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return values
-
-
-def read_versions(path: Path) -> dict[str, str]:
-    """What ran, as the file says under [versions]. Raises ValueError when it is no TOML."""
-    versions: dict[str, str] = _tables(path).get("versions", {})
-    return versions
-
-
-def _tables(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
-    except ValueError as error:  # of TOML or of UTF-8
-        raise ValueError(f"{path} is not TOML: {error}") from None
-
-
-def values_of(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted key."""
-    return {key.name: attrgetter(key.name)(config) for key in keys()}
-
-
-def to_toml(config: Config, versions: Mapping[str, str] | None = None) -> str:
-    """The whole tree as TOML, defaults included; what ran is said under [versions]."""
-    tables: dict[str, Any] = {}
-    for name, value in values_of(config).items():
-        section, _, leaf = name.rpartition(".")
-        (tables.setdefault(section, {}) if section else tables)[leaf] = value
-    if versions:
-        tables["versions"] = dict(versions)
-    return tomli_w.dumps(tables)

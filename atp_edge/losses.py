@@ -33,8 +33,12 @@ May overwrite the logits and return them as their gradient.
 
 
 def language_loss(model: nn.Module, batch: Blocks) -> Tensor:
-    """Mean next-token cross-entropy over the labelled tokens of a batch ([B, T])."""
+    """Mean next-token cross-entropy over the labelled tokens of a batch ([B, T]).
+
+    Raises ValueError where no token is labelled.
+    """
     (hidden,), targets = _labelled_hidden(model, batch)
+    _check_labelled(targets)
     return mean_cross_entropy(hidden, _causal(model).get_output_embeddings(), targets)
 
 
@@ -58,6 +62,7 @@ def distilled_loss(
     hidden_weight: of the distance between the layers' outputs (`_layers_distance`), added.
     """
     layers, targets = _labelled_hidden(model, batch, every_layer=hidden_weight > 0)
+    _check_labelled(targets)
     with torch.no_grad():
         wanted_layers, _ = _labelled_hidden(teacher, batch, every_layer=hidden_weight > 0)
         teacher_head = _causal(teacher).get_output_embeddings()
@@ -128,6 +133,14 @@ def _labelled_hidden(
     targets = batch.labels[:, 1:]
     labelled = targets != -100
     return [hidden[:, :-1][labelled] for hidden in layers], targets[labelled]
+
+
+def _check_labelled(targets: Tensor) -> None:
+    if not len(targets):
+        raise ValueError(
+            "no token of the batch is labelled, so it has no mean loss; leave blocks without a "
+            "label out, as data.blocks does"
+        )
 
 
 def _causal(model: nn.Module) -> Any:

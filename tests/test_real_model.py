@@ -14,13 +14,14 @@ import pytest
 import torch
 from atp_export.export import export_onnx
 from atp_export.quantization.calibrate import BESIDE, input_grams
-from atp_export.quantization.quantize import Quantizer, quantize
+from atp_export.quantization.quantize import quantize
 from atp_export.verification.verify import verify
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from atp_edge.data.documents import load_documents
+from atp_edge.config import Quantizer
+from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import Splits, make_splits
 from atp_edge.decision.budget import feasible_decisions, parse_budget
 from atp_edge.decision.importance import starting_logits, taylor_importance
@@ -47,7 +48,7 @@ def tokenizer(real_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def splits(tokenizer: Any) -> Splits:
-    documents = load_documents("legal", tokenizer)[:600]
+    documents = read_corpus("legal", tokenizer).documents[:600]
     return make_splits(documents, tokenizer, block_tokens=256, seed=0)
 
 

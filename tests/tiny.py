@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.config import Config, StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.domains import legal_texts
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
@@ -29,6 +29,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Masks
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.settings import with_values
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

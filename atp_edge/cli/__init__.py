@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.text import Text
 
 from atp_edge.cli.bench import bench
-from atp_edge.config import Config, configured, keys, read_values
+from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
+from atp_edge.settings import configured, keys, read_values
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,12 +120,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the 
 @takes_settings
 def run(config: Config, *, dry_run: DryRun = False) -> None:
     """The whole way: train, shrink, export, verify, bench, report. Goes on where it was."""
-    if config.export.precision == "bf16":
-        raise ValueError(
-            "export.precision = 'bf16': a whole run proves what it ships, and our runtime feeds a "
-            "cache of fp32 or fp16 alone; take fp16, or `atp-edge train`, `shrink` and `export`, "
-            "which write bf16 unproven"
-        )
     _stages(config, STAGES, dry_run=dry_run)
 
 
@@ -137,16 +132,24 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
 
 def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
     from atp_edge.pipeline.cost_estimate import cost_table
+    from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
+    from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
 
+    check_run(config, names)
     console.print(cost_table(config))
     if dry_run:
         return
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)
-    console.print(table(folder.metrics()))
+    metrics = folder.metrics()
+    console.print(table(metrics))
+    verdict = verdict_of(metrics)
+    console.print(Text(verdict.sentence, style=TONE_STYLE[verdict.tone]))
+    for advice in verdict.advice:
+        console.print(Text(advice))
     if "report" in names:
         console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
 
@@ -186,10 +189,16 @@ def verify(
     if (out is None) == (manifest is None):
         raise ValueError("verify takes either --out RUN or --manifest FOLDER")
     if manifest is not None:
-        from atp_export.manifest import verify_manifest
+        from atp_export.manifest import MANIFEST, file_sha256, verify_manifest
 
         provenance = verify_manifest(manifest)
-        console.print(Text(f"{manifest}: every file is what was shipped"))
+        console.print(
+            f"{manifest}: every file is what was shipped, and there are no others\n"
+            "This finds damage, not a forger: the manifest is not signed. Compare its own SHA-256 "
+            f"with the sender's:\n{file_sha256(manifest / MANIFEST)}",
+            markup=False,
+            soft_wrap=True,
+        )
         console.print_json(json.dumps(provenance))
     elif out is not None:
         _one_stage("verify", out)
@@ -214,12 +223,21 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="end before this text")] = None,
     adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
     chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
+    check: Annotated[bool, typer.Option(help="read every shipped file first")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="run code that the tokenizer's folder brings")
+    ] = False,
 ) -> None:
     """Talk to the slim ONNX model."""
+    from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
     from atp_export.runtime import Generator, Sampling
 
     onnx = out / "onnx" if (out / "onnx").is_dir() else out
-    generator = Generator(onnx, adapter=adapter)
+    if check:
+        verify_manifest(onnx)
+    elif (onnx / MANIFEST).exists():
+        check_sizes(onnx)
+    generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
     if chat:
         prompt = generator.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -227,11 +245,15 @@ def generate(
     else:
         console.print(prompt, end="", markup=False, style="dim")
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    silent = True
     for piece in generator.stream(
-        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (), rendered=chat
     ):
+        silent = silent and not piece
         console.print(piece, end="", markup=False, soft_wrap=True)
     console.print()
+    if silent and not stop:
+        console.print("(no text: every new token is a special one)", style="dim")
 
 
 @app.command()

@@ -71,7 +71,7 @@ def latency(
 
 def _with_rows(config: Config, batch: int | None) -> Config:
     """These settings, with so many rows decoded together where they are given."""
-    from atp_edge.config import with_values
+    from atp_edge.settings import with_values
 
     return config if batch is None else with_values(config, {"bench.batch": batch})
 
@@ -84,7 +84,7 @@ def _against_peers(
     json_file: Path | None,
 ) -> None:
     from atp_bench.peers.run import bench_peers
-    from atp_bench.peers.table import render, render_asked
+    from atp_bench.peers.table import comparison_table, targets_table
 
     from atp_edge.config import Config
     from atp_edge.pipeline.stages import measured, taken_up
@@ -101,9 +101,9 @@ def _against_peers(
                 config = _with_rows(config, batch)
                 figures = bench_peers(config, run, peers, precisions, progress)
     for precision, found in figures["precisions"].items():
-        console.print(render(precision, found))
+        console.print(comparison_table(precision, found))
     if any(found["asked"] for found in figures["precisions"].values()):
-        console.print(render_asked(figures["precisions"]))
+        console.print(targets_table(figures["precisions"]))
     console.print(Text(figures["note"]))
     if json_file is not None:
         write_json(json_file, figures)
@@ -138,7 +138,7 @@ def quality(
 ) -> None:
     """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
     from atp_bench.quality.ablations import ablations, ablations_tables
-    from atp_bench.quality.acceptance import claims, claims_table
+    from atp_bench.quality.acceptance import acceptance_table, criteria
     from atp_bench.quality.cells import matrix
     from atp_bench.quality.report import document, page, tables
     from atp_bench.quality.results import read_results
@@ -177,8 +177,8 @@ def quality(
     for shown in (*tables(summaries), *ablations_tables(ablations(summaries))):
         console.print(shown)
     # --only asks about its own cells: what they say nothing of is not "not measured".
-    if made := [claim for claim in claims(results) if claim.measured or not only]:
-        console.print(claims_table(made))
+    if made := [c for c in criteria(results) if c.measured or not only]:
+        console.print(acceptance_table(made))
     if report is not None:
         markdown = report.suffix == ".md"
         write_atomically(report, document(results) if markdown else page(results))
@@ -199,8 +199,7 @@ def training(
 ) -> None:
     """The LoRA step with a part kept against all kept; no ratio unless every gradient is equal."""
     import torch
-    from atp_bench.kernels.report import table
-    from atp_bench.training import bench_training
+    from atp_bench.training import bench_training, steps_table
 
     from atp_edge.training.setup import model_source
 
@@ -208,7 +207,7 @@ def training(
     if not set(asked) <= {"fp32", "bf16"}:
         raise ValueError(f"--precision {', '.join(asked)}: expected fp32 or bf16")
     figures = bench_training(
-        model_source(model),
+        str(model_source(model)),
         kept=kept,
         tokens=tokens,
         rank=rank,
@@ -217,7 +216,7 @@ def training(
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     for precision_name, rows in figures["rows"].items():
-        console.print(table(precision_name, rows, equal=figures["gradients_equal"]))
+        console.print(steps_table(precision_name, rows, equal=figures["gradients_equal"]))
     for key, value in figures.items():
         if "_ratio_" in key:
             console.print(f"{key} = {value:.3f}" if value is not None else f"{key}: not given")
@@ -336,15 +335,16 @@ def kernels(
     """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand;
     SwiGLU and its mask against Liger's; on a CPU attention against eager and fused."""
     import torch
-    from atp_bench.kernels.lora import KEPT, bench_kernels
-    from atp_bench.kernels.report import attention_table, kernels_table, roofline, swiglu_table
+    from atp_bench.kernels.roofline import roofline
+    from atp_bench.kernels.run import KEPT, KernelSettings, bench_kernels
+    from atp_bench.kernels.tables import attention_table, lora_table, swiglu_table
 
     def keep(figures: dict[str, Any]) -> None:
         if json_file is not None:
             write_json(json_file, figures)
 
     gpu = torch.cuda.is_available()
-    figures = bench_kernels(
+    settings = KernelSettings(
         shapes=shapes or ("7b" if gpu else "small"),
         tokens=tuple(tokens or ((2048, 4096, 16384) if gpu else (512,))),
         ranks=tuple(rank or ((8, 16, 64) if gpu else (16,))),
@@ -353,11 +353,10 @@ def kernels(
         rounds=rounds,
         device="cuda" if gpu else "cpu",
         compiled=gpu if compiled is None else compiled,
-        progress=console.print,
-        keep=keep,
     )
+    figures = bench_kernels(settings, progress=console.print, keep=keep)
     for measured in figures["cases"]:
-        console.print(kernels_table(measured))
+        console.print(lora_table(measured))
     for measured in figures["swiglu"]:
         console.print(swiglu_table(measured))
     for measured in figures["attention"]:

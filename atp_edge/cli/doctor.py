@@ -69,7 +69,7 @@ def _onnxruntime() -> Finding:
 
 
 def _libraries() -> list[Finding]:
-    names = ("transformers", "peft", "accelerate", "datasets", "optimum", "onnx")
+    names = ("transformers", "peft", "accelerate", "datasets", "onnx")
     return [Finding("libraries", ", ".join(f"{n} {version(n)}" for n in names), "ok")]
 
 

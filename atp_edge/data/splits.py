@@ -1,43 +1,58 @@
 """Three splits that share no document: train, decision and test.
 
-Splits are drawn by document from a hash of the seed and the text, so that they depend on neither
-order nor run; a document of the decision or test split that nearly repeats one of another split is
-taken out and counted.
+Splits are drawn by document from a hash of the seed and what the user wrote, so that they depend on
+neither order nor run nor chat template; a document of the decision or test split that nearly
+repeats one of another split is taken out and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from atp_edge.data.blocks import Blocks, _pack
-from atp_edge.data.documents import Document
+from atp_edge.data.blocks import Blocks, Packed, pack
+from atp_edge.data.documents import Document, Segment, SpecialTokens
+from atp_edge.data.encoding import Encoder
+from atp_edge.data.near_copies import without_near_copies
 
 SPLITS = ("train", "decision", "test")
-# A document of which this share of 8-word shingles also occurs in another split is a near copy.
-NEAR_DUPLICATE_SHARE = 0.5
 # Packed of a split where there is so much, however short the run: their order is then the same.
 ENOUGH_BLOCKS = 4096
 VALIDATION_BLOCKS = 8
 CALIBRATION_BLOCKS = 32
-_SHINGLE_WORDS = 8
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What the splits hold."""
+    """What the splits hold, and what of the data they do not."""
 
     documents: dict[str, int]
     tokens: dict[str, int]
     duplicates_removed: int
     sha256: str
+    test_seen_in_train: float
+    """Share of the test split's runs of 8 words that the train split has too."""
+    blocks_without_label: int
+    documents_cut: int
+    """Documents that were too few for three splits, and cut into a part for each."""
+    rows_skipped: int = 0
+    rows_with_special_tokens: int = 0
+
+    def said(self, special_tokens: SpecialTokens) -> list[str]:
+        """What a user should know before training, a sentence each."""
+        read = "as text" if special_tokens == "text" else "as the tokens"
+        counted = {
+            "bad rows left out": self.rows_skipped,
+            f"rows that hold special-token text, read {read}": self.rows_with_special_tokens,
+            "near copies of documents in other splits left out": self.duplicates_removed,
+            "blocks without a part of an answer left out": self.blocks_without_label,
+            "documents too few for three splits, each cut in three": self.documents_cut,
+        }
+        return [f"{what}: {count}" for what, count in counted.items() if count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +76,23 @@ class Splits:
 
 
 def split_documents(
-    documents: list[Document],
+    documents: Sequence[Document],
     *,
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
 ) -> dict[str, list[Document]]:
-    """Documents of train, decision and test: drawn by hash, near copies of earlier splits out."""
-    if not 0 < decision_share + test_share < 1 or min(decision_share, test_share) <= 0:
-        raise ValueError(
-            f"decision share {decision_share} and test share {test_share}: expected both above 0 "
-            "and their sum below 1"
-        )
-    drawn: dict[str, list[Document]] = {name: [] for name in SPLITS}
-    ordered = sorted(documents, key=lambda d: _draw(d, seed))
-    for document in ordered:
-        at = _draw(document, seed) / 2**64
-        name = (
-            "test"
-            if at < test_share
-            else ("decision" if at < test_share + decision_share else "train")
-        )
-        drawn[name].append(document)
-    return _without_near_copies(drawn)
+    """Documents of train, decision and test: drawn by hash, near copies of earlier splits out.
+
+    Each split is drawn one document at least. Fewer than three documents are cut, each into a part
+    for every split. Raises ValueError where they cannot be.
+    """
+    drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
+    return without_near_copies(drawn)[0]
 
 
 def make_splits(
-    documents: list[Document],
+    documents: Sequence[Document],
     tokenizer: Any,
     *,
     block_tokens: int,
@@ -100,68 +105,101 @@ def make_splits(
 
     most_blocks: blocks kept of a split at most. Raises ValueError when a split gets no block.
     """
-    kept = split_documents(
-        documents, seed=seed, decision_share=decision_share, test_share=test_share
-    )
-    blocks = {name: _pack(kept[name], tokenizer, block_tokens, most_blocks) for name in SPLITS}
-    for name, block in blocks.items():
-        if not len(block.input_ids):
-            raise ValueError(
-                f"the {name} split has no block of {block_tokens} tokens (of {len(kept[name])} "
-                "documents): give more text, or a smaller --dataset-block-tokens"
-            )
+    drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
+    kept, seen = without_near_copies(drawn)
+    encoder = Encoder(tokenizer)
+    packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
+    for name, one in packed.items():
+        if not len(one.blocks.input_ids):
+            cause = _why_empty(one, block_tokens, len(drawn[name]), len(kept[name]))
+            raise ValueError(f"the {name} split has no block of {block_tokens} tokens: {cause}")
     digest = hashlib.sha256()
-    for document in sorted(documents, key=lambda d: d.text):
-        digest.update(document.text.encode())
+    for key in sorted(document.key for document in documents):
+        digest.update(key.encode())
     return Splits(
-        **blocks,
+        **{name: one.blocks for name, one in packed.items()},
         report=SplitReport(
             documents={name: len(kept[name]) for name in SPLITS},
-            tokens={name: block.input_ids.numel() for name, block in blocks.items()},
-            duplicates_removed=len(documents) - sum(map(len, kept.values())),
+            tokens={name: one.blocks.input_ids.numel() for name, one in packed.items()},
+            duplicates_removed=sum(map(len, drawn.values())) - sum(map(len, kept.values())),
             sha256=digest.hexdigest(),
+            test_seen_in_train=round(seen, 4),
+            blocks_without_label=sum(one.unlabelled for one in packed.values()),
+            documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
     )
 
 
+def _why_empty(packed: Packed, block_tokens: int, drawn: int, kept: int) -> str:
+    """The cause, and what to do."""
+    if packed.unlabelled:
+        return (
+            f"of its {packed.unlabelled} blocks none holds a part of an answer; give shorter "
+            "prompts, more rows, or larger --dataset-block-tokens"
+        )
+    if not kept:
+        return (
+            f"all {drawn} documents drawn for it are near copies of those in other splits; give "
+            "texts that differ, and leave out what they all begin with"
+        )
+    return (
+        f"{packed.tokens} tokens in {kept} documents ({drawn - kept} near copies left out); give "
+        "more text, documents of like length, or a smaller --dataset-block-tokens"
+    )
+
+
+def _drawn(
+    documents: Sequence[Document], *, seed: int, decision_share: float, test_share: float
+) -> dict[str, list[Document]]:
+    if not 0 < decision_share + test_share < 1 or min(decision_share, test_share) <= 0:
+        raise ValueError(
+            f"decision share {decision_share} and test share {test_share}: expected both above 0 "
+            "and their sum below 1"
+        )
+    if len(documents) < len(SPLITS):
+        parts = [_parts(document, decision_share, test_share) for document in documents]
+        return dict(zip(SPLITS, map(list, zip(*parts, strict=True)), strict=True))
+    ordered = sorted((_draw(document, seed), i) for i, document in enumerate(documents))
+    sorted_documents = [documents[i] for _, i in ordered]
+    shares = (test_share, test_share + decision_share)
+    test_end, decision_end = (sum(at / 2**64 < share for at, _ in ordered) for share in shares)
+    # Of few documents the hash may give a split none.
+    decision_end = min(max(decision_end, 2), len(documents) - 1)
+    test_end = min(max(test_end, 1), decision_end - 1)
+    return {
+        "train": sorted_documents[decision_end:],
+        "decision": sorted_documents[test_end:decision_end],
+        "test": sorted_documents[:test_end],
+    }
+
+
 def _draw(document: Document, seed: int) -> int:
-    """A 64-bit number that follows from the seed and the text alone."""
-    digest = hashlib.blake2b(f"{seed}\0{document.text}".encode(), digest_size=8).digest()
+    """A 64-bit number that follows from the seed and what the user wrote alone."""
+    digest = hashlib.blake2b(f"{seed}\0{document.key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
-def _shingles(document: Document) -> Hashes:
-    """Distinct hashes of every run of 8 words, lower-cased, punctuation dropped."""
-    words = re.findall(r"\w+", document.text.lower())
-    codes = np.array([_word_code(word) for word in words], dtype=np.uint64)
-    if len(codes) < _SHINGLE_WORDS:
-        return np.unique(codes)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, _SHINGLE_WORDS)
-    multipliers = np.array([pow(0x100000001B3, i, 2**64) for i in range(_SHINGLE_WORDS)], np.uint64)
-    return np.unique((windows * multipliers).sum(axis=1, dtype=np.uint64))
+def _parts(document: Document, decision_share: float, test_share: float) -> list[Document]:
+    """The parts of one text, from its start on: train, decision and test."""
+    if len(document.segments) > 1 or document.rendered:
+        raise ValueError(
+            "fewer than three rows of prompts or conversations make no three splits; give more"
+        )
+    segment, text = document.segments[0], document.text
+    decision = _boundary(text, round(len(text) * (1 - decision_share - test_share)))
+    test = max(decision, _boundary(text, round(len(text) * (1 - test_share))))
+    return [
+        Document((Segment(part.strip(), segment.learn, segment.parse),), document.slice)
+        for part in (text[:decision], text[decision:test], text[test:])
+    ]
 
 
-@cache
-def _word_code(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
-
-
-def _without_near_copies(drawn: dict[str, list[Document]]) -> dict[str, list[Document]]:
-    """Decision and test without documents that nearly repeat one of the splits before them."""
-    kept = {"train": drawn["train"]}
-    seen = [_shingles(document) for document in drawn["train"]]
-    for name in ("decision", "test"):
-        known = np.unique(np.concatenate(seen)) if seen else np.array([], np.uint64)
-        shingles = [_shingles(document) for document in drawn[name]]
-        fresh = [_share_of(s, known) < NEAR_DUPLICATE_SHARE for s in shingles]
-        kept[name] = [d for d, ok in zip(drawn[name], fresh, strict=True) if ok]
-        seen += [s for s, ok in zip(shingles, fresh, strict=True) if ok]
-    return kept
-
-
-def _share_of(shingles: Hashes, known: Hashes) -> float:
-    """Share of the shingles that are in `known` (sorted)."""
-    if not len(shingles) or not len(known):
-        return 0.0
-    places = np.searchsorted(known, shingles).clip(max=len(known) - 1)
-    return float((known[places] == shingles).mean())
+def _boundary(text: str, near: int) -> int:
+    """The place after the last paragraph, or else line, or word, that ends shortly before `near`:
+    within a twentieth of the text."""
+    first = max(0, near - len(text) // 20)
+    for end in ("\n\n", "\n", " "):
+        at = text.rfind(end, first, near)
+        if at >= 0:
+            return at + len(end)
+    return near

@@ -1,6 +1,6 @@
 """Two-stage baselines: decisions by a score, made once before any tuning.
 
-Each gives a score a structure ([size] a site, larger stays) that `decision` projects onto the
+Each gives a score a structure ([size] a site, larger stays) that is projected onto the
 budget, as the learned decision is; ShortGPT's gives a model with fewer layers instead, since a
 plan keeps one structure or more of every site. Widths between layers follow the source: one
 ranking over all layers where it ranks globally, equal shares where it cuts every layer alike.
@@ -20,17 +20,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from atp_edge.config import StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions
-from atp_edge.decision.projection import project
 from atp_edge.losses import language_loss
 from atp_edge.model.families import (
     ATTENTION_PROJECTIONS,
     MLP_PROJECTIONS,
     READER_OF,
-    model_shape,
     module_path,
 )
 from atp_edge.model.hooks import read_under
-from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Site, by_structure
 
 Baseline = Callable[[PreTrainedModel, Blocks, FeasibleDecisions], list[Tensor]]
@@ -44,15 +41,6 @@ def check_start(start: str, structures: StructureSpace) -> None:
             "pairs in q and k: with decision.space = 'head-dims' take importance, all-kept, "
             "magnitude, group-taylor or torch-pruning"
         )
-
-
-def decision(
-    model: PreTrainedModel, blocks: Blocks, feasible: FeasibleDecisions, baseline: Baseline
-) -> Plan:
-    """The plan a baseline's scores give within a space; blocks: calibration text [N, T]."""
-    masks = project(baseline(model, blocks, feasible), feasible).masks
-    kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
-    return plan_of(model_shape(model.config), kept, feasible.sites[0].space)
 
 
 def magnitude(model: PreTrainedModel, blocks: Blocks, feasible: FeasibleDecisions) -> list[Tensor]:

@@ -22,11 +22,11 @@ from atp_edge.model.hooks import removed_after
 from atp_edge.model.structures import Site, by_structure
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
-# and v too, which no other structure shares; measured in docs/log.md. For RoPE pairs measured on a
-# tiny byte model alone (there too).
+# and v too, which no other structure shares; measured in docs/research/log.md. For RoPE pairs
+# measured on a tiny byte model alone (there too).
 ATTENTION_FACTOR = 5.0
 # A mean over tokens of |z * dL/dz| is ruled by the many tokens that lose little; what a slim model
-# loses in the end it loses on few, which late layers serve. Measured in docs/log.md.
+# loses in the end it loses on few, which late layers serve. Measured in docs/research/log.md.
 POWER = 2
 
 

@@ -1,7 +1,7 @@
 """What a model says of given texts: likelihoods of continuations, and greedy generations.
 
 All scoring goes through two calls that every form of a model answers (dense, masked, narrow, ONNX).
-A document starts after the end-of-text token, as in training.
+A document starts as in training: with BOS where the tokenizer adds it, else after the end token.
 """
 
 from __future__ import annotations

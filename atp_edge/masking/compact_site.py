@@ -51,7 +51,7 @@ class CompactSite:
         order = torch.argsort(~mask, stable=True)
         kept = int(mask.sum())
         self.kept, self.removed = order[:kept], order[kept:]
-        self._watched = self._watch()
+        self._factors = self._deciding_factors()
         self._versions: list[tuple[int, int]] = []
         self._live: dict[int, Live] = {}
         self._gathered = WeightCache()
@@ -95,7 +95,7 @@ class CompactSite:
 
         Looked at again only after a LoRA factor that decides on it was written to.
         """
-        versions = [(tensor._version, tensor.data_ptr()) for tensor, _ in self._watched]
+        versions = [(tensor._version, tensor.data_ptr()) for tensor, _ in self._factors]
         if versions != self._versions:
             self._versions, self._live = versions, {}
         if structure_width not in self._live:
@@ -108,7 +108,7 @@ class CompactSite:
             return dense_weight(weight)
         return self._gathered.of(name, [weight], lambda weights: weights[0].index_select(dim, kept))
 
-    def _watch(self) -> list[tuple[Tensor, int]]:
+    def _deciding_factors(self) -> list[tuple[Tensor, int]]:
         """(factor, its dimension of structures): a removed structure is dead when its share of
         every one of them is zero."""
         if self.placement == "whole":
@@ -125,10 +125,10 @@ class CompactSite:
         if not len(self.removed):
             return Live(kept=None, live=None)
         kept = _spread(self.kept, width)
-        if not self._watched:
+        if not self._factors:
             return Live(kept=kept, live=None)
         alive = torch.zeros(len(self.removed), dtype=torch.bool, device=self.mask.device)
-        for factor, dim in self._watched:
+        for factor, dim in self._factors:
             share = factor.unflatten(dim, (len(self.mask), -1)).movedim(dim, 0).flatten(1)
             alive |= share.index_select(0, self.removed).ne(0).any(1)
         extra = self.removed[alive]

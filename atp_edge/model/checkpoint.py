@@ -11,62 +11,73 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.model import modeling_per_layer
 from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.loading import load_config, load_model, stored_type
 from atp_edge.model.narrow import build_model
-from atp_edge.run.files import folder_atomically, write_atomically
+from atp_edge.model.transformers4 import add_legacy_keys
+from atp_edge.run.files import folder_atomically, write_json
+
+GENERATION = "generation_config.json"
 
 
 def save_narrow(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    like: Path | None = None,
 ) -> None:
-    """Write a checkpoint beside `folder` and rename it into place."""
+    """Write a checkpoint beside `folder` and rename it into place.
+
+    like: a checkpoint whose generation settings (end tokens!) and type of weights it takes over.
+    """
+    dtype = stored_type(like) if like else model.dtype
+    state = {name: x.detach().to(dtype) for name, x in model.named_parameters()}  # tied ones once
     with folder_atomically(folder) as beside:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
+        if like and (like / GENERATION).is_file():
+            shutil.copyfile(like / GENERATION, beside / GENERATION)
+        _state_type(beside / "config.json", dtype)
         if model.config.is_heterogeneous:
             _ship_modelling_file(model, beside)
+        add_legacy_keys(beside)
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with weights that `dtype` holds exactly, in the type that they are computed in:
+    what is measured of it is true of its checkpoint."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return model
+
+
+def _state_type(path: Path, dtype: torch.dtype) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, config | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def _ship_modelling_file(model: PreTrainedModel, folder: Path) -> None:
     source = Path(modeling_per_layer.__file__)
     shutil.copy(source, folder / source.name)
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": f"{source.stem}.{type(model).__name__}"}
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = {"AutoModelForCausalLM": f"{source.stem}.{type(model).__name__}"}
+    write_json(folder / "config.json", config | {"auto_map": named})
 
 
 def shape_of(folder: Path) -> ModelShape:
     """The sizes of the decoder in a checkpoint's folder."""
-    return model_shape(AutoConfig.from_pretrained(folder))
-
-
-def check_weights(folder: Path) -> None:
-    """Raise ValueError naming a weights file of a checkpoint that is cut or something else."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is cut, or no safetensors file ({error}): fetch or write it again"
-            ) from error
+    return model_shape(load_config(folder))
 
 
 def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a checkpoint of either widths policy. Raises ValueError when it is not a whole one."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json: expected a Hugging Face checkpoint")
-    config = AutoConfig.from_pretrained(folder)
-    model_shape(config)
-    check_weights(folder)
-    model_class = type(build_on_meta(config))
-    model: PreTrainedModel = model_class.from_pretrained(folder, config=config, dtype=dtype)
-    return model.eval()
+    return load_model(folder, dtype=dtype)
 
 
 def build_on_meta(config: object) -> PreTrainedModel:

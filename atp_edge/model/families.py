@@ -77,10 +77,17 @@ def _biased(config: Any) -> frozenset[str]:
 
 
 FAMILIES: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
+ACTIVATIONS = ("silu", "swish")
+"""transformers' names of x * sigmoid(x)."""
 
 
 def _layer_shape(config: Any, layer: int) -> LayerShape:
     heads = config.num_attention_heads
+    if heads < 1 or config.num_key_value_heads < 1 or heads % config.num_key_value_heads:
+        raise ValueError(
+            f"layer {layer} has {heads} query heads for {config.num_key_value_heads} KV heads: "
+            "expected a multiple; correct num_attention_heads or num_key_value_heads"
+        )
     kinds = getattr(config, "layer_types", None)
     slides = kinds[layer] == "sliding_attention" if kinds else True
     pairs = getattr(config, "rope_pairs", None)
@@ -97,7 +104,8 @@ def _layer_shape(config: Any, layer: int) -> LayerShape:
 def model_shape(config: PretrainedConfig) -> ModelShape:
     """The sizes of a decoder, from its configuration alone.
 
-    Raises ValueError for a family whose layers are not known here.
+    Raises ValueError for a family or an activation that is not known here, and for sizes that make
+    no decoder.
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
@@ -105,6 +113,11 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
             f"{', '.join(FAMILIES)}. Use a model of one of these families."
         )
     source: Any = config
+    if source.hidden_act not in ACTIVATIONS:
+        raise ValueError(
+            f"hidden_act {source.hidden_act!r} is not supported; expected silu, which the kernels "
+            "and the exported graph compute. Use a model with this activation."
+        )
     count = source.num_hidden_layers
     layers = [source.per_layer_config[i] for i in range(count)] if source.is_heterogeneous else []
     return ModelShape(

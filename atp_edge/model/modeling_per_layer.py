@@ -61,7 +61,11 @@ class _PerLayer(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As in transformers; a configuration without per-layer widths gets its ordinary class."""
-        config = config if config is not None else AutoConfig.from_pretrained(path)
+        config = (
+            config
+            if config is not None
+            else AutoConfig.from_pretrained(path, trust_remote_code=False)
+        )
         if not config.is_heterogeneous:
             return _ordinary(cls).from_pretrained(path, *args, config=config, **kwargs)
         return super().from_pretrained(path, *args, config=config, **kwargs)

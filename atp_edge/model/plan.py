@@ -111,7 +111,7 @@ def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
     check_plan(plan, shape)
     layers = tuple(
         replace(
-            _narrow_attention(layer, plan.site(i, "attention"), plan.space),
+            narrow_attention(layer, plan.site(i, "attention").kept, plan.space),
             channels=plan.site(i, "mlp").width,
         )
         for i, layer in enumerate(shape.layers)
@@ -119,11 +119,12 @@ def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
     return replace(shape, layers=layers)
 
 
-def _narrow_attention(layer: LayerShape, site: SitePlan, space: StructureSpace) -> LayerShape:
+def narrow_attention(layer: LayerShape, kept: tuple[int, ...], space: StructureSpace) -> LayerShape:
+    """A dense layer whose attention keeps these structures."""
     if space == "groups":
-        return replace(layer, heads=site.width * layer.group_heads, kv_heads=site.width)
-    pairs = site.kept if site.width < site.size else None
-    return replace(layer, head_dim=2 * site.width, rope_pairs=pairs)
+        return replace(layer, heads=len(kept) * layer.group_heads, kv_heads=len(kept))
+    whole = 2 * len(kept) == layer.head_dim
+    return replace(layer, head_dim=2 * len(kept), rope_pairs=None if whole else kept)
 
 
 @dataclass(frozen=True, kw_only=True)

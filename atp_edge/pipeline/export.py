@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 from atp_export.export import export_onnx
-from atp_export.quantization.quantize import Quantizer
 
-from atp_edge.config import Config, ExportConfig
+from atp_edge.config import Config
+from atp_edge.model.loading import load_config
+from atp_edge.model.storage import context_of
 from atp_edge.pipeline.inputs import provenance_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import model_source, splits_of
+from atp_edge.training.setup import model_source, quantizer_of, splits_of
 
 PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 
@@ -32,7 +33,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
     ):
-        progress.say(f"writing the {name} model as ONNX")
+        progress.say(f"writing the {name} model as ONNX{_of_context(source, settings.context)}")
         began = time.perf_counter()
         export_onnx(
             source,
@@ -43,6 +44,8 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             calibration=calibration,
             adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
             provenance=_provenance(config, run),
+            context=settings.context,
+            trust_remote_code=config.trust_remote_code,
         )
         files = target.glob("model.onnx*")
         figures[name] = {
@@ -52,12 +55,13 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     run.add_metrics("export", figures)
 
 
-def quantizer_of(settings: ExportConfig) -> Quantizer:
-    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
-    by any (`bench rounding`)."""
-    if settings.quantizer != "auto":
-        return settings.quantizer
-    return "gptq" if settings.precision == "int4" else "nearest"
+def _of_context(checkpoint: Path, asked: int) -> str:
+    """What is said of a context that is shorter than the model's own."""
+    config = load_config(checkpoint)
+    own, shipped = config.max_position_embeddings, context_of(config, asked)
+    if shipped == own:
+        return ""
+    return f" for {shipped:,} tokens of the model's {own:,} (--export-context)"
 
 
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
@@ -68,7 +72,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
         **provenance_of(run),
-        "licence": _licence(Path(model_source(config.model))),
+        "licence": _licence(model_source(config.model)),
         **versions,
     }
 
@@ -76,7 +80,8 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
 def _licence(checkpoint: Path) -> str:
     """The source model's licence as its folder states it: its card's `license:`, or a file."""
     card = checkpoint / "README.md"
-    lines = card.read_text(errors="replace").splitlines() if card.exists() else []
+    # A card in another encoding than UTF-8 still says its licence in ASCII.
+    lines = card.read_text("utf-8", "replace").splitlines() if card.exists() else []
     named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
     files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
     return next(itertools.chain(named, files), "not stated by the source folder")

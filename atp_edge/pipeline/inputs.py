@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from atp_edge.config import Config
-from atp_edge.model.checkpoint import check_weights
 from atp_edge.run.environment import version
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import combined_sha256, files_sha256
@@ -20,7 +19,6 @@ TEMPLATE = ("chat_template*", "additional_chat_templates/*")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
              "*.model", "*.tiktoken")  # fmt: skip
 MODEL = ("*.json", "*.safetensors", "*.py")
-PICKLED = "*.bin"  # Read where there are no safetensors.
 PACKAGE_OF = {"legal": "licensedcode-data", "health": "simple-icd-10-cm"}
 """The package that holds a built-in domain."""
 
@@ -30,8 +28,9 @@ def inputs_of(config: Config) -> dict[str, Any]:
 
     Raises ValueError, or OSError, when model or data are not there.
     """
-    folder, commit = _snapshot(model_source(config.model))
-    check_weights(folder)
+    folder = model_source(config.model)
+    hub = config.model != "demo" and folder != Path(config.model)
+    commit = folder.name if hub else None  # The Hub's cache names a snapshot by its commit.
     return {
         "settings": pinned_settings(config),
         **{
@@ -61,25 +60,10 @@ def provenance_of(run: RunFolder) -> dict[str, str]:
     return found | {"data": data} | ({"model_commit": commit} if commit else {})
 
 
-def _snapshot(source: str) -> tuple[Path, str | None]:
-    """The folder of a model, and of one from the hub the commit."""
-    if Path(source).is_dir():
-        return Path(source), None
-    from huggingface_hub import snapshot_download
-
-    # Not every weight file of a repository is one that transformers reads.
-    wanted = ["*.json", "*.py", "model*.safetensors", *TOKENIZER, *TEMPLATE]
-    folder = Path(snapshot_download(source, allow_patterns=wanted))
-    if not list(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(source, allow_patterns=[*wanted, "pytorch_model*.bin"]))
-    return folder, folder.name
-
-
 def _kinds(folder: Path) -> Mapping[str, list[str]]:
     """Names of the files in a checkpoint's folder, each under the first of what reads it."""
-    weights = MODEL if list(folder.glob("*.safetensors")) else (*MODEL, PICKLED)
     kinds: dict[str, list[str]] = {"template": [], "tokenizer": [], "model": []}
-    patterns = dict(zip(kinds, (TEMPLATE, TOKENIZER, weights), strict=True))
+    patterns = dict(zip(kinds, (TEMPLATE, TOKENIZER, MODEL), strict=True))
     for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()
         reader = next((k for k in kinds if any(fnmatch(name, p) for p in patterns[k])), None)

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from atp_edge.config import Config
 from atp_edge.model.plan import Plan, read_plan
 from atp_edge.pipeline.summary import of_batch, rows_of
+from atp_edge.pipeline.verdict import verdict_of
 from atp_edge.run.files import read_json, write_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.history import Record, read_history
@@ -56,7 +57,8 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
     )
     config = run / "config.toml"
     page = environment.get_template("report.html.jinja").render(
-        verdict=verdict(metrics),
+        verdict=verdict_of(metrics),
+        cards=cards(metrics),
         rows=rows_of(metrics),
         figures={name: _html(figure) for name, figure in figures.items() if figure is not None},
         missing=[s for s in STAGES[:-1] if s not in metrics],
@@ -71,7 +73,7 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
     return path
 
 
-def verdict(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """(figure, what it says) for the top of the page."""
     found = []
     if "shrink" in metrics:

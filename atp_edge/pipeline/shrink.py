@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from atp_edge.config import Config
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow, save_narrow, shape_of
 from atp_edge.model.families import ModelShape
+from atp_edge.model.loading import load_tokenizer
 from atp_edge.model.narrow import merge
 from atp_edge.model.plan import shares
 from atp_edge.model.structures import count_parameters
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
+from atp_edge.training.dense_adapter import write_peft
 from atp_edge.training.narrow_state import load_tuned
 from atp_edge.training.setup import splits_of
 
 
 def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
     """plan.json and the tuned weights -> slim/, a Hugging Face checkpoint of narrow layers."""
-    tokenizer = AutoTokenizer.from_pretrained(run.dense)
+    tokenizer = load_tokenizer(run.dense, trust_remote_code=config.trust_remote_code)
     tuned = load_tuned(config, run)
     if config.export.keep_adapter:
-        save_narrow(tuned.unload(), tokenizer, run.slim)
-        load_tuned(config, run).save_pretrained(run.slim / "adapter")
+        save_narrow(tuned.unload(), tokenizer, run.slim, like=run.dense)
+        write_peft(load_tuned(config, run), run.slim / "adapter", config)
     else:
-        save_narrow(merge(tuned), tokenizer, run.slim)
+        save_narrow(merge(tuned), tokenizer, run.slim, like=run.dense)
     progress.say(f"slim model in {run.slim}; measuring it from there")
     dense_shape, slim_shape = shape_of(run.dense), shape_of(run.slim)
     kept = shares(dense_shape, slim_shape)

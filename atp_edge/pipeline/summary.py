@@ -11,12 +11,16 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: dense tuned, slim, and what the slim model gains (or keeps)."""
+    """One figure: dense tuned, slim, and what the slim model gains (or keeps).
+
+    untouched: of the model as it came, where it differs from the dense tuned one's.
+    """
 
     name: str
     dense: str
     slim: str
     change: str
+    untouched: str = ""
 
 
 def millions(value: float) -> str:
@@ -55,7 +59,15 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
     if "train" in metrics:
         before = metrics["train"]["dense_tuned_perplexity"]
         after = metrics.get("shrink", metrics["train"])["perplexity"]
-        add("perplexity", before, after, _perplexity, f"{before / after:.1%} recovered")
+        rows.append(
+            Row(
+                "perplexity",
+                _perplexity(before),
+                _perplexity(after),
+                f"{before / after:.1%} recovered",
+                untouched=_perplexity(metrics["train"]["untuned_perplexity"]),
+            )
+        )
     if "bench" in metrics:
         dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]
         of = of_batch(metrics)
@@ -80,20 +92,13 @@ def of_batch(metrics: dict[str, Any]) -> str:
 
 def table(metrics: dict[str, Any]) -> Table:
     """The rows for a terminal of 80 columns."""
-    shown = Table(title="dense fine-tuned and slim", title_justify="left")
-    for name, justify in (("", "left"), ("dense tuned", "right"), ("slim", "right")):
-        shown.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    shown.add_column("slim : dense", justify="right", no_wrap=True)
+    shown = Table(title="untouched, dense fine-tuned and slim", title_justify="left")
+    shown.add_column("", no_wrap=True)
+    for name in ("untouched", "dense tuned", "slim", "slim : dense"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in rows_of(metrics):
-        shown.add_row(row.name, row.dense, row.slim, row.change)
+        shown.add_row(row.name, row.untouched, row.dense, row.slim, row.change)
     return shown
-
-
-def markdown(metrics: dict[str, Any]) -> str:
-    """The rows for a README."""
-    head = "| | dense tuned | slim | slim : dense |\n|---|---:|---:|---:|\n"
-    lines = (f"| {r.name} | {r.dense} | {r.slim} | {r.change} |\n" for r in rows_of(metrics))
-    return head + "".join(lines)
 
 
 def rounding_table(figures: dict[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from atp_edge.data.splits import Splits
 from atp_edge.model.plan import read_plan
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.narrow_state import save_adapter
+from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.phases import PARTS, run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
 
@@ -24,6 +24,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     accelerator = accelerate(config)
     progress.say("reading the domain text")
     splits = splits_of(config)
+    for said in splits.report.said(config.dataset.special_tokens):
+        progress.say(said)
     epochs = config.train_blocks / len(splits.train.input_ids)
     if epochs > 1:
         progress.say(f"the train split is read {epochs:.1f} times")
@@ -31,9 +33,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
     parts = {name: run_part(name, context) for name in PARTS}
-    if config.recovery.adapter == "lora" and config.decision.space == "groups":
-        save_adapter(config, run, read_plan(run.plan))
-    figures = _figures(config, run, splits, parts)
+    adapter = save_adapter(context, read_plan(run.plan))
+    figures = _figures(config, run, splits, parts) | {"adapter": adapter}
     run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
 
 
@@ -48,6 +49,11 @@ def _figures(
         "perplexity_at_freeze": frozen["perplexity"],
         "perplexity": recovered["perplexity"],
         "recovery": dense["perplexity"] / recovered["perplexity"],
+        "block_losses": {
+            "untuned": dense.get("untuned_block_losses"),  # Runs of before have none.
+            "dense": dense["block_losses"],
+            "slim": recovered["block_losses"],
+        },
         "masked_narrow_max_error": frozen["masked_narrow_max_error"],
         "steps": config.steps,
         "tokens": config.train_tokens,

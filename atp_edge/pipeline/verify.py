@@ -9,12 +9,13 @@ from typing import Any
 from atp_export.runtime import Session, usable_providers
 from atp_export.runtime import perplexity as onnx_perplexity
 from atp_export.verification.verify import verify as verify_onnx
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.loading import load_tokenizer
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
@@ -28,7 +29,7 @@ VERIFY_NEW_TOKENS = 64
 def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     """Prove onnx/ equal to slim/. Raises NotProvenError when it is not."""
     progress.say(f"comparing ONNX with PyTorch: {VERIFY_PROMPTS} prompts x {VERIFY_NEW_TOKENS}")
-    tokenizer = AutoTokenizer.from_pretrained(run.slim)
+    tokenizer = load_tokenizer(run.slim, trust_remote_code=config.trust_remote_code)
     test = splits_of(config).test
     prompts = tokenizer.batch_decode(test.input_ids[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
     model = load_narrow(run.slim)

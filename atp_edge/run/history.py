@@ -14,7 +14,7 @@ Phase = Literal["dense", "control", "recovery"]
 LOSS_WINDOW = 16
 # Nats above the phase's steps before: perplexity times 2.7. Of medians, for single blocks lie three
 # nats above their neighbours, several to a window: by the mean of 8 a sound run was stopped
-# (docs/log.md).
+# (docs/research/log.md).
 LOSS_RISE = 1.0
 CHURN_WINDOW = 8
 # Share of structures that change sides in a generator step, over a window of them.

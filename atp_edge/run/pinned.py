@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atp_edge.config import Config, keys, values_of
+from atp_edge.config import Config
 from atp_edge.run.files import read_json, write_json
 from atp_edge.run.hashes import difference, value_sha256
 from atp_edge.run.records import WORK, Records
+from atp_edge.settings import keys, values_of
 
 SOURCES = ("model", "tokenizer", "template", "data")
 # Settings and sections that training does not read. Of model and data their files are compared.

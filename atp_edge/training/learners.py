@@ -7,7 +7,6 @@ uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from atp_edge.config import Config
-from atp_edge.data.blocks import Blocks, batches
+from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions, budget_penalty
 from atp_edge.decision.generator import DecisionGenerator, decide
 from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
@@ -32,28 +31,9 @@ from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run.history import Phase, Record
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
+from atp_edge.training.stream import BatchStream
 
 GENERATOR_WARMUP = 10  # of its own steps
-
-
-class _Stream:
-    """Train batches by step: the batch of a step depends on the seed and the step alone."""
-
-    def __init__(self, blocks: Blocks, config: Config, device: torch.device) -> None:
-        self.blocks, self.config, self.device = blocks, config, device
-        self.next_index = -1
-        self.iterator: Iterator[Blocks] = iter(())
-
-    def __call__(self, index: int) -> Blocks:
-        if index != self.next_index:
-            self.iterator = batches(
-                self.blocks,
-                batch_blocks=self.config.train.batch_blocks,
-                seed=self.config.seed,
-                start_step=index,
-            )
-        self.next_index = index + 1
-        return next(self.iterator).to(self.device)
 
 
 def step_loss(
@@ -75,9 +55,9 @@ def step_loss(
 
 
 class Tuner:
-    """Tunes LoRA (and, if asked, the projections' own weights) without a decision in the way.
+    """Tunes LoRA and, with `retrain`, the projections' own weights; no decision is involved.
 
-    The dense baseline and the recovery of the narrow model are both this.
+    Used for the dense baseline and for the recovery of the narrow model.
     """
 
     def __init__(
@@ -97,7 +77,7 @@ class Tuner:
         self.phase, self.first_step, self.last_step = phase, first_step, config.steps
         self.rate, self.validation = 1.0, validation
         self.teacher = teacher
-        self.stream = _Stream(train, config, accelerator.device)
+        self.stream = BatchStream(train, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
 
     def step(self, index: int) -> Record:
@@ -162,8 +142,8 @@ class JointLearner:
         self.accelerator, self.teacher = accelerator, teacher
         self.last_step = config.control_steps
         self.generator = generator.to(accelerator.device)
-        self.stream = _Stream(train, config, accelerator.device)
-        self.decision_stream = _Stream(decision, config, accelerator.device)
+        self.stream = BatchStream(train, config, accelerator.device)
+        self.decision_stream = BatchStream(decision, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
@@ -189,8 +169,10 @@ class JointLearner:
         self.masks = masks
 
     def _settle(self) -> float:
-        """Take what is held, without its noise, as what was learned so far; the share of the
-        structures that changed sides. (Samples change by half at every step, and mean nothing.)"""
+        """Note the decision without noise; returns the share of structures that changed sides.
+
+        A sampled decision changes by half at every step, which says nothing of what was learned.
+        """
         before = torch.cat(self.settled)
         self.settled = self._without_noise() if self.config.decision.noise else self.masks
         return float((torch.cat(self.settled) != before).float().mean())
@@ -209,7 +191,7 @@ class JointLearner:
         before = index // settings.interval  # generator steps
         for group in self.generator_optimizer.param_groups:
             group["lr"] = self.rate * self._generator_rate(index)
-        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+        noise = torch.Generator().manual_seed((self.config.seed * 1_000_003 + index) % 2**63)
         decision = decide(
             self.generator(),
             self.feasible,
@@ -222,14 +204,13 @@ class JointLearner:
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.feasible.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
-        watched: AbstractContextManager[list[Tensor]] = (
+        scoring: AbstractContextManager[list[Tensor]] = (
             scored(self.model, self.feasible) if follows else nullcontext([])
         )
-        with watched as scores:
+        with scoring as scores:
             with self.accelerator.autocast():
                 batch = self.decision_stream(before)
-                # What a structure is worth is what the predictions lose without it, in the unit
-                # of the importance that the start was scored by.
+                # Without the layers' distance: importance is in units of the prediction loss.
                 task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
             loss = task + budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
             self.accelerator.backward(loss)
@@ -248,15 +229,20 @@ class JointLearner:
         )
 
     def _generator_rate(self, index: int) -> float:
-        """Up, for AdamW's first step moves every logit alike whatever its gradient; then down to
-        zero at the freeze, so that the last decisions are those that were tuned for."""
+        """Warm-up, then linearly down to zero at the freeze.
+
+        AdamW's first step moves every logit by the same amount, whatever its gradient. Near the
+        freeze the decision must rest, so that the weights are tuned for it.
+        """
         settings = self.config.decision
         risen = (index // settings.interval + 1) / GENERATOR_WARMUP
         return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
 
     def _follow(self, scores: list[Tensor], before: int) -> None:
-        """Take what a step's blocks say of the masked, tuned model into the mean importance, and
-        the logits' base with it. before: generator steps that did so."""
+        """Add this step's scores to the mean importance, and set the logits' base by it.
+
+        before: generator steps that were added already.
+        """
         assert self.importance is not None
         more = self.config.train.batch_blocks
         start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))

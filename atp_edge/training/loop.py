@@ -81,11 +81,12 @@ def run_phase(
     ours = [r for r in read_history(folder) if r.phase == learner.phase and r.step < state.step]
     while state.step < learner.last_step and not 0 < may_be_worse <= state.worse:
         began = time.perf_counter()
-        record = learner.step(state.step)
-        ours.append(replace(record, seconds=time.perf_counter() - began))
-        trouble = diverges(ours)
-        if trouble is not None:
-            state = _go_back(checkpoints, state, f"step {record.step}: {trouble}")
+        record, trouble = _step(learner, state.step)
+        if record is not None:
+            ours.append(replace(record, seconds=time.perf_counter() - began))
+            trouble = diverges(ours)
+        if record is None or trouble is not None:
+            state = _go_back(checkpoints, state, f"step {state.step}: {trouble}")
             learner.rate = state.rate
             ours = [r for r in ours if r.step < state.step]
             say(f"{learner.phase}, {trouble}; back to step {state.step} at rate x{state.rate:g}")
@@ -104,6 +105,24 @@ def run_phase(
         checkpoints.load_best()
         say(f"{learner.phase}: taking step {state.best_step}, the best on the decision split")
     return state
+
+
+def _step(learner: Learner, index: int) -> tuple[Record | None, str | None]:
+    """A step's record, or why it could not be made.
+
+    Raises FloatingPointError where the learning rates cannot be the cause: before any update.
+    """
+    try:
+        record = learner.step(index)
+    except FloatingPointError as error:
+        return None, str(error)
+    if index == learner.first_step and not math.isfinite(record.loss):
+        raise FloatingPointError(
+            f"the loss is {record.loss} before the first update of the {learner.phase} phase: the "
+            "model's own outputs are not finite on this text, whatever the learning rates. Try "
+            "--train-precision no; if it stays, the weights or the text are at fault"
+        )
+    return record, None
 
 
 def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> PhaseState:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from atp_edge.config import Config
-from atp_edge.model.families import model_shape
-from atp_edge.model.narrow import build_model, narrow_config, widen_lora
-from atp_edge.model.plan import Plan, read_plan
-from atp_edge.run.files import file_atomically, folder_atomically
+from atp_edge.model.narrow import build_model, narrow_config
+from atp_edge.model.plan import read_plan
+from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
-from atp_edge.training.adapters import add_recovery_adapter, with_lora
-from atp_edge.training.setup import load_dense, model_source
+from atp_edge.training.adapters import add_recovery_adapter
+from atp_edge.training.setup import source_config
 
 
 def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
@@ -26,7 +24,7 @@ def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
 
 def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     """The narrow model with its LoRA, at the freeze (`frozen`) or at the end (`tuned`)."""
-    dense_config = AutoConfig.from_pretrained(model_source(config.model))
+    dense_config = source_config(config)
     base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
     model = add_recovery_adapter(base, config, read_plan(run.plan))
     path = run.checkpoint / f"{name}.safetensors"
@@ -44,21 +42,6 @@ def load_tuned(config: Config, run: RunFolder) -> PeftModel:
     if not (run.checkpoint / "tuned.safetensors").exists():
         raise ValueError(f"{run.path} is not trained yet: run {run.command('train')}")
     return load_narrow_peft(config, run, "tuned")
-
-
-def save_adapter(config: Config, run: RunFolder, plan: Plan) -> None:
-    """adapter/: the LoRA at the dense model's sizes, which plain peft loads on the dense model.
-
-    Not written for an adapter begun anew at the freeze: it belongs to weights already merged. Nor
-    in `head-dims`: its values are in another basis than the dense model's (`rebase_values`).
-    """
-    dense = load_dense(config)
-    shape = model_shape(dense.config)
-    wide = with_lora(config, dense)
-    state = get_peft_model_state_dict(load_tuned(config, run))
-    set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
-    with folder_atomically(run.adapter) as beside:
-        wide.save_pretrained(beside)
 
 
 def _plain_state(model: PeftModel) -> dict[str, Tensor]:

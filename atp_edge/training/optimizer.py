@@ -14,8 +14,7 @@ from atp_edge.config import Config
 
 
 def rate_of_step(done: int, *, steps: int, warmup: float, decay: bool) -> float:
-    """The share of its peak that a learning rate has: linear warm-up, then a constant, or a cosine
-    down to a tenth."""
+    """A learning rate over its peak: linear warm-up, then constant, or a cosine down to a tenth."""
     rising = max(1, round(steps * warmup))
     if done < rising:
         return (done + 1) / rising
@@ -35,7 +34,7 @@ def kept_weights(model: PeftModel) -> dict[str, Tensor]:
 
 
 class TunedWeights:
-    """LoRA, and if asked the projections' own weights, with their optimizer."""
+    """LoRA and, with `retrain`, the projections' own weights; and their optimizer."""
 
     def __init__(
         self, model: PeftModel, config: Config, accelerator: Accelerator, *, retrain: bool

@@ -9,27 +9,39 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from atp_edge.config import Config
-from atp_edge.data.documents import load_documents
+from atp_edge.config import Config, ExportConfig, Quantizer
+from atp_edge.data.documents import Corpus
 from atp_edge.data.domains import demo_model_folder
+from atp_edge.data.encoding import check_tokenizer
+from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.model.export_size import Shipped, files_beside
 from atp_edge.model.families import model_shape
+from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
+from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What `train.precision` computes in; no entry: fp32."""
-BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+
+FROM_THE_HUB = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+    "*.md",
+    "LICENSE*",
+]
+"""What a run reads of a model's repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +55,39 @@ class TrainContext:
     progress: Progress
 
 
-def model_source(name: str) -> str:
-    """A folder or hub id as it is; `demo` is SmolLM2-135M-Instruct from its package.
+def model_source(name: str) -> Path:
+    """The folder of a model: as named, a hub id's snapshot, or `demo`'s (SmolLM2-135M-Instruct).
 
-    Raises ValueError for a path where no checkpoint lies.
+    Raises ValueError for a path where no checkpoint lies, and an id that the Hub does not give.
     """
     if name == "demo":
-        return str(demo_model_folder())
+        return demo_model_folder()
+    folder = Path(name)
     hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    if not hub_id and not (Path(name) / "config.json").is_file():
+    if (folder / CONFIG).is_file() or not hub_id:
+        if not (folder / CONFIG).is_file():
+            raise ValueError(
+                f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
+                "checkpoint, a hub id (OWNER/NAME), or demo"
+            )
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=FROM_THE_HUB))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
-            "checkpoint, a hub id (OWNER/NAME), or demo"
-        )
-    return name
+            f"model {name!r}: neither a folder with a config.json nor to be had from the Hub "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
+
+
+def source_config(config: Config) -> Any:
+    """The dense model's configuration."""
+    return load_config(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
 def load_dense(config: Config) -> PreTrainedModel:
-    """The dense model in fp32."""
-    return AutoModelForCausalLM.from_pretrained(
-        model_source(config.model), dtype=torch.float32
-    ).eval()
+    """The dense model in fp32, every tensor of it accounted for."""
+    return load_model(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
 def placed(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
@@ -76,20 +100,75 @@ def feasible_of(config: Config, dense_config: Any) -> FeasibleDecisions:
     """The feasible decisions of a run; ValueError when its budget cannot be met, or its structures
     not be scored."""
     check_start(config.decision.start, config.decision.space)
+    budget = parse_budget(config.budget)
+    if budget.kind == "bytes" and config.export.keep_adapter:
+        _check_adapter(config)
     return feasible_decisions(
         model_shape(dense_config),
-        parse_budget(config.budget),
+        budget,
         widths=config.widths,
         width_multiple=config.decision.width_multiple,
-        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
         structures=config.decision.space,
+        shipped=shipped_of(config, dense_config) if budget.kind == "bytes" else None,
     )
+
+
+def shipped_of(config: Config, dense_config: Any) -> Shipped:
+    """How the run's model ships: what its bytes follow from."""
+    settings = config.export
+    head_dim = model_shape(dense_config).layers[0].head_dim
+    storage = Storage(
+        flavour=settings.flavour,
+        precision=settings.precision,
+        quantizer=quantizer_of(settings),
+        rotary=(context_of(dense_config, settings.context), head_dim // 2),
+        adapter_rank=config.lora.rank if settings.keep_adapter else None,
+    )
+    beside = files_beside(dense_config, tokenizer_of(config), config.decision.space)
+    return Shipped(storage=storage, beside=beside)
+
+
+def _check_adapter(config: Config) -> None:
+    if config.recovery.adapter == "ranks":
+        raise ValueError(
+            "a budget in bytes counts the adapter that export.keep_adapter ships, whose ranks "
+            "follow from the decision with recovery.adapter = 'ranks': take recovery.adapter = "
+            "'lora', or another budget"
+        )
+
+
+def quantizer_of(settings: ExportConfig) -> Quantizer:
+    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
+    by any (`bench rounding`)."""
+    if settings.quantizer != "auto":
+        return settings.quantizer
+    return "gptq" if settings.precision == "int4" else "nearest"
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     """The dense model's tokenizer."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_source(config.model))
-    return tokenizer
+    return load_tokenizer(model_source(config.model), trust_remote_code=config.trust_remote_code)
+
+
+def corpus_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The documents of a run."""
+    return read_corpus(
+        config.data,
+        tokenizer,
+        special_tokens=config.dataset.special_tokens,
+        skip_bad_lines=config.dataset.skip_bad_lines,
+    )
+
+
+def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError where the model cannot read what the tokenizer and the settings make."""
+    check_tokenizer(tokenizer, dense_config.vocab_size)
+    longest, asked = dense_config.max_position_embeddings, config.dataset.block_tokens
+    if asked > longest:
+        raise ValueError(
+            f"dataset.block_tokens = {asked}: the model reads {longest} positions "
+            f"(max_position_embeddings); take --dataset-block-tokens {longest} or less"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -97,8 +176,10 @@ def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
     test split, the blocks that the run is tested on, spread over it. (Read once for all stages.)"""
     tokenizer = tokenizer_of(config)
+    check_text_fits(config, source_config(config), tokenizer)
+    corpus = corpus_of(config, tokenizer)
     splits = make_splits(
-        load_documents(config.data, tokenizer),
+        corpus.documents,
         tokenizer,
         block_tokens=config.dataset.block_tokens,
         seed=config.seed,
@@ -106,7 +187,12 @@ def splits_of(config: Config) -> Splits:
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
     )
-    return replace(splits, test=splits.test.spread(config.dataset.test_blocks))
+    report = replace(
+        splits.report,
+        rows_skipped=corpus.rows_skipped,
+        rows_with_special_tokens=corpus.rows_with_special_tokens,
+    )
+    return replace(splits, test=splits.test.spread(config.dataset.test_blocks), report=report)
 
 
 def accelerate(config: Config) -> Accelerator:

@@ -17,6 +17,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 
+from atp_edge.data.encoding import document_start, prompt_ids
 from atp_edge.evaluation.scoring import LanguageModel, Tokens, batches_of, likelihoods
 
 try:
@@ -35,7 +36,7 @@ _NEW_TOKENS = 256
 class HarnessModel(TemplateLM):
     """A LanguageModel for lm-eval. window: tokens it can read; longer contexts lose their start.
 
-    A text without context starts after the end-of-text token, as in training. Generation is greedy.
+    A text without context starts as a document does in training. Generation is greedy.
     """
 
     def __init__(
@@ -49,11 +50,16 @@ class HarnessModel(TemplateLM):
     def eot_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def prefix_token_id(self) -> int:
+        return document_start(self.tokenizer)[-1]
+
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        ids: list[int] = self.tokenizer(string, **special)["input_ids"]
+        if add_special_tokens is None:
+            return prompt_ids(self.tokenizer, string)
+        ids: list[int] = self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def _loglikelihood_tokens(
@@ -78,7 +84,10 @@ class HarnessModel(TemplateLM):
         texts = []
         for request in requests:
             rows = get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.window, 1
+                self.tok_encode(request.args[0], add_special_tokens=False),
+                self.prefix_token_id,
+                self.window,
+                1,
             )
             texts.append([(None, *make_disjoint_window(row)) for row in rows])
         logs = iter(self._loglikelihood_tokens([row for rows in texts for row in rows]))
@@ -86,23 +95,23 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Greedy text up to the first of a task's stop strings, which are cut off afterwards."""
-        asked = [normalize_gen_kwargs(request.args[1], _NEW_TOKENS) for request in requests]
-        if any(kwargs["do_sample"] for kwargs in asked):
+        settings = [normalize_gen_kwargs(request.args[1], _NEW_TOKENS) for request in requests]
+        if any(kwargs["do_sample"] for kwargs in settings):
             raise ValueError(
                 "a task samples (do_sample or a temperature above 0); only greedy generation is "
                 "scored: set `do_sample: false` and no temperature in its generation_kwargs"
             )
         by_length: dict[int, list[int]] = {}
-        for i, kwargs in enumerate(asked):
+        for i, kwargs in enumerate(settings):
             by_length.setdefault(kwargs["max_gen_toks"], []).append(i)
         texts: dict[int, str] = {}
         for new_tokens, places in by_length.items():
             made = self._generate([requests[i].args[0] for i in places], new_tokens)
             texts |= {
-                i: postprocess_generated_text(text, asked[i]["until"], None)
+                i: postprocess_generated_text(text, settings[i]["until"], None)
                 for i, text in zip(places, made, strict=True)
             }
-        return [texts[i] for i in range(len(asked))]
+        return [texts[i] for i in range(len(settings))]
 
     def _generate(self, prompts: Sequence[str], new_tokens: int) -> list[str]:
         """What follows every prompt, batched longest first; prompts lose their start to fit."""

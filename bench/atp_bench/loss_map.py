@@ -1,4 +1,7 @@
-"""Where a slim model loses against the dense tuned one: on which tokens, and at which sites."""
+"""Where a slim model loses against the dense tuned one: on which tokens, and at which sites.
+
+`atp-edge bench losses --out RUN --json FILE` writes the figures.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,10 @@ class PairedRatio:
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> PairedRatio:
     """above over below, round by round. Raises ValueError for unequal numbers of rounds."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+    low, middle, high = np.percentile(ratios(above, below), [25, 50, 75]).tolist()
     return PairedRatio(median=middle, quartiles=(low, high))
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """above over below in every round. Raises ValueError for unequal numbers of rounds."""
+    return [a / b for a, b in zip(above, below, strict=True)]

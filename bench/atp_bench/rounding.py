@@ -1,4 +1,7 @@
-"""What rounding a run's slim model costs on its test split, by precision and quantizer."""
+"""What rounding a run's slim model costs on its test split, by precision and quantizer.
+
+`atp-edge bench rounding --out RUN --json FILE` writes it (bench/results/rounding-cpu.json).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from atp_export.export import BITS, export_onnx
-from atp_export.quantization.quantize import Quantizer
+from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from atp_export.runtime import perplexity as onnx_perplexity
 
+from atp_edge.config import Quantizer
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.storage import BITS
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
@@ -31,10 +35,9 @@ def check_asked(precisions: Sequence[str], quantizers: Sequence[str]) -> None:
 def bench_rounding(
     out: Path, precisions: Sequence[str], quantizers: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """What rounding the run's slim model costs on its test split, by precision and quantizer.
+    """Each is exported, measured and thrown away; the figures go to the run's metrics as well.
 
-    Each is exported, measured and thrown away; the figures go to the run's metrics as well. By
-    default int4, by every quantizer.
+    By default int4, by every quantizer. Raises ValueError for names that are not known.
     """
     check_asked(precisions, quantizers)
     run = RunFolder(out)

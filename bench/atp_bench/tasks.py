@@ -1,4 +1,7 @@
-"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side."""
+"""Dense, slim and ONNX of a run on the domain's own tasks, and on lm-eval's, side by side.
+
+`atp-edge bench tasks --out RUN --json FILE` writes the scores.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from atp_export.runtime import Session
 from rich.table import Table
-from transformers import AutoConfig
 
 from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
-from atp_edge.data.documents import load_documents
 from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.recovery import Recovery, recovery
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
-from atp_edge.evaluation.tasks import Task, domain_tasks
+from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import tokenizer_of
+from atp_edge.training.setup import corpus_of, tokenizer_of
 
 if TYPE_CHECKING:  # lm-eval is an extra
     from atp_bench.lm_eval_adapter import HarnessScore
@@ -30,9 +33,8 @@ if TYPE_CHECKING:  # lm-eval is an extra
 
 def tasks_of(config: Config, items: int) -> list[Task]:
     """The domain's tasks from the documents of the run's own test split."""
-    documents = load_documents(config.data, tokenizer_of(config))
     parts = split_documents(
-        documents,
+        corpus_of(config, tokenizer_of(config)).documents,
         seed=config.seed,
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
@@ -70,7 +72,7 @@ def score_run(
     """
     config, forms = run.config(), _forms(run)
     tokenizer, tasks = tokenizer_of(config), tasks_of(config, items)
-    window = AutoConfig.from_pretrained(run.dense).max_position_embeddings
+    window = load_config(run.dense).max_position_embeddings
 
     # A function, so that one form's memory is free before the next is loaded.
     def scored(model: LanguageModel) -> tuple[dict[str, TaskScore], dict[str, HarnessScore]]:

@@ -1,24 +1,26 @@
 """The LoRA step under a fixed decision against the all-kept one, on a real model, in one run.
 
-Variants take turns round by round, so that a busy machine slows all of them; a ratio is the median
-over rounds of the ratio within a round, with its quartiles. No ratio is given unless every gradient
-equals masking's.
+A ratio is the median over rounds of the ratio within a round, with its quartiles. None is given
+unless every gradient equals masking's. `atp-edge bench training --json FILE` writes the figures
+(bench/results/training-cpu.json).
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from atp_bench.clock import now
+from atp_bench.interleaved_timing import interleaved_timing
 from atp_bench.paired import paired_ratio
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import feasible_decisions, parse_budget
@@ -39,11 +41,13 @@ LARGEST_ERROR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A state of the model to be timed; `lora`: what is left of the LoRA of removed structures."""
+    """A decision to be timed, LoRA-aware (placement `base`).
+
+    lora: what is left of the LoRA of removed structures.
+    """
 
     name: str
-    masks: Masks | None
-    placement: Literal["base", "whole"]
+    masks: Masks
     skip: bool = True
     lora: Literal["zero", "not zero"] = "zero"
 
@@ -61,15 +65,10 @@ class TrainingBench:
         """All kept first: the others are divided by it."""
         every = Masks(torch.ones_like(mask) for mask in self.decision)
         return [
-            Variant(name="all kept", masks=every, placement="base"),
-            Variant(name="kept alone", masks=self.decision, placement="base"),
-            Variant(
-                name="kept, LoRA of removed not zero",
-                masks=self.decision,
-                placement="base",
-                lora="not zero",
-            ),
-            Variant(name="masked, not skipped", masks=self.decision, placement="base", skip=False),
+            Variant(name="all kept", masks=every),
+            Variant(name="kept alone", masks=self.decision),
+            Variant(name="kept, LoRA of removed not zero", masks=self.decision, lora="not zero"),
+            Variant(name="masked, not skipped", masks=self.decision, skip=False),
         ]
 
 
@@ -78,7 +77,10 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     if device == "cpu":
         keep_freed_memory()
     dense = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention_implementation(device)
+        folder,
+        dtype=torch.float32,
+        attn_implementation=attention_implementation(device),
+        trust_remote_code=False,
     ).to(device)
     shape = model_shape(dense.config)
     feasible = feasible_decisions(
@@ -97,7 +99,7 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     )
 
 
-def put(made: TrainingBench, variant: Variant) -> None:
+def apply_variant(made: TrainingBench, variant: Variant) -> None:
     """The variant's decision on the model; B drawn anew, zero where a removed one is to be zero."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -106,10 +108,10 @@ def put(made: TrainingBench, variant: Variant) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.01)
             if "lora_A" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
-    if variant.masks is not None and variant.lora == "zero":
+    if variant.lora == "zero":
         # As at the end of control: the proximal step has reached exact zero.
         proximal_step(made.model, variant.masks, 1e6)
-    set_decision(made.model, variant.masks, variant.placement, skip=variant.skip)
+    set_decision(made.model, variant.masks, "base", skip=variant.skip)
 
 
 def gradients(made: TrainingBench) -> dict[str, Tensor]:
@@ -121,10 +123,10 @@ def gradients(made: TrainingBench) -> dict[str, Tensor]:
 
 def largest_error(made: TrainingBench, variant: Variant) -> float:
     """The largest relative difference of a factor's gradient from that of multiplied masks."""
-    put(made, variant)
+    apply_variant(made, variant)
     ours = gradients(made)
-    masks = None if variant.masks is None else [mask.float() for mask in variant.masks]
-    set_decision(made.model, masks, variant.placement, skip=False)
+    masks = [mask.float() for mask in variant.masks]
+    set_decision(made.model, masks, "base", skip=False)
     errors = [
         float((ours[name] - want).norm() / want.norm().clamp_min(1e-20))
         for name, want in gradients(made).items()
@@ -135,7 +137,7 @@ def largest_error(made: TrainingBench, variant: Variant) -> float:
 def decoder_step(made: TrainingBench) -> float:
     """Seconds of forward and backward through the layers, from a gradient of ones."""
     decoder: Any = made.model.get_base_model().model
-    began = _now(made)
+    began = now()
     hidden = decoder(input_ids=made.batch.input_ids, use_cache=False).last_hidden_state
     hidden.backward(torch.ones_like(hidden))
     return _finish(made, began)
@@ -143,76 +145,64 @@ def decoder_step(made: TrainingBench) -> float:
 
 def lora_step(made: TrainingBench) -> float:
     """Seconds of forward and backward, loss included (the optimizer is the same for all)."""
-    began = _now(made)
+    began = now()
     language_loss(made.model, made.batch).backward()
     return _finish(made, began)
 
 
-def _now(made: TrainingBench) -> float:
-    if made.batch.input_ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def _finish(made: TrainingBench, began: float) -> float:
-    seconds = _now(made) - began
+    seconds = now() - began
     for parameter in made.model.parameters():
         parameter.grad = None
     return seconds
 
 
-def interleaved(made: TrainingBench, rounds: int, precision: Precision) -> dict[str, Any]:
-    """Medians in milliseconds and ratios to all kept with their quartiles, by variant; one round of
-    warm-up."""
-    steps: dict[str, Callable[[TrainingBench], float]] = {
-        "decoder_step": decoder_step,
-        "lora_step": lora_step,
-    }
-    variants = made.variants()
-    seconds: dict[str, dict[str, list[float]]] = {
-        v.name: {step: [] for step in steps} for v in variants
-    }
-    for i in range(rounds + 1):
-        # Every other round backwards: no variant always runs on the other's heels.
-        for variant in variants if i % 2 else reversed(variants):
-            put(made, variant)
-            with _autocast(made, precision):
-                for name, step in steps.items():
-                    step(made) if i == 0 else seconds[variant.name][name].append(step(made))
-    first = seconds[variants[0].name]
+STEPS: dict[str, Callable[[TrainingBench], float]] = {
+    "decoder_step": decoder_step,
+    "lora_step": lora_step,
+}
+
+
+def timed_steps(
+    made: TrainingBench, rounds: int, precision: Precision
+) -> dict[str, dict[str, Any]]:
+    """Medians in milliseconds and ratios to all kept with their quartiles, by variant."""
+
+    def once(variant: Variant) -> dict[str, float]:
+        apply_variant(made, variant)
+        device = made.batch.input_ids.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return {name: step(made) for name, step in STEPS.items()}
+
+    found = interleaved_timing({v.name: partial(once, v) for v in made.variants()}, rounds)
+    first = next(iter(found.values()))
     return {
-        name: {
-            key: figure
-            for step, times in found.items()
-            for key, figure in _figures(step, times, first[step]).items()
-        }
-        for name, found in seconds.items()
+        name: {key: figure for step in STEPS for key, figure in _figures(step, each, first).items()}
+        for name, each in found.items()
     }
 
 
-def _figures(step: str, times: list[float], reference: list[float]) -> dict[str, Any]:
-    ratio = paired_ratio(times, reference)
+def _figures(
+    step: str, times: list[dict[str, float]], reference: list[dict[str, float]]
+) -> dict[str, Any]:
+    seconds = [one[step] for one in times]
+    ratio = paired_ratio(seconds, [one[step] for one in reference])
     return {
-        f"{step}_ms": statistics.median(times) * 1e3,
+        f"{step}_ms": statistics.median(seconds) * 1e3,
         f"{step}_ratio": ratio.median,
         f"{step}_ratio_quartiles": ratio.quartiles,
     }
 
 
-def _autocast(made: TrainingBench, precision: Precision) -> AbstractContextManager[Any]:
-    device = made.batch.input_ids.device.type
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
 def bench_training(
     folder: str,
     *,
-    kept: float = 0.6,
-    tokens: int = 512,
-    rank: int = 16,
-    rounds: int = 9,
-    precisions: tuple[Precision, ...] = ("fp32", "bf16"),
-    device: str = "cpu",
+    kept: float,
+    tokens: int,
+    rank: int,
+    rounds: int,
+    precisions: tuple[Precision, ...],
+    device: str,
 ) -> dict[str, Any]:
     """The figures of `atp-edge bench training`.
 
@@ -230,7 +220,7 @@ def bench_training(
         v.name: largest_error(made, v) for v in made.variants() if v.skip and v.name != "all kept"
     }
     equal = all(error <= LARGEST_ERROR for error in errors.values())
-    rows = {precision: interleaved(made, rounds, precision) for precision in precisions}
+    rows = {precision: timed_steps(made, rounds, precision) for precision in precisions}
     percent = round(100 * kept)
     ours = rows[precisions[0]]["kept alone"]
     return {
@@ -245,3 +235,27 @@ def bench_training(
                      "threads": torch.get_num_threads()},
         "environment": environment(),
     }  # fmt: skip
+
+
+def steps_table(precision: str, rows: dict[str, Any], *, equal: bool) -> Table:
+    """A row a variant of the LoRA step; ratios only where the gradients are equal."""
+    shown = Table(
+        title=f"LoRA step, {precision}: ms, over all kept, and the quartiles of that",
+        title_justify="left",
+    )
+    shown.add_column("variant", overflow="fold")
+    for name in ("layers", "ratio", "quartiles", "step", "ratio", "quartiles"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        shown.add_row(
+            name, *_cells(row, "decoder_step", equal=equal), *_cells(row, "lora_step", equal=equal)
+        )
+    return shown
+
+
+def _cells(row: dict[str, Any], step: str, *, equal: bool) -> tuple[str, str, str]:
+    ms = f"{row[f'{step}_ms']:.0f}"
+    if not equal:
+        return ms, "-", "-"
+    low, high = row[f"{step}_ratio_quartiles"]
+    return ms, f"{row[f'{step}_ratio']:.2f}", f"{low:.2f}-{high:.2f}"

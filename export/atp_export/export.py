@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import onnx
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
+from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.checkpoint import build_on_meta
 from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.loading import load_config
+from atp_edge.model.storage import BITS, Storage, context_of
 from atp_edge.run.files import folder_atomically
 from atp_export.adapter import write_adapter
+from atp_export.consumers import describe
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
+from atp_export.graph.decoder import OPERATORS, DecoderWriter
 from atp_export.graph.flavour import Rotary
 from atp_export.graph.flavour_onnx import PORTABLE_OPSET
-from atp_export.graph.linear import Storage
+from atp_export.graph.flavour_ort import check_head_dims
+from atp_export.graph.matrix import MatrixWriter
 from atp_export.manifest import write_manifest
 from atp_export.quantization.calibrate import input_grams
-from atp_export.quantization.quantize import Bits, Quantizer
 from atp_export.weights import CheckpointWeights
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-BITS: dict[Precision, Bits] = {"int8": 8, "int4": 4}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+WINDOWED_OPSET = 24
+RUNTIMES: dict[Flavour, dict[str, str]] = {
+    "ort": {"plain": "1.24", "quantized": "1.24"},
+    "standard": {"plain": "1.23", "quantized": "1.23"},
+    "portable": {"plain": "1.17", "quantized": "1.20"},
+}
+"""The first ONNX Runtime that computes a flavour's files rightly (`make test-large` tries them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,50 +60,65 @@ def export_onnx(
     precision: Precision = "fp32",
     quantizer: Quantizer = "nearest",
     calibration: Tensor | None = None,
-    max_length: int = 8192,
+    context: int = 0,
     adapters: Mapping[str, Path] | None = None,
     provenance: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> ExportReport:
     """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
 
     quantizer: how int4 and int8 weights are rounded (see atp_export.quantization.quantize).
     calibration: token ids [N, T] that gptq reads; it then holds the whole model in memory, in fp32.
-    max_length: rows of the rotary tables, the longest context (never above the model's own).
+    context: tokens at most, prompt and new ones; 0: the model's own context, but 8192 at most.
     adapters: peft folders by name, written as NAME.onnx_adapter; with any mapping, an empty one
     too, the model takes LoRA factors at run time (see atp_export.adapter).
-    Raises ValueError for checkpoints that are no supported decoder or are not whole, and for a
-    quantizer that does not go with the rest.
+    Raises ValueError for checkpoints that are no supported decoder or are not whole, and for
+    settings that do not go together.
     """
     began = time.perf_counter()
-    _check_quantizer(precision, quantizer, calibration)
-    config = AutoConfig.from_pretrained(checkpoint)
+    _check_calibration(quantizer, calibration)
+    config = load_config(checkpoint, trust_remote_code=trust_remote_code)
+    check_exportable(
+        config, flavour=flavour, precision=precision, quantizer=quantizer, context=context
+    )
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
-    positions = min(max_length, config.max_position_embeddings)
-    metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    positions = context_of(config, context)
+    kind = "quantized" if precision in BITS else "plain"
+    metadata = {
+        "flavour": flavour,
+        "precision": precision,
+        "onnxruntime": f">={RUNTIMES[flavour][kind]}",
+        **(provenance or {}),
+    }
     if precision in BITS:
         metadata = {"quantizer": quantizer} | metadata
+    rotary = rotary_tables(config, positions)
     storage = Storage(
-        bits=BITS.get(precision),
-        contrib=OPERATORS[flavour].contrib,
+        flavour=flavour,
+        precision=precision,
+        rotary=(rotary.cos.shape[0], rotary.cos.shape[1]),
         quantizer=quantizer,
-        grams={} if calibration is None else input_grams(checkpoint, calibration),
-        adapters=adapters is not None,
+        adapter_rank=None if adapters is None else 0,
     )
+    grams = {} if calibration is None else input_grams(checkpoint, calibration)
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
-        build_decoder(g, shape, weights, rotary_tables(config, positions), flavour, storage)
-        path = g.finish(
-            opset=_opset(flavour, precision), contrib=storage.contrib, metadata=metadata
-        )
+        matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
+        DecoderWriter(g, shape, matrices, rotary).write()
+        opset = _opset(flavour, precision, shape)
+        path = g.finish(opset=opset, contrib=storage.fused, metadata=metadata)
         check_model(path)
         for name, peft in (adapters or {}).items():
             write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
-        config.save_pretrained(beside)
-        if (checkpoint / "tokenizer_config.json").exists():
-            AutoTokenizer.from_pretrained(checkpoint).save_pretrained(beside)
-        (beside / "genai_config.json").write_text(
-            json.dumps(genai_config(config, shape, positions, flavour), indent=2) + "\n"
+        describe(
+            checkpoint,
+            beside,
+            config=config,
+            shape=shape,
+            context=positions,
+            in_place=flavour == "ort",
+            trust_remote_code=trust_remote_code,
         )
         size = sum(f.stat().st_size for f in beside.glob("model.onnx*"))
         write_manifest(beside, metadata)
@@ -108,9 +130,10 @@ def export_onnx(
     )
 
 
-def _check_quantizer(
-    precision: Precision, quantizer: Quantizer, calibration: Tensor | None
+def check_exportable(
+    config: Any, *, flavour: Flavour, precision: Precision, quantizer: Quantizer, context: int
 ) -> None:
+    """Raise the ValueError that `export_onnx` would, from a configuration alone."""
     if quantizer not in get_args(Quantizer):
         raise ValueError(f"quantizer {quantizer!r}: expected {', '.join(get_args(Quantizer))}")
     if quantizer != "nearest" and precision not in BITS:
@@ -118,6 +141,13 @@ def _check_quantizer(
             f"quantizer {quantizer} rounds int8 and int4 weights, not {precision}: export in one "
             "of these precisions, or leave the quantizer at nearest"
         )
+    context_of(config, context)
+    rotary_tables(config, 1)
+    if flavour == "ort":
+        check_head_dims(model_shape(config))
+
+
+def _check_calibration(quantizer: Quantizer, calibration: Tensor | None) -> None:
     if (quantizer == "gptq") != (calibration is not None):
         raise ValueError(
             f"quantizer {quantizer} with{'out' if calibration is None else ''} calibration: gptq "
@@ -125,7 +155,11 @@ def _check_quantizer(
         )
 
 
-def _opset(flavour: Flavour, precision: Precision) -> int:
+def _opset(flavour: Flavour, precision: Precision, shape: ModelShape) -> int:
+    if flavour == "ort" and any(layer.sliding_window for layer in shape.layers):
+        # GroupQueryAttention of ONNX Runtime 1.23 sees another window, without a word: an opset
+        # that came after it keeps such a model from being opened there.
+        return WINDOWED_OPSET
     if flavour == "portable":
         return PORTABLE_OPSET["quantized" if precision in BITS else "plain"]
     return OPERATORS[flavour].opset
@@ -139,55 +173,27 @@ def check_model(path: Path) -> None:
 
 
 def rotary_tables(config: Any, positions: int) -> Rotary:
-    """cos and sin [positions, head_dim / 2] as the model computes them, scaling included."""
+    """cos and sin [positions, head_dim / 2] as the model computes them, scaling included.
+
+    Raises ValueError for a RoPE whose angles depend on the text's length or turn part of a head.
+    """
     kind = config.rope_parameters["rope_type"]
     if kind not in ROPE_TYPES:
-        raise ValueError(f"rope_type {kind!r} is not supported; expected {', '.join(ROPE_TYPES)}")
+        raise ValueError(
+            f"rope_type {kind!r} is not supported; expected {', '.join(ROPE_TYPES)}. Use a model "
+            "with one of these, or, within the context it was first trained on, without scaling"
+        )
     plain = copy.copy(config)
     plain.per_layer_config = None
     rotary_class: Any = type(build_on_meta(config).model.rotary_emb)
     rotary = rotary_class(config=plain)
+    head_dim = model_shape(plain).layers[0].head_dim
+    if 2 * len(rotary.inv_freq) != head_dim:
+        raise ValueError(
+            f"RoPE turns {2 * len(rotary.inv_freq)} of a head's {head_dim} dimensions "
+            "(partial_rotary_factor): expected all of them. Use another model"
+        )
     angles = torch.outer(torch.arange(positions).float(), rotary.inv_freq.float())
     return Rotary(
         cos=angles.cos() * rotary.attention_scaling, sin=angles.sin() * rotary.attention_scaling
     )
-
-
-def genai_config(
-    config: Any, shape: ModelShape, positions: int, flavour: Flavour
-) -> dict[str, Any]:
-    """onnxruntime-genai's configuration (its runtime reads each layer's cache from the graph)."""
-    with_attention = [layer for layer in shape.layers if layer.heads]
-    layer = with_attention[0]
-    in_place = flavour == "ort"
-    inputs = ["input_ids", "attention_mask"] + ["position_ids"] * (not in_place)
-    eos = config.eos_token_id
-    names = {
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    }
-    outputs = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
-    return {
-        "model": {
-            "type": shape.family,
-            "vocab_size": shape.vocabulary,
-            "context_length": positions,
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": eos,
-            "pad_token_id": config.pad_token_id
-            if config.pad_token_id is not None
-            else (eos[0] if isinstance(eos, list) else eos),
-            "decoder": {
-                "filename": "model.onnx",
-                "session_options": {"provider_options": []},
-                "head_size": layer.head_dim,
-                "hidden_size": shape.hidden,
-                "num_attention_heads": layer.heads,
-                "num_hidden_layers": len(with_attention),
-                "num_key_value_heads": layer.kv_heads,
-                "inputs": {name: name for name in inputs} | names,
-                "outputs": {"logits": "logits"} | outputs,
-            },
-        },
-        "search": {"max_length": positions, "past_present_share_buffer": in_place},
-    }

@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 @cache
 def backend_name() -> Backend:
     """Which path runs, said once in the log. Raises ValueError for an unknown ATP_KERNELS."""
-    asked = os.environ.get("ATP_KERNELS", "auto")
-    if asked not in ("auto", "triton", "torch"):
-        raise ValueError(f"ATP_KERNELS={asked!r}: expected auto, triton or torch")
+    choice = os.environ.get("ATP_KERNELS", "auto")
+    if choice not in ("auto", "triton", "torch"):
+        raise ValueError(f"ATP_KERNELS={choice!r}: expected auto, triton or torch")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     able = importlib.util.find_spec("triton") is not None and (
         torch.cuda.is_available() or interpreted
     )
-    if asked == "triton" and not able:
+    if choice == "triton" and not able:
         raise ValueError(
             "ATP_KERNELS=triton needs triton and a CUDA device (or TRITON_INTERPRET=1); "
             "found none: install atp-edge[gpu] on a machine with a GPU, or leave it at auto"
         )
-    name: Backend = "triton" if able and asked != "torch" else "torch"
+    name: Backend = "triton" if able and choice != "torch" else "torch"
     logger.info("masked LoRA runs on %s", name)
     return name
 

@@ -51,47 +51,6 @@ def masked_lora_linear(
     return frozen * mask + low_rank if placement == "base" else (frozen + low_rank) * mask
 
 
-def skipping_lora_linear(
-    x: Tensor,
-    weight: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    *,
-    bias: Tensor | None = None,
-    out_mask: Tensor | None = None,
-    in_mask: Tensor | None = None,
-    scaling: float = 1.0,
-    placement: Placement = "base",
-) -> Tensor:
-    """`masked_lora_linear` under a fixed decision (bool masks): removed rows and columns are not
-    multiplied, neither forward nor backward. Same values, same gradients.
-    """
-    columns = None if in_mask is None else in_mask.nonzero().squeeze(1)
-    rows = None if out_mask is None else out_mask.nonzero().squeeze(1)
-    kept_x = x if columns is None else x.index_select(-1, columns)
-    kept = weight if columns is None else weight.index_select(1, columns)
-    kept = kept if rows is None else kept.index_select(0, rows)
-    kept_bias = bias if bias is None or rows is None else bias.index_select(0, rows)
-    frozen = F.linear(kept_x, kept, kept_bias)
-    whole = placement == "whole"
-    inner = F.linear(
-        kept_x if whole else x,
-        lora_a.index_select(1, columns) if whole and columns is not None else lora_a,
-    )
-    if rows is None:
-        return frozen + scaling * F.linear(inner, lora_b)
-    if whole:
-        frozen = frozen + scaling * F.linear(inner, lora_b.index_select(0, rows))
-        return _scatter(frozen, rows, len(weight))
-    return scaling * F.linear(inner, lora_b) + _scatter(frozen, rows, len(weight))
-
-
-def _scatter(kept: Tensor, rows: Tensor, size: int) -> Tensor:
-    """[..., kept] -> [..., size], zero elsewhere."""
-    out = kept.new_zeros(*kept.shape[:-1], size)
-    return torch.index_copy(out, -1, rows, kept)
-
-
 def masked_gemm(
     x: Tensor,
     weight: Tensor,

@@ -15,11 +15,12 @@ from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from transformers import AutoTokenizer, PreTrainedModel
 
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import evaluate
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.model.checkpoint import save_narrow
 from tests.tiny import tiny_model
+from tests.tiny_tokenizers import tokenizer_of
 
 WINDOW = 64
 CHOICE = """
@@ -204,3 +205,14 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'atp-edge\[eval\]'"):
         __import__("atp_bench.lm_eval_adapter")
+
+
+def test_texts_start_as_documents_do_in_training() -> None:
+    for bos in (True, False):
+        tokenizer = tokenizer_of("llama-3", bos=bos)
+        harness = HarnessModel(TorchModel(tiny_model("llama")), tokenizer, window=WINDOW)
+        first = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
+        assert harness.prefix_token_id == first
+        plain = harness.tok_encode("May I?", add_special_tokens=False)
+        assert harness.tok_encode("May I?") == ([first, *plain] if bos else plain)
+        assert harness.tok_encode("<s>May I?").count(tokenizer.bos_token_id) == 1

@@ -11,18 +11,19 @@ import pytest
 from atp_bench.engines import GENAI, open_engine
 from atp_bench.engines.genai import build
 from atp_bench.peers.compare import Models, bytes_per_step, compare
-from atp_bench.peers.table import render
-from atp_bench.peers.targets import asked_lines
-from atp_bench.peers.untrained_cut import Policy, cut, cut_plan
+from atp_bench.peers.table import comparison_table
+from atp_bench.peers.targets import targets_of
+from atp_bench.peers.untrained_cut import cut, cut_plan
 from atp_export.export import export_onnx
 from atp_export.runtime import Session, generate_tokens
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, to_toml, with_values
+from atp_edge.config import Config, WidthsPolicy
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, shares
+from atp_edge.settings import to_toml, with_values
 from tests.tiny import tiny_model
 
 SMOLLM2 = ModelShape(
@@ -38,7 +39,7 @@ SMOLLM2 = ModelShape(
 
 
 @pytest.mark.parametrize("policy", ["uniform", "per-layer"])
-def test_a_cut_keeps_just_below_its_share(policy: Policy) -> None:
+def test_a_cut_keeps_just_below_its_share(policy: WidthsPolicy) -> None:
     plan = cut_plan(SMOLLM2, 0.6, policy)
     slim = narrow_shape(SMOLLM2, plan)
     assert 0.58 < shares(SMOLLM2, slim).decoder <= 0.6
@@ -73,7 +74,7 @@ def test_engines_generate_what_the_model_says(tmp_path: Path, engine: str) -> No
     export_onnx(tmp_path / "dense", tmp_path / "onnx")
     prompts = [[1, 2, 3], [7, 5, 4]]
     expected = generate_tokens(Session(tmp_path / "onnx"), prompts, max_new_tokens=5)
-    run: Any = open_engine(engine, tmp_path / "onnx", "auto", 1).start(2, 8)
+    run: Any = open_engine(engine, tmp_path / "onnx", 1).start(2, 8)
     run.first(np.array(prompts))
     tokens = [_chosen(run)]
     for _ in range(4):
@@ -90,7 +91,7 @@ def _chosen(run: Any) -> list[int]:
 
 def test_unknown_engines_and_precisions_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'vllm' is not an engine known here"):
-        open_engine("vllm", tmp_path, "auto", 1)
+        open_engine("vllm", tmp_path, 1)
     with pytest.raises(ValueError, match="writes no bf16"):
         build(tmp_path, tmp_path, "bf16")
     models = Models(dense=tmp_path, slims={}, note="")
@@ -110,7 +111,7 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
     models = Models(dense=tmp_path / "dense", slims={"slim": tmp_path / "slim"}, note="cut")
     found = compare(models, "fp32", peers=[GENAI], prompt_tokens=8, new_tokens=4, batch=2,
                     rounds=1, threads=1, say=str)  # fmt: skip
-    # What was asked for is of one row.
+    # The targets are of one row.
     assert not found["asked"]
     assert set(found["rows"]) == {f"{GENAI} dense", "dense", "slim"}
     bound = found["bounds"][f"{GENAI} dense : slim"]
@@ -122,7 +123,7 @@ def test_a_whole_comparison(tmp_path: Path) -> None:
     assert first["rounds"] > 1
     low, high = first["pairs"]["dense : slim"]["quartiles"]
     assert low <= first["pairs"]["dense : slim"]["median"] <= high
-    caption = str(render("fp32", found).caption)
+    caption = str(comparison_table("fp32", found).caption)
     assert f"slim against {GENAI} dense: decode {reached:.2f}x" in caption
     assert f"quartiles {low:.2f} to {high:.2f}" in caption
 
@@ -141,8 +142,8 @@ FOUND: dict[str, Any] = {
 }
 
 
-def test_what_was_asked_is_met_or_missed() -> None:
-    said = {line.what: line for line in asked_lines("fp32", FOUND, "genai dense")}
+def test_targets_are_met_or_missed() -> None:
+    said = {line.what: line for line in targets_of("fp32", FOUND, "genai dense")}
     assert {what: (line.asked, line.met) for what, line in said.items()} == {
         "dense against genai dense, decode": (1.0, True),
         "slim against genai dense, decode": (1.35, False),
@@ -152,7 +153,7 @@ def test_what_was_asked_is_met_or_missed() -> None:
     }
     notes = {line.note for line in said.values() if line.note}
     assert notes == {"89% of the 1.46x bound by bytes", "quartiles 1.30 to 1.50"}
-    quantized = {line.what for line in asked_lines("int4", FOUND, "genai dense")}
+    quantized = {line.what for line in targets_of("int4", FOUND, "genai dense")}
     assert quantized == set(said) - {"slim against genai dense, decode"}
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.config import RECIPES, Config, configured, keys, read_config, to_toml, with_values
+from atp_edge.config import RECIPES, Config
+from atp_edge.settings import configured, keys, read_config, to_toml, with_values
 
 
 def test_toml_there_and_back(tmp_path: Path) -> None:
@@ -31,8 +32,20 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"widths": "tall"}, r"widths = 'tall': expected one of uniform, per-layer"),
         ({"steps": "many"}, r"steps = 'many': expected int"),
         ({"steps": 0}, r"steps = 0: expected 1 or more"),
-        ({"lora.lr": -1.0}, r"lora.lr = -1.0: expected 0 or more"),
-        ({"lora.lr": -1}, r"lora.lr = -1.0: expected 0 or more"),
+        ({"lora.lr": -1.0}, r"lora.lr = -1.0: expected more than 0"),
+        ({"lora.lr": -1}, r"lora.lr = -1.0: expected more than 0"),
+        ({"lora.lr": 0}, r"lora.lr = 0.0: expected more than 0"),
+        ({"lora.lr": float("nan")}, r"lora.lr = nan: expected more than 0"),
+        ({"lora.lr": float("inf")}, r"lora.lr = inf: expected more than 0"),
+        ({"lora.alpha": 0}, r"lora.alpha = 0.0: expected more than 0"),
+        ({"train.clip": 0}, r"train.clip = 0.0: expected more than 0"),
+        ({"train.warmup": 2}, r"train.warmup = 2.0: expected 0 or more, 1 at most"),
+        ({"train.patience": 9}, r"train.patience = 9.0: expected 0 or more, 1 at most"),
+        ({"decision.temperature": 0}, r"decision.temperature = 0.0: expected more than 0"),
+        ({"decision.control_share": 1.5}, r"control_share = 1.5: expected 0 or more, 1 at most"),
+        ({"seed": 99999999999999999999}, r"seed = 9+: expected 0 or more, 4294967295 at most"),
+        ({"dataset.block_tokens": 1}, r"dataset.block_tokens = 1: expected 2 or more"),
+        ({"dataset.special_tokens": "maybe"}, r"expected one of text, parse"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

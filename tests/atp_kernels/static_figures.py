@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from atp_kernels import masked_gemm as masked_lora
-from atp_kernels import swiglu
+from atp_kernels import masked_gemm_triton, swiglu_triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -33,46 +32,46 @@ GEMM = {
     "GATHER_W": False,
     "WHOLE": False,
     "REDUCE": False,
-    **masked_lora.BLOCKS,
+    **masked_gemm_triton.BLOCKS,
 }
 # Ranks up to 16 are padded to 16, so that rank 8 is the default above.
-LONG_RANK = {"R": 64, "BLOCK_R": masked_lora.LARGEST_BLOCK_R}
+LONG_RANK = {"R": 64, "BLOCK_R": masked_gemm_triton.LARGEST_BLOCK_R}
 FORWARD, BACKWARD = {"stride_wk": 1, "stride_br": 1}, {"stride_wn": 1, "stride_bn": 1}
-SWIGLU = {"BLOCK_M": swiglu.BLOCK_M, "BLOCK_N": swiglu.BLOCK_N}
+SWIGLU = {"BLOCK_M": swiglu_triton.BLOCK_M, "BLOCK_N": swiglu_triton.BLOCK_N}
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gemm, gate forward, fixed": (
-        masked_lora.masked_gemm_kernel, "fp16", GEMM | FORWARD | {"OUT_LIST": True},
+        masked_gemm_triton.masked_gemm_kernel, "fp16", GEMM | FORWARD | {"OUT_LIST": True},
     ),
     "gemm, down forward, fixed": (
-        masked_lora.masked_gemm_kernel, "bf16", GEMM | FORWARD | {"IN_LIST": True},
+        masked_gemm_triton.masked_gemm_kernel, "bf16", GEMM | FORWARD | {"IN_LIST": True},
     ),
     "gemm, gate backward, fixed": (
-        masked_lora.masked_gemm_kernel, "bf16",
+        masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | BACKWARD | {"IN_LIST": True, "GATHER_W": True},
     ),
     "gemm, down backward, mask gradient": (
-        masked_lora.masked_gemm_kernel, "bf16",
+        masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True},
     ),
     "gemm, q k v forward, bias, float mask, three ranks of 64": (
-        masked_lora.masked_gemm_kernel, "bf16",
+        masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | FORWARD | {"HAS_BIAS": True, "HAS_OUT_MASK": True} | LONG_RANK | {"R": 192},
     ),
     "gemm, q k v backward, fixed, three ranks of 64": (
-        masked_lora.masked_gemm_kernel, "bf16",
+        masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | BACKWARD | {"IN_LIST": True, "GATHER_W": True} | LONG_RANK | {"R": 192},
     ),
     "gemm, o forward, rank 64": (
-        masked_lora.masked_gemm_kernel, "bf16",
+        masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | FORWARD | {"WHOLE": True} | LONG_RANK,
     ),
     "gemm, down backward, mask gradient, fp32": (
-        masked_lora.masked_gemm_kernel, "fp32",
+        masked_gemm_triton.masked_gemm_kernel, "fp32",
         GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True} | LONG_RANK
-        | masked_lora.BLOCKS_FP32,
+        | masked_gemm_triton.BLOCKS_FP32,
     ),
-    "swiglu forward": (swiglu.swiglu_forward_kernel, "bf16", SWIGLU),
-    "swiglu backward": (swiglu.swiglu_backward_kernel, "bf16", SWIGLU),
+    "swiglu forward": (swiglu_triton.swiglu_forward_kernel, "bf16", SWIGLU),
+    "swiglu backward": (swiglu_triton.swiglu_backward_kernel, "bf16", SWIGLU),
 }  # fmt: skip
 _KINDS = {"out_order_ptr": "*i32", "out_count_ptr": "*i32", "in_order_ptr": "*i32",
           "in_count_ptr": "*i32", "partial_ptr": "*fp32"}  # fmt: skip
@@ -92,8 +91,11 @@ def compiled(name: str, capability: int) -> Any:
         if n not in constants
     }
     options = {"num_warps": 4}
-    if kernel is masked_lora.masked_gemm_kernel:
-        options = {"num_warps": masked_lora.NUM_WARPS, "num_stages": masked_lora.NUM_STAGES}
+    if kernel is masked_gemm_triton.masked_gemm_kernel:
+        options = {
+            "num_warps": masked_gemm_triton.NUM_WARPS,
+            "num_stages": masked_gemm_triton.NUM_STAGES,
+        }
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),

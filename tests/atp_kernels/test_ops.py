@@ -11,8 +11,9 @@ import pytest
 import torch
 from atp_kernels import LoraLayer, masked_lora_linear, masked_qkv, masked_swiglu_mlp, reference
 from atp_kernels.compact_lora import prefix_lora_linears
-from atp_kernels.custom_ops import masked_gemm, masked_swiglu, masked_swiglu_backward
-from atp_kernels.ops import fused_masked_lora
+from atp_kernels.masked_gemm import masked_gemm
+from atp_kernels.masked_lora import fused_masked_lora
+from atp_kernels.swiglu import swiglu_backward, swiglu_forward
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -116,8 +117,8 @@ def test_opcheck_with_non_contiguous_inputs(reduced: bool) -> None:
                  other.detach() if reduced else None)  # fmt: skip
     torch.library.opcheck(masked_gemm, arguments)
     e, u, dh = (t.detach() for t in leaves((5, 9), (5, 9), (5, 9), dtype=torch.float32))
-    torch.library.opcheck(masked_swiglu, (e, u, om))
-    torch.library.opcheck(masked_swiglu_backward, (dh, e, u, om.float()))
+    torch.library.opcheck(swiglu_forward, (e, u, om))
+    torch.library.opcheck(swiglu_backward, (dh, e, u, om.float()))
 
 
 def test_compiles_whole_without_a_graph_break() -> None:

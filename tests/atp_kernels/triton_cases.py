@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,16 +15,15 @@ from atp_kernels import (
     masked_lora_linear,
     masked_qkv,
     masked_swiglu_mlp,
-    ops,
     reference,
 )
-from atp_kernels import custom_ops as library
-from atp_kernels import masked_gemm as masked_lora
+from atp_kernels.masked_gemm_triton import masked_gemm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.atp_kernels import interpreted_bf16
+from tests.atp_kernels.float64_bounds import assert_close, leaves_of, rounded_again
 from tests.triton_process import DEVICE, INTERPRETED
 
 if INTERPRETED:
@@ -60,46 +59,6 @@ def mask_of(size: int, kept: str, seed: int) -> torch.Tensor:
     if kept == "one":
         mask[seed % size] = True
     return mask.to(DEVICE)
-
-
-def rounded_again(value: torch.Tensor, kind: torch.dtype, draw: int | None) -> torch.Tensor:
-    """In `kind`, and as if `value`'s type had rounded it once more, up or down; None: as it is."""
-    if draw is None:
-        return value.to(kind)
-    generator = torch.Generator().manual_seed(value.numel() * 10 + draw)
-    share = torch.rand(value.shape, generator=generator, dtype=kind) - 0.5
-    return value.to(kind) * (1 + torch.finfo(value.dtype).eps * share.to(DEVICE))
-
-
-def leaves_of(
-    inputs: dict[str, Any], kind: torch.dtype, draw: int | None
-) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """The arguments in a type, and those of them that take gradients (bool masks do not)."""
-    made = {
-        name: rounded_again(value, kind, draw).requires_grad_()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value
-        for name, value in inputs.items()
-    }
-    return made, [v for v in made.values() if isinstance(v, torch.Tensor) and v.requires_grad]
-
-
-def assert_close(
-    ours: Sequence[torch.Tensor],
-    plain: Sequence[torch.Tensor],
-    exact: Callable[[int | None], Sequence[torch.Tensor]],
-    units: int,
-) -> None:
-    """No error is over twice torch's at this precision or, as that may be small by luck, over six
-    standard deviations of the result when its inputs are rounded once more; and units in the last
-    place. exact(draw): in float64."""
-    want = exact(None)
-    others = zip(*(exact(draw) for draw in range(8)), strict=True)
-    for found, torchs, right, again in zip(ours, plain, want, others, strict=True):
-        deviation = (torch.stack(again) - right).square().mean(0).sqrt()
-        allowed = torch.maximum(2 * (torchs - right).abs().max(), 6 * deviation.max())
-        last_place = torch.finfo(found.dtype).eps * (1 + right.abs().max())
-        assert (found - right).abs().max() <= allowed + units * last_place
 
 
 def assert_linear_close(result: Callable[..., Any], dtype: torch.dtype, units: int) -> None:
@@ -242,7 +201,7 @@ def test_every_element_is_written(kept: str) -> None:
     masks = {"out_mask": mask_of(150, kept, 1), "in_mask": mask_of(33, kept, 2)}
     want = reference.masked_lora_linear(**inputs, **masks)
     with NaN():
-        y, _ = masked_lora.masked_gemm(
+        y, _ = masked_gemm(
             inputs["x"], inputs["weight"], inputs["x"] @ inputs["lora_a"].T, inputs["lora_b"],
             None, masks["out_mask"], masks["in_mask"], False, None,
         )  # fmt: skip
@@ -277,8 +236,8 @@ def test_mlp_and_qkv_with_their_gradients(
 
     ours = results(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ops, library):
-            patch.setattr(module, "on_triton", lambda x: False)
+        for module in ("masked_lora", "masked_gemm", "swiglu"):
+            patch.setattr(f"atp_kernels.{module}.on_triton", lambda x: False)
         plain = results(dtype)
     assert_close(ours, plain, lambda draw: results(torch.float64, draw), units=4)
 

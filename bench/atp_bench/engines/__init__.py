@@ -31,22 +31,22 @@ class Engine(Protocol):
         """A generation of `batch` rows of at most `capacity` tokens."""
 
 
-def open_engine(name: str, folder: Path, provider: str, threads: int | None) -> Engine:
+def open_engine(name: str, folder: Path, threads: int | None) -> Engine:
     """Load a folder with an engine. Raises ValueError for names that are not known here."""
-    makers: dict[str, Callable[[Path, str, int | None], Engine]] = {OURS: _ours, GENAI: _genai}
+    makers: dict[str, Callable[[Path, int | None], Engine]] = {OURS: _ours, GENAI: _genai}
     if name not in makers:
         raise ValueError(f"{name!r} is not an engine known here; expected {', '.join(makers)}")
-    return makers[name](folder, provider, threads)
+    return makers[name](folder, threads)
 
 
 # Imported where used: the memory of a process that measures one engine holds no other.
-def _ours(folder: Path, provider: str, threads: int | None) -> Engine:
+def _ours(folder: Path, threads: int | None) -> Engine:
     from atp_bench.engines.ours import OurEngine
 
-    return OurEngine(folder, provider, threads)
+    return OurEngine(folder, threads)
 
 
-def _genai(folder: Path, provider: str, threads: int | None) -> Engine:
+def _genai(folder: Path, threads: int | None) -> Engine:
     from atp_bench.engines.genai import GenaiEngine
 
-    return GenaiEngine(folder, provider, threads)
+    return GenaiEngine(folder, threads)

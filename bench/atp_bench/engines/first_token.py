@@ -1,6 +1,6 @@
 """Time to the first token of a long prompt: models in turn within a round, many short rounds.
 
-A prefill is one sample where a generation is a hundred, so it needs more rounds, and its ratios are
+A prefill is one sample where a generation is a hundred, so it needs more rounds. Its ratios are
 taken within them: a busy second falls on one round, and the median leaves that round out.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from atp_bench.engines import OURS, Engine, open_engine
 from atp_bench.engines.latency import prefills
+from atp_bench.interleaved_timing import interleaved_rounds, rotating
 from atp_bench.paired import PairedRatio, paired_ratio
 
 
@@ -35,7 +36,7 @@ def bench_first_token(
     threads: int,
 ) -> FirstTokens:
     """Measure exported folders on our runtime, after a round of warm-up."""
-    engines = {name: open_engine(OURS, f, "auto", threads) for name, f in folders.items()}
+    engines = {name: open_engine(OURS, f, threads) for name, f in folders.items()}
     return paired_first_tokens(engines, pairs, prompt_tokens=prompt_tokens, rounds=rounds)
 
 
@@ -46,21 +47,13 @@ def paired_first_tokens(
     prompt_tokens: int,
     rounds: int,
 ) -> FirstTokens:
-    """As `bench_first_token`, of loaded engines. Each round starts with another model, so that
-    every model takes every place. Raises ValueError for less than one round."""
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}: expected 1 or more")
-    names = list(engines)
-    measured: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(rounds + 1):
-        first = index % len(names)
-        order = names[first:] + names[:first]
-        taken = prefills(
-            {name: engines[name] for name in order}, 1, prompt_tokens, prompt_tokens + 1
-        )
-        if index:
-            for name, (_, ms) in taken.items():
-                measured[name].append(ms)
+    """As `bench_first_token`, of loaded engines. Raises ValueError for less than one round."""
+
+    def prefill_ms(names: list[str]) -> dict[str, float]:
+        taken = prefills({n: engines[n] for n in names}, 1, prompt_tokens, prompt_tokens + 1)
+        return {name: ms for name, (_, ms) in taken.items()}
+
+    measured = interleaved_rounds(engines, prefill_ms, rounds, order=rotating)
     return FirstTokens(
         prompt_tokens=prompt_tokens,
         rounds=rounds,

@@ -1,4 +1,7 @@
-"""Latency of exported models, in turn within one run: ratios, not absolute times, travel."""
+"""Latency of exported models, in turn within one run: ratios, not absolute times, travel.
+
+`atp-edge bench --out RUN --json FILE` writes the report.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,11 @@ import numpy as np
 
 from atp_bench.engines import OURS, Engine, Run, open_engine
 from atp_bench.engines.memory import peak_memory_and_load
+from atp_bench.interleaved_timing import interleaved_rounds
+from atp_bench.paired import ratios
 from atp_edge.run.environment import environment
 
+# What a model generates before the next one's turn.
 TURN_TOKENS = 8
 
 
@@ -39,8 +46,8 @@ class BenchReport:
     """Rows by model, ratios of the first to the last (larger: the last is better), settings.
 
     spreads: the smallest and the largest ratio of a single round, for the latencies.
-    pairs: the same for every pair that was asked for, "a : b"; its latencies are compared within
-    each round, and the median of the rounds is given: a busy minute is in both.
+    pairs: the same for every pair asked for, "a : b"; its latencies are medians of the ratios
+    within each round: a busy minute is in both.
     """
 
     rows: dict[str, Row]
@@ -71,56 +78,36 @@ def bench_onnx(
     new_tokens: int = 64,
     rounds: int = 5,
     batch: int = 1,
-    provider: str = "auto",
     threads: int | None = None,
     engines: Mapping[str, str] | None = None,
     pairs: Sequence[tuple[str, str]] = (),
 ) -> BenchReport:
-    """Measure exported folders round by round, in turns within each, after a round of warm-up.
+    """Measure exported folders round by round, in turns within each, after a short warm-up.
 
     batch: rows decoded together, all of them of these lengths; tokens per second are of all rows.
     engines: which engine runs a folder, ours if it is not named. pairs: names to compare besides
-    the first and the last. Token counts are fixed: no model ends early. Every other round goes
-    backwards, so that no model always runs on the other's heels. Raises ValueError for settings
-    below 1 or a single folder.
+    the first and the last. Token counts are fixed: no model ends early. Raises ValueError for
+    settings below 1 or a single folder.
     """
-    if len(folders) < 2:
-        raise ValueError(
-            f"got {len(folders)} model(s) ({', '.join(folders) or 'none'}): expected two or more "
-            "folders to compare, the reference first"
-        )
-    for name, value in (
-        ("prompt_tokens", prompt_tokens),
-        ("new_tokens", new_tokens),
-        ("rounds", rounds),
-        ("batch", batch),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: expected 1 or more")
+    lengths = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch}
+    _check(folders, lengths | {"rounds": rounds})
     kind = {name: (engines or {}).get(name, OURS) for name in folders}
     memory = {
-        name: peak_memory_and_load(
-            folder,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            provider=provider,
-            threads=threads,
-            engine=kind[name],
-            batch=batch,
-        )
-        for name, folder in folders.items()
+        n: peak_memory_and_load(f, threads=threads, engine=kind[n], **lengths)
+        for n, f in folders.items()
     }
-    loaded = {n: open_engine(kind[n], f, provider, threads) for n, f in folders.items()}
-    _round(loaded, batch, prompt_tokens, min(new_tokens, 8))
-    measured: dict[str, list[_Round]] = {name: [] for name in loaded}
-    for index in range(rounds):
-        order = list(loaded)[:: -1 if index % 2 else 1]
-        taken = _round({name: loaded[name] for name in order}, batch, prompt_tokens, new_tokens)
-        for name, figures in taken.items():
-            measured[name].append(figures)
-    rows = {
-        name: _row(measured[name], batch, folder, *memory[name]) for name, folder in folders.items()
-    }
+    loaded = {n: open_engine(kind[n], f, threads) for n, f in folders.items()}
+
+    def one(names: list[str], new_tokens: int) -> dict[str, _Round]:
+        return _round({n: loaded[n] for n in names}, batch, prompt_tokens, new_tokens)
+
+    measured = interleaved_rounds(
+        loaded,
+        partial(one, new_tokens=new_tokens),
+        rounds,
+        warm_up=partial(one, new_tokens=min(new_tokens, TURN_TOKENS)),
+    )
+    rows = {n: _row(measured[n], batch, folder, *memory[n]) for n, folder in folders.items()}
     first, *_, last = rows
     return BenchReport(
         rows=rows,
@@ -130,23 +117,28 @@ def bench_onnx(
             f"{a} : {b}": {**_ratios(rows[a], rows[b]), **_paired(measured[a], measured[b])}
             for a, b in pairs
         },
-        settings={
-            "prompt_tokens": prompt_tokens,
-            "new_tokens": new_tokens,
-            "rounds": rounds,
-            "batch": batch,
-            "provider": next(iter(loaded.values())).provider,
-            "threads": threads,
-        },
+        settings=lengths
+        | {"rounds": rounds, "provider": loaded[first].provider, "threads": threads},
         environment=environment(),
     )
+
+
+def _check(folders: Mapping[str, Path], settings: Mapping[str, int]) -> None:
+    if len(folders) < 2:
+        raise ValueError(
+            f"got {len(folders)} model(s) ({', '.join(folders) or 'none'}): expected two or more "
+            "folders to compare, the reference first"
+        )
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
 
 
 def _round(
     engines: Mapping[str, Engine], batch: int, prompt_tokens: int, new_tokens: int
 ) -> dict[str, _Round]:
-    """One generation of every engine: the prefills in turn, then tokens in turns of TURN_TOKENS,
-    so that what else the machine does falls on all of them alike."""
+    """One generation of every engine: the prefills in turn, then tokens in turns of
+    TURN_TOKENS."""
     started = prefills(engines, batch, prompt_tokens, prompt_tokens + new_tokens + 1)
     times: dict[str, list[float]] = {name: [] for name in started}
     for done in range(0, new_tokens, TURN_TOKENS):
@@ -183,24 +175,23 @@ def _ratios(reference: Row, other: Row) -> dict[str, float]:
 
 
 def _spreads(reference: list[_Round], other: list[_Round]) -> dict[str, tuple[float, float]]:
-    return {key: _spread(reference, other, key) for key in ("first_token_ms", "token_ms_p50")}
+    """The smallest and the largest ratio of a round."""
+    return {key: (min(each), max(each)) for key, each in _by_round(reference, other).items()}
 
 
 def _paired(reference: list[_Round], other: list[_Round]) -> dict[str, float | tuple[float, float]]:
-    """Medians over rounds of the latencies' ratios within a round, and their spreads."""
-    found: dict[str, float | tuple[float, float]] = {}
-    for key in ("first_token_ms", "token_ms_p50"):
-        rounds = zip(reference, other, strict=True)
-        found[key] = statistics.median(getattr(a, key) / getattr(b, key) for a, b in rounds)
-        found[f"{key}_spread"] = _spread(reference, other, key)
-    return found
+    """Medians of the ratios within a round, and their spreads."""
+    medians = {k: statistics.median(each) for k, each in _by_round(reference, other).items()}
+    spreads = {f"{key}_spread": ends for key, ends in _spreads(reference, other).items()}
+    return {**medians, **spreads}
 
 
-def _spread(reference: list[_Round], other: list[_Round], key: str) -> tuple[float, float]:
-    """The extremes over rounds of the ratio between two models measured in the same round."""
-    pairs = zip(reference, other, strict=True)
-    ratios = [getattr(a, key) / getattr(b, key) for a, b in pairs]
-    return min(ratios), max(ratios)
+def _by_round(reference: list[_Round], other: list[_Round]) -> dict[str, list[float]]:
+    """The latencies' ratios in every round."""
+    return {
+        key: ratios([getattr(r, key) for r in reference], [getattr(r, key) for r in other])
+        for key in ("first_token_ms", "token_ms_p50")
+    }
 
 
 def _row(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from atp_bench.engines import OURS, open_engine
+from atp_bench.engines import open_engine
 
 _STATUS = Path("/proc/self/status")
 
@@ -22,18 +22,17 @@ def peak_memory_and_load(
     *,
     prompt_tokens: int,
     new_tokens: int,
-    provider: str,
     threads: int | None,
-    engine: str = OURS,
-    batch: int = 1,
+    engine: str,
+    batch: int,
 ) -> tuple[int, float]:
     """(peak_memory_bytes, load_ms) of one process that loads `folder` and generates once,
     `batch` rows at a time.
 
     The peak is the process's high-water resident set, Python and ONNX Runtime included.
     """
-    arguments = [engine, str(folder), str(prompt_tokens), str(new_tokens), provider,
-                 str(threads or 0), str(batch)]  # fmt: skip
+    numbers = (prompt_tokens, new_tokens, threads or 0, batch)
+    arguments = [engine, str(folder), *map(str, numbers)]
     done = subprocess.run(
         [sys.executable, "-m", "atp_bench.engines.memory", *arguments],
         capture_output=True,
@@ -65,13 +64,14 @@ def peak_rss_bytes() -> int:
 
 
 def _main() -> None:
-    engine, folder, prompt_tokens, new_tokens, provider, threads, batch = sys.argv[1:]
+    engine, folder, *numbers = sys.argv[1:]
+    prompt_tokens, new_tokens, threads, batch = map(int, numbers)
     began = time.perf_counter()
-    model = open_engine(engine, Path(folder), provider, int(threads) or None)
+    model = open_engine(engine, Path(folder), threads or None)
     load_ms = (time.perf_counter() - began) * 1e3
-    run = model.start(int(batch), int(prompt_tokens) + int(new_tokens) + 1)
-    run.first(np.full((int(batch), int(prompt_tokens)), 5, np.int64))
-    for _ in range(int(new_tokens)):
+    run = model.start(batch, prompt_tokens + new_tokens + 1)
+    run.first(np.full((batch, prompt_tokens), 5, np.int64))
+    for _ in range(new_tokens):
         run.next()
     peak = peak_rss_bytes()
     sys.stdout.write(json.dumps({"peak_memory_bytes": peak, "load_ms": load_ms}) + "\n")

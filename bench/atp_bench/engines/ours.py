@@ -11,8 +11,8 @@ from atp_export.runtime import Generation, Session, Tokens
 class OurEngine:
     """One exported folder on atp_export.runtime."""
 
-    def __init__(self, folder: Path, provider: str, threads: int | None) -> None:
-        self.session = Session(folder, provider=provider, threads=threads)
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        self.session = Session(folder, threads=threads)
         self.provider = self.session.provider
         self.vocabulary: int = self.session.vocabulary
 

@@ -1,0 +1,1 @@
+"""Layers and operators, forward and backward, against their rivals."""

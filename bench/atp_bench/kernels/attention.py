@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from atp_kernels import causal_attention
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from atp_bench.kernels.interleaved_timing import Times, clocked, interleaved_timing, rows
+from atp_bench.kernels.dtypes import TOLERANCE, TORCH, Dtype
+from atp_bench.kernels.forward_backward import Times, clocked, compared, largest_error
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -27,7 +28,7 @@ class AttentionCase:
     groups: int
     size: int
     tokens: int
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Dtype
 
     @property
     def flops(self) -> float:
@@ -55,8 +56,7 @@ def _rivals(case: AttentionCase) -> dict[str, Attention]:
 
 
 def _error(rival: Attention, made: list[Tensor], dy: Tensor) -> float:
-    """The largest error of the output, dq, dk and dv against float64, over each one's largest
-    value."""
+    """The largest error of the output, dq, dk and dv against float64."""
 
     def results(attention: Attention, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
         inputs = [t.detach().requires_grad_() for t in inputs]
@@ -64,29 +64,27 @@ def _error(rival: Attention, made: list[Tensor], dy: Tensor) -> float:
         return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
 
     exact = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    wanted = results(exact, [t.double() for t in made], dy.double())
-    pairs = zip(results(rival, made, dy), wanted, strict=True)
-    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+    wide = [t.double() for t in made]
+    return largest_error(results(rival, made, dy), results(exact, wide, dy.double()))
 
 
-def bench_attention(
-    case: AttentionCase, kind: torch.dtype, *, tolerance: float, rounds: int
-) -> dict[str, Any]:
+def bench_attention(case: AttentionCase, *, rounds: int) -> dict[str, Any]:
     """Every rival of one case."""
     draw = torch.Generator().manual_seed(0)
+    kind = TORCH[case.dtype]
     counts = (case.heads, case.groups, case.groups, case.heads)
     *made, dy = (torch.randn(1, n, case.tokens, case.size, generator=draw).to(kind) for n in counts)
-    rivals = _rivals(case)
 
-    def once(rival: Attention) -> Times:
+    def times(rival: Attention) -> Times:
         inputs = [t.clone().requires_grad_() for t in made]
         return clocked(lambda: (rival(*inputs), dy))
 
-    found = interleaved_timing(
-        {name: partial(once, rival) for name, rival in rivals.items()}, rounds
+    rows = compared(
+        _rivals(case),
+        times=times,
+        error=lambda rival: _error(rival, made, dy),
+        rounds=rounds,
+        tolerance=TOLERANCE[case.dtype],
+        flops=case.flops,
     )
-    errors = {name: _error(rival, made, dy) for name, rival in rivals.items()}
-    return {
-        "case": asdict(case),
-        "rows": rows(found, errors, tolerance=tolerance, flops=case.flops),
-    }
+    return {"case": asdict(case), "rows": rows}

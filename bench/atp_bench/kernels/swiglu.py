@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from atp_kernels import masked_swiglu, reference
 from torch import Tensor
 from torch.nn import functional as F
 
-from atp_bench.kernels.interleaved_timing import Times, clocked, interleaved_timing, rows
+from atp_bench.kernels.dtypes import TOLERANCE, TORCH, Dtype
+from atp_bench.kernels.forward_backward import Times, clocked, compared, largest_error
 
 Swiglu = Callable[[Tensor, Tensor, Tensor], Tensor]
 LIGER = "Liger's SwiGLU, then the mask"
@@ -29,7 +29,7 @@ class SwigluCase:
 
     channels: int
     tokens: int
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Dtype
 
     @property
     def flops(self) -> float:
@@ -37,13 +37,13 @@ class SwigluCase:
         return 13.0 * self.tokens * self.channels
 
 
-def make_swiglu(case: SwigluCase, kind: torch.dtype, device: str) -> tuple[Tensor, ...]:
+def make_swiglu(case: SwigluCase, device: str) -> tuple[Tensor, ...]:
     """e, u [M, N], mask [N] in (0, 1), dh [M, N]."""
     draw = torch.Generator().manual_seed(0)
     shapes = ((case.tokens, case.channels),) * 2
     e, u = (torch.randn(shape, generator=draw) for shape in shapes)
     mask, dh = torch.rand(case.channels, generator=draw), torch.randn(shapes[0], generator=draw)
-    return tuple(t.to(device, kind) for t in (e, u, mask, dh))
+    return tuple(t.to(device, TORCH[case.dtype]) for t in (e, u, mask, dh))
 
 
 def liger_absent(device: str) -> str | None:
@@ -75,43 +75,36 @@ def _fresh(made: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def swiglu_error(rival: Swiglu, made: tuple[Tensor, ...]) -> float:
-    """The largest error of h, de, du and dmask against float64, over each one's largest value."""
+    """The largest error of h, de, du and dmask against float64."""
     dh = made[3]
     exact = [t.double().requires_grad_() for t in made[:3]]
     want = reference.masked_swiglu(*exact)
     wanted = [want.detach(), *torch.autograd.grad(want, exact, dh.double())]
     inputs = _fresh(made)
     h = rival(*inputs)
-    h_found = h.detach().clone()
-    found = [h_found, *torch.autograd.grad(h, inputs, dh)]
-    pairs = zip(found, wanted, strict=True)
-    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs)
+    found = [h.detach().clone(), *torch.autograd.grad(h, inputs, dh)]
+    return largest_error(found, wanted)
 
 
-def bench_swiglu(
-    case: SwigluCase,
-    kind: torch.dtype,
-    *,
-    tolerance: float,
-    rounds: int,
-    device: str,
-    compiled: bool,
-) -> dict[str, Any]:
+def bench_swiglu(case: SwigluCase, *, rounds: int, device: str, compiled: bool) -> dict[str, Any]:
     """Every rival of one case, and why one is absent."""
-    made = make_swiglu(case, kind, device)
-    rivals = swiglu_rivals(device, compiled=compiled)
+    made = make_swiglu(case, device)
 
-    def once(rival: Swiglu) -> Times:
+    def times(rival: Swiglu) -> Times:
         inputs = _fresh(made)
         return clocked(lambda: (rival(*inputs), made[3]))
 
-    found = interleaved_timing(
-        {name: partial(once, rival) for name, rival in rivals.items()}, rounds
+    rows = compared(
+        swiglu_rivals(device, compiled=compiled),
+        times=times,
+        error=lambda rival: swiglu_error(rival, made),
+        rounds=rounds,
+        tolerance=TOLERANCE[case.dtype],
+        flops=case.flops,
     )
-    errors = {name: swiglu_error(rival, made) for name, rival in rivals.items()}
     reason = liger_absent(device)
     return {
         "case": asdict(case),
-        "rows": rows(found, errors, tolerance=tolerance, flops=case.flops),
+        "rows": rows,
         "absent": {} if reason is None else {LIGER: reason},
     }

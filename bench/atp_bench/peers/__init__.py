@@ -1,1 +1,1 @@
-"""The run's models against other engines, at what was asked and what was measured."""
+"""The run's models against other engines, with the targets and what was measured."""

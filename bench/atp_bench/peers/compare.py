@@ -1,12 +1,17 @@
-"""Dense and slim models against another engine's dense one, in turn, at the same precision."""
+"""Dense and slim models against another engine's dense one, in turn, at the same precision.
+
+`atp-edge bench --peers onnxruntime-genai --json FILE` writes it for every precision
+(bench/results/peers-cpu.json).
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 from atp_export.export import export_onnx
@@ -15,8 +20,9 @@ from atp_bench.engines import GENAI
 from atp_bench.engines.first_token import bench_first_token
 from atp_bench.engines.genai import build, check_precision
 from atp_bench.engines.latency import BenchReport, bench_onnx
-from atp_bench.peers.targets import asked_lines
+from atp_bench.peers.targets import targets_of
 from atp_bench.peers.untrained_cut import cut
+from atp_edge.config import WidthsPolicy
 
 PEERS = (GENAI,)
 PEER_DENSE = f"{GENAI} dense"
@@ -39,7 +45,7 @@ class Models:
 def demo_models(dense: Path, folder: Path, share: float, say: Callable[[str], None]) -> Models:
     """The dense model, and two cuts of it (uniform and per-layer widths) without any training."""
     slims, kept = {}, {}
-    for policy in ("uniform", "per-layer"):
+    for policy in get_args(WidthsPolicy):
         say(f"cutting a slim model of {policy} widths")
         slims[f"slim {policy}"] = folder / f"slim-{policy}"
         kept[policy] = cut(dense, slims[f"slim {policy}"], share, policy)
@@ -67,25 +73,15 @@ def compare(
     """Everything the comparison at one precision shows, as JSON.
 
     `pairs` are ratios "a : b" (above 1: b is faster, smaller), `bounds` what the bytes of weights
-    and cache that a step moves allow at most, `first_token` a prompt of 512 tokens on our runtime.
-    `asked` the lines that were asked for, which are of one row. Raises ValueError for peers that
-    are not known here or not installed.
+    and cache that a step moves allow at most, `first_token` a prompt of 512 tokens on our runtime,
+    `asked` the targets, which are of one row. Raises ValueError for peers that are not known here
+    or not installed.
     """
-    check_asked(peers, [precision])
+    check_peers(peers, [precision])
+    slims = [("dense", slim) for slim in models.slims]
     with tempfile.TemporaryDirectory() as temporary:
-        folders = {"dense": models.dense, **models.slims}
-        exported = {}
-        for name, checkpoint in folders.items():
-            say(f"{precision}: writing {name} as ONNX")
-            exported[name] = Path(temporary) / name.replace(" ", "-")
-            export_onnx(checkpoint, exported[name], precision=precision)  # type: ignore[arg-type]
-        engines, theirs = {}, {}
-        if GENAI in peers:
-            say(f"{precision}: {GENAI}'s builder writes the dense model")
-            theirs[PEER_DENSE] = build(models.dense, Path(temporary) / "genai", precision)
-            engines[PEER_DENSE] = GENAI
-        pairs = [("dense", slim) for slim in models.slims]
-        pairs += [(peer, ours) for peer in theirs for ours in exported]
+        exported = _exported(models, precision, Path(temporary), say)
+        theirs = _built(models.dense, precision, peers, Path(temporary), say)
         say(f"{precision}: measuring {prompt_tokens} + {new_tokens} tokens, in turn")
         report = bench_onnx(
             theirs | exported,
@@ -94,17 +90,12 @@ def compare(
             batch=batch,
             rounds=rounds,
             threads=threads,
-            engines=engines,
-            pairs=pairs,
+            engines=dict.fromkeys(theirs, GENAI),
+            pairs=[*slims, *product(theirs, exported)],
         )
         say(f"{precision}: measuring the first token of {FIRST_TOKEN_PROMPT}")
-        first = bench_first_token(
-            exported,
-            [("dense", slim) for slim in models.slims],
-            prompt_tokens=FIRST_TOKEN_PROMPT,
-            rounds=_FIRST_TOKEN_ROUNDS * rounds,
-            threads=threads,
-        )
+        longer = {"prompt_tokens": FIRST_TOKEN_PROMPT, "rounds": _FIRST_TOKEN_ROUNDS * rounds}
+        first = bench_first_token(exported, slims, threads=threads, **longer)
         held = batch * (prompt_tokens + new_tokens // 2)
         moved = {name: bytes_per_step(folder, held) for name, folder in exported.items()}
     found = {
@@ -114,17 +105,39 @@ def compare(
         "first_token": asdict(first),
         "note": models.note,
     }
-    lines = [line for peer in theirs if batch == 1 for line in asked_lines(precision, found, peer)]
-    return {**found, "asked": [asdict(line) for line in lines]}
+    targets = [t for peer in theirs if batch == 1 for t in targets_of(precision, found, peer)]
+    return {**found, "asked": [asdict(target) for target in targets]}
 
 
-def check_asked(peers: Sequence[str], precisions: Sequence[str]) -> None:
+def check_peers(peers: Sequence[str], precisions: Sequence[str]) -> None:
     """Raises ValueError for peers that are not known here, or what they cannot write."""
     unknown = [peer for peer in peers if peer not in PEERS]
     if unknown:
         raise ValueError(f"--peers {unknown[0]!r} is not known; expected {', '.join(PEERS)}")
     for precision in precisions:
         check_precision(precision)
+
+
+def _exported(
+    models: Models, precision: str, folder: Path, say: Callable[[str], None]
+) -> dict[str, Path]:
+    """Our ONNX of every model, by name."""
+    written = {}
+    for name, checkpoint in {"dense": models.dense, **models.slims}.items():
+        say(f"{precision}: writing {name} as ONNX")
+        written[name] = folder / name.replace(" ", "-")
+        export_onnx(checkpoint, written[name], precision=precision)  # type: ignore[arg-type]
+    return written
+
+
+def _built(
+    dense: Path, precision: str, peers: Sequence[str], folder: Path, say: Callable[[str], None]
+) -> dict[str, Path]:
+    """The dense model as the peers write it, by name."""
+    if GENAI not in peers:
+        return {}
+    say(f"{precision}: {GENAI}'s builder writes the dense model")
+    return {PEER_DENSE: build(dense, folder / "genai", precision)}
 
 
 def _bounds(

@@ -9,7 +9,7 @@ from typing import Any
 
 from atp_export.runtime import usable_cores
 
-from atp_bench.peers.compare import Models, check_asked, compare, demo_models
+from atp_bench.peers.compare import Models, check_peers, compare, demo_models
 from atp_edge.config import Config
 from atp_edge.data.domains import demo_model_folder
 from atp_edge.model.checkpoint import shape_of
@@ -35,7 +35,7 @@ def bench_peers(
     A run's figures also go to its metrics. precisions: by default fp32 and int4.
     """
     precisions = precisions or PEERS_PRECISIONS
-    check_asked(peers, precisions)
+    check_peers(peers, precisions)
     threads = config.bench.threads or usable_cores()
     with tempfile.TemporaryDirectory() as temporary:
         if run:

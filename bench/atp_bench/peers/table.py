@@ -10,7 +10,7 @@ from rich.table import Table
 _COLUMNS = ("tok/s", "first ms", "512 ms", "peak MB", "file MB")
 
 
-def render(precision: str, found: Mapping[str, Any]) -> Table:
+def comparison_table(precision: str, found: Mapping[str, Any]) -> Table:
     """Rows by model; below them each pair's decode ratio with its spread and its share of the
     bound that the bytes moved set."""
     settings = found["settings"]
@@ -57,8 +57,8 @@ def _with_quartiles(ratio: Mapping[str, Any]) -> str:
     return f"{ratio['median']:.2f}x (quartiles {low:.2f} to {high:.2f})"
 
 
-def render_asked(precisions: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What was asked for beside what was measured, a line each, precision by precision."""
+def targets_table(precisions: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Every target beside what was measured, precision by precision."""
     shown = Table(title="asked and measured", title_justify="left")
     shown.add_column("", overflow="fold")
     for name in ("asked", "measured", ""):

@@ -1,4 +1,4 @@
-"""What an exported model was asked to reach against another engine, beside what it reached."""
+"""The targets of an exported model against another engine, beside what it reached."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FIRST_TOKEN = 1.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One line; it is met at `asked` or above (memory: above)."""
+class Target:
+    """A ratio to reach: met at `asked` or above (memory: above). Its fields are the file's keys."""
 
     precision: str
     what: str
@@ -26,8 +26,8 @@ class Asked:
     note: str = ""
 
 
-def asked_lines(precision: str, found: Mapping[str, Any], peer: str) -> Iterator[Asked]:
-    """The lines of one precision's comparison (`compare`) with `peer`, a row of it.
+def targets_of(precision: str, found: Mapping[str, Any], peer: str) -> Iterator[Target]:
+    """Of one precision's comparison (`compare`) with `peer`, a row of it.
 
     Decoding: ours dense everywhere, slim in fp32, where bytes bound it. Memory: every model of
     ours. First token: every slim model against our dense one.
@@ -39,7 +39,7 @@ def asked_lines(precision: str, found: Mapping[str, Any], peer: str) -> Iterator
             yield _decode(precision, found, f"{peer} : {name}", SLIM_DECODE_FP32)
     for name in ours:
         measured = found["pairs"][f"{peer} : {name}"]["peak_memory_bytes"]
-        yield Asked(
+        yield Target(
             precision=precision,
             what=f"{name} against {peer}, peak memory",
             asked=MEMORY,
@@ -50,7 +50,7 @@ def asked_lines(precision: str, found: Mapping[str, Any], peer: str) -> Iterator
     for pair, ratio in found["first_token"]["pairs"].items():
         reference, name = pair.split(" : ")
         low, high = ratio["quartiles"]
-        yield Asked(
+        yield Target(
             precision=precision,
             what=f"{name} against {reference}, first token of {prompt}",
             asked=FIRST_TOKEN,
@@ -60,15 +60,15 @@ def asked_lines(precision: str, found: Mapping[str, Any], peer: str) -> Iterator
         )
 
 
-def _decode(precision: str, found: Mapping[str, Any], pair: str, asked: float) -> Asked:
+def _decode(precision: str, found: Mapping[str, Any], pair: str, target: float) -> Target:
     reference, name = pair.split(" : ")
     measured = found["pairs"][pair]["token_ms_p50"]
     bound = found["bounds"].get(pair)
-    return Asked(
+    return Target(
         precision=precision,
         what=f"{name} against {reference}, decode",
-        asked=asked,
+        asked=target,
         measured=measured,
-        met=measured >= asked,
+        met=measured >= target,
         note=f"{bound['share']:.0%} of the {bound['bound']:.2f}x bound by bytes" if bound else "",
     )

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+from atp_edge.config import WidthsPolicy
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.loading import load_model, load_tokenizer
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import Plan, all_kept, narrow_shape, plan_of, shares
 from atp_edge.model.structures import count_parameters, fixed_layer_parameters, sites_of
 
-Policy = Literal["uniform", "per-layer"]
 _MULTIPLE = 32
 
 
-def cut_plan(shape: ModelShape, share: float, policy: Policy) -> Plan:
+def cut_plan(shape: ModelShape, share: float, policy: WidthsPolicy) -> Plan:
     """A plan that keeps at most `share` of the decoder's parameters, MLP widths multiples of 32.
 
     uniform: every KV group stays, all MLPs alike. per-layer: every third layer loses a KV group
@@ -44,10 +41,10 @@ def cut_plan(shape: ModelShape, share: float, policy: Policy) -> Plan:
     return plan_of(shape, kept)
 
 
-def cut(dense: Path, out: Path, share: float, policy: Policy) -> float:
+def cut(dense: Path, out: Path, share: float, policy: WidthsPolicy) -> float:
     """Write a cut checkpoint of a Hugging Face folder; returns the share it kept."""
-    model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+    model = load_model(dense)
     shape = model_shape(model.config)
     plan = all_kept(shape) if share >= 1 else cut_plan(shape, share, policy)
-    save_narrow(narrow_model(model, plan), AutoTokenizer.from_pretrained(dense), out)
+    save_narrow(narrow_model(model, plan), load_tokenizer(dense), out)
     return shares(shape, narrow_shape(shape, plan)).decoder

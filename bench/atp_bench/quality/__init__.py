@@ -1,1 +1,1 @@
-"""Quality at equal tokens: ATP, its ablations and the two-stage ways."""
+"""Quality at equal tokens: ATP, its ablations, and what cuts first and tunes afterwards."""

@@ -1,9 +1,9 @@
-"""What atp-edge promises of its recovery, against what the cells gave.
+"""Acceptance: what atp-edge promises of its recovery, against what the cells gave.
 
-Every promise is for SmolLM2-135M on the built-in domains, and is held only when its lowest value
+Every promise is for SmolLM2-135M on the built-in domains. It is held only when its lowest value
 holds it: a lucky seed shows nothing. Perplexity is taken cell by cell. Tasks are taken domain by
 domain, over its seeds: each seed asks other items, too few to tell two models apart. Twins are
-compared block by block on the test split, and a lead whose interval holds zero is a tie.
+compared block by block on the test split; a lead whose interval holds zero is a tie.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ TWINS = ("frozen", "frozen, cut at once")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One promise: each of `measured` must reach `asked`.
+class Criterion:
+    """One promise: each of `measured` must reach `threshold`.
 
-    above: it must lie above `asked`, as where a twin must be beaten; an interval that holds
-    `asked` is then a tie.
+    above: it must lie above, as where a twin must be beaten; an interval that holds `threshold` is
+    then a tie.
     """
 
     text: str
-    asked: float
+    threshold: float
     measured: tuple[Measured, ...]
     above: bool = False
 
@@ -45,26 +45,26 @@ class Claim:
         if not self.measured:
             return "not measured"
         if not self.above:
-            return "yes" if self.lowest.value >= self.asked else "no"
+            return "yes" if self.lowest.value >= self.threshold else "no"
         ends = [m.ends for m in self.measured]
-        if any(high <= self.asked for _, high in ends):
+        if any(high <= self.threshold for _, high in ends):
             return "no"
-        return "yes" if all(low > self.asked for low, _ in ends) else "tie"
+        return "yes" if all(low > self.threshold for low, _ in ends) else "tie"
 
 
-def claims(results: Sequence[Result]) -> list[Claim]:
+def criteria(results: Sequence[Result]) -> list[Criterion]:
     """Every promise, with what the given results say of it."""
 
     def ours(share: float, tokens: int) -> list[Result]:
-        asked = ("atp", share, "per-layer", tokens)
+        wanted = ("atp", share, "per-layer", tokens)
         return [
-            r for r in results if (r.cell.method, r.cell.share, r.cell.widths, r.tokens) == asked
+            r for r in results if (r.cell.method, r.cell.share, r.cell.widths, r.tokens) == wanted
         ]
 
     def promise(
-        text: str, asked: float, measured: Iterable[Measured], *, above: bool = False
-    ) -> Claim:
-        return Claim(text=text, asked=asked, measured=tuple(measured), above=above)
+        text: str, threshold: float, measured: Iterable[Measured], *, above: bool = False
+    ) -> Criterion:
+        return Criterion(text=text, threshold=threshold, measured=tuple(measured), above=above)
 
     main, fifth = ours(0.6, 102_400), ours(0.8, 102_400)
     short = "40 % cut, 0.1 M tokens: "
@@ -121,31 +121,31 @@ def _leads(
     return leads
 
 
-def claims_table(made: Iterable[Claim]) -> Table:
+def acceptance_table(made: Iterable[Criterion]) -> Table:
     """Asked, lowest (with its 95 % interval) and highest measured; 80 columns."""
     shown = Table(title="promised and measured", title_justify="left")
     shown.add_column("", overflow="fold")
     for name in ("asked", "lowest", "highest", "of", "held"):
         shown.add_column(name, justify="right")
-    for claim in made:
-        text, asked, lowest, interval, *rest = _row(claim)
-        shown.add_row(text, asked, f"{lowest}\n{interval}".strip(), *rest)
+    for criterion in made:
+        text, threshold, lowest, interval, *rest = _row(criterion)
+        shown.add_row(text, threshold, f"{lowest}\n{interval}".strip(), *rest)
     return shown
 
 
-def claims_markdown(made: Iterable[Claim]) -> str:
+def acceptance_markdown(made: Iterable[Criterion]) -> str:
+    """The same for a document."""
     head = (
         "| promise | asked | lowest | its 95 % interval | highest | of | held |\n"
         "|---|---:|---:|---:|---:|---:|---|\n"
     )
-    return head + "".join(f"| {' | '.join(_row(claim))} |\n" for claim in made)
+    return head + "".join(f"| {' | '.join(_row(criterion))} |\n" for criterion in made)
 
 
-def _row(claim: Claim) -> tuple[str, ...]:
-    asked = f"{'>' if claim.above else '≥'} {claim.asked:.2f}"
-    if not claim.measured:
-        return claim.text, asked, "", "", "", "0", claim.verdict
-    lowest = claim.lowest
-    highest = max(m.value for m in claim.measured)
-    return (claim.text, asked, f"{lowest.value:.3f}", lowest.interval_text, f"{highest:.3f}",
-            str(len(claim.measured)), claim.verdict)  # fmt: skip
+def _row(c: Criterion) -> tuple[str, ...]:
+    threshold = f"{'>' if c.above else '≥'} {c.threshold:.2f}"
+    if not c.measured:
+        return c.text, threshold, "", "", "", "0", c.verdict
+    highest = max(m.value for m in c.measured)
+    return (c.text, threshold, f"{c.lowest.value:.3f}", c.lowest.interval_text, f"{highest:.3f}",
+            str(len(c.measured)), c.verdict)  # fmt: skip

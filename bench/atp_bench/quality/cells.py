@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
-from atp_edge.config import RECIPES, Config, with_values
+from atp_edge.config import RECIPES, Config
 from atp_edge.decision.baselines import BASELINES
+from atp_edge.settings import with_values
 
 Preset = Literal["quick", "cpu", "gpu"]
 LAYERS = "two-stage: whole layers"
@@ -73,81 +75,81 @@ class Cell:
     @property
     def key(self) -> str:
         """Its name: atp/legal/0/0.6/per-layer/200, and 200x64 where a step reads 64 blocks."""
-        *names, batch_blocks = map(str, asdict(self).values())
-        return "/".join(names) + (f"x{batch_blocks}" if self.batch_blocks > 1 else "")
+        length = f"{self.steps}x{self.batch_blocks}" if self.batch_blocks > 1 else self.steps
+        return f"{self.method}/{self.domain}/{self.seed}/{self.share}/{self.widths}/{length}"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The settings that its dense baseline has too: the data, and how long it is trained."""
+        return {
+            "data": self.domain,
+            "seed": self.seed,
+            "steps": self.steps,
+            "train.batch_blocks": self.batch_blocks,
+        }
 
     def config(self, base: Config) -> Config:
         """The settings of this run. Raises ValueError for a method that is none."""
         known = METHODS | ABLATIONS
         if self.method not in known:
             raise ValueError(f"method {self.method!r}: expected one of {', '.join(known)}")
-        own = {
-            "data": self.domain,
-            "seed": self.seed,
-            "budget": f"params={self.share}",
-            "widths": self.widths,
-            "steps": self.steps,
-            "train.batch_blocks": self.batch_blocks,
-        }
-        return with_values(base, own | known[self.method])
+        own = {"budget": f"params={self.share}", "widths": self.widths}
+        return with_values(base, self.shared | own | known[self.method])
 
 
 def matrix(preset: Preset) -> list[Cell]:
     """The cells of a preset, each once, what shows most first: `quick` in minutes for CI, `cpu` in
     hours, `gpu` the full matrix."""
-    return list(dict.fromkeys(_cells_of(preset)))
+    presets = {"quick": _quick, "cpu": _cpu, "gpu": _gpu}
+    return list(dict.fromkeys(presets[preset]()))
 
 
-def _cells_of(preset: Preset) -> list[Cell]:
+# The best two-stage way, and the one that the field knows best.
+_MAIN = ("atp", "frozen", IMPORTANCE, "two-stage: group-taylor")
 
-    def cells(
-        methods: Iterable[str],
-        *,
-        domains: Iterable[str] = ("legal", "health"),
-        seeds: Iterable[int] = (0,),
-        shares: Iterable[float] = (0.6,),
-        widths: Iterable[str] = ("per-layer",),
-        steps: int = 200,
-        batch_blocks: int = 1,
-    ) -> list[Cell]:
-        return [
-            Cell(method=method, domain=domain, seed=seed, share=share, widths=width, steps=steps,
-                 batch_blocks=batch_blocks)
-            for seed in seeds
-            for domain in domains
-            for share in shares
-            for width in widths
-            for method in methods
-        ]  # fmt: skip
 
-    # The best two-stage way, and the one that the field knows best.
-    main = ("atp", "frozen", IMPORTANCE, "two-stage: group-taylor")
-    match preset:
-        case "quick":
-            return cells(("atp", "two-stage: group-taylor"), domains=("legal",), steps=8)
-        case "cpu":
-            return [
-                *cells(main, seeds=(0, 1, 2)),
-                *cells(("frozen, cut at once",)),
-                *cells(("atp",), domains=("legal",), steps=100),
-                *cells(("atp",), domains=("legal",), steps=400),
-                *cells(("atp",), shares=(0.8, 0.5)),
-                *cells(("atp",), domains=("legal",), widths=("uniform",)),
-                *cells(METHODS, domains=("legal",)),
-                *cells(ABLATIONS, domains=("legal",)),
-                *cells(("atp",), domains=("legal",), steps=RECIPES["best"]["steps"]),
-            ]
-        case "gpu":
-            return [
-                *cells(
-                    METHODS,
-                    seeds=(0, 1, 2),
-                    shares=(0.8, 0.6, 0.5),
-                    widths=("per-layer", "uniform"),
-                ),
-                *cells(ABLATIONS, seeds=(0, 1, 2)),
-                # One block a step leaves a GPU idle.
-                *cells(main, steps=400, batch_blocks=4, seeds=(0, 1, 2)),
-                *cells(main, steps=130, batch_blocks=64),
-                *cells(main, steps=640, batch_blocks=64),
-            ]
+def _quick() -> list[Cell]:
+    return _cells(("atp", "two-stage: group-taylor"), domains=("legal",), steps=8)
+
+
+def _cpu() -> list[Cell]:
+    return [
+        *_cells(_MAIN, seeds=(0, 1, 2)),
+        *_cells(("frozen, cut at once",)),
+        *_cells(("atp",), domains=("legal",), steps=100),
+        *_cells(("atp",), domains=("legal",), steps=400),
+        *_cells(("atp",), shares=(0.8, 0.5)),
+        *_cells(("atp",), domains=("legal",), widths=("uniform",)),
+        *_cells(METHODS, domains=("legal",)),
+        *_cells(ABLATIONS, domains=("legal",)),
+        *_cells(("atp",), domains=("legal",), steps=RECIPES["best"]["steps"]),
+    ]
+
+
+def _gpu() -> list[Cell]:
+    budgets, widths = (0.8, 0.6, 0.5), ("per-layer", "uniform")
+    return [
+        *_cells(METHODS, seeds=(0, 1, 2), shares=budgets, widths=widths),
+        *_cells(ABLATIONS, seeds=(0, 1, 2)),
+        # One block a step leaves a GPU idle.
+        *_cells(_MAIN, steps=400, batch_blocks=4, seeds=(0, 1, 2)),
+        *_cells(_MAIN, steps=130, batch_blocks=64),
+        *_cells(_MAIN, steps=640, batch_blocks=64),
+    ]
+
+
+def _cells(
+    methods: Iterable[str],
+    *,
+    domains: Iterable[str] = ("legal", "health"),
+    seeds: Iterable[int] = (0,),
+    shares: Iterable[float] = (0.6,),
+    widths: Iterable[str] = ("per-layer",),
+    steps: int = 200,
+    batch_blocks: int = 1,
+) -> list[Cell]:
+    return [
+        Cell(method=method, domain=domain, seed=seed, share=share, widths=width, steps=steps,
+             batch_blocks=batch_blocks)
+        for seed, domain, share, width, method in product(seeds, domains, shares, widths, methods)
+    ]  # fmt: skip

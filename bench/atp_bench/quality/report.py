@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from rich.table import Table
 
 from atp_bench.quality.ablations import ablations, ablations_markdown
-from atp_bench.quality.acceptance import claims, claims_markdown
+from atp_bench.quality.acceptance import acceptance_markdown, criteria
 from atp_bench.quality.cells import ABLATIONS
 from atp_bench.quality.results import Result
 from atp_bench.quality.summary import Summary, lead_cells, summarize
@@ -35,11 +35,8 @@ def tables(summaries: Iterable[Summary]) -> Iterator[Table]:
 
 
 def document(results: Sequence[Result]) -> str:
-    """A Markdown document: what is promised, every method's mean over seeds, recovery by tokens,
-    and what each part buys.
-
-    Its plot is Mermaid's, which GitHub draws.
-    """
+    """A Markdown document: what is promised, every method's mean over seeds, recovery by tokens
+    (Mermaid's plot, which GitHub draws), and what each part buys."""
     summaries, curves = summarize(results), _curves(results)
     head = (
         "# Recovery, measured\n\n"
@@ -51,7 +48,7 @@ def document(results: Sequence[Result]) -> str:
         "of cells, and for tasks of domains, each over its seeds. What the methods are is in "
         "[recovery.md](recovery.md).\n\n"
     )
-    parts = [head, claims_markdown(claims(results)), "\n"]
+    parts = [head, acceptance_markdown(criteria(results)), "\n"]
     methods = [s for s in summaries if s.method not in ABLATIONS]
     for domain in dict.fromkeys(s.domain for s in methods):
         own = [s for s in methods if s.domain == domain]

@@ -1,8 +1,10 @@
 """Training runs of the matrix, cell by cell.
 
 A cell is one training run. Cells of a domain, seed, length and batch share one dense baseline.
-Every finished cell is in the results file at once, so that a killed matrix goes on where it was.
-Several processes may work on one matrix: each takes a cell that no other has.
+Every finished cell is in the results file at once: a killed matrix goes on where it was. Several
+processes may work on one matrix: each takes a cell that no other has.
+
+`atp-edge bench quality --preset cpu --json FILE` (gpu, quick) writes the results.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,12 @@ from transformers import PreTrainedModel
 from atp_bench.quality.cells import LAYERS, Cell
 from atp_bench.quality.results import Result, add_result, read_results
 from atp_bench.tasks import recovery_where_able, tasks_of
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.splits import Splits
 from atp_edge.decision.baselines import without_least_layers
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
-from atp_edge.evaluation.tasks import Task
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import merge
@@ -35,10 +37,12 @@ from atp_edge.run.errors import TakenError
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.progress import Progress
+from atp_edge.settings import with_values
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.learners import Tuner
-from atp_edge.training.narrow_state import load_tuned
-from atp_edge.training.phases import drive, figures_of, loss_of, run_part
+from atp_edge.training.measure import figures_of, loss_of
+from atp_edge.training.narrow_state import load_narrow_peft, load_tuned
+from atp_edge.training.phases import drive, run_part
 from atp_edge.training.setup import (
     TrainContext,
     accelerate,
@@ -108,32 +112,22 @@ def _run_cell(
     config = cell.config(base)
     if known:
         items, blocks = max(items, known.items), max(blocks, known.blocks)
-    read = {
-        "data": cell.domain,
-        "seed": cell.seed,
-        "steps": cell.steps,
-        "train.batch_blocks": cell.batch_blocks,
-    }
-    base = with_values(base, read)
-    splits = _splits(base)
-    accelerator = accelerate(config)
+    base = with_values(base, cell.shared)
+    splits, accelerator = _splits(base), accelerate(config)
     dense = _dense_baseline(config, base, splits, accelerator, folder.parent, progress)
-    run = open_run(with_values(config, {"out": str(folder)}))
-    if not run.dense.exists():
-        run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
-    reference = dense.parts()["tune_dense"]
-    # So that a kept run is like any other: `atp-edge run --config` goes on from it.
-    run.add_part("tune_dense", reference)
+    run, reference = _run_beside(dense, config, folder)
     train = _without_layers if cell.method == LAYERS else _with_plan
     context = TrainContext(
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
-    slim, figures = train(context)
+    trained = train(context)
+    slim, figures = trained.slim, trained.figures
     if blocks > config.dataset.test_blocks:
         progress.say("testing on more blocks")
         test = _splits(with_values(base, {"dataset.test_blocks": blocks})).test
         reference = _dense_figures(dense, test, accelerator)
         figures |= figures_of(loss_of(slim, test, accelerator))
+        figures["perplexity_at_freeze"] = trained.perplexity_at_freeze(test)
     if known and known.items == items:
         scores = known.tasks
     else:
@@ -152,20 +146,49 @@ def _run_cell(
     )
 
 
-Trained = tuple[PreTrainedModel, dict[str, Any]]
+def _run_beside(dense: RunFolder, config: Config, folder: Path) -> tuple[RunFolder, dict[str, Any]]:
+    """A cell's run with the dense baseline in it, and the figures of that.
+
+    A kept run is then like any other: `atp-edge run --config` goes on from it.
+    """
+    run = open_run(with_values(config, {"out": str(folder)}))
+    if not run.dense.exists():
+        run.dense.symlink_to(dense.dense.resolve(), target_is_directory=True)
+    reference = dense.parts()["tune_dense"]
+    run.add_part("tune_dense", reference)
+    return run, reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A slim model, the figures of its training, and how to test it as it was at the freeze."""
+
+    slim: PreTrainedModel
+    figures: dict[str, Any]
+    perplexity_at_freeze: Callable[[Blocks], float]
 
 
 def _with_plan(context: TrainContext) -> Trained:
     """The slim model of a decision over structures, and the figures of its training."""
     decided, recovered = (run_part(name, context) for name in ("learn_decision", "recover"))
-    return merge(load_tuned(context.config, context.run)), {
-        "perplexity_at_freeze": decided["perplexity"],
-        "perplexity": recovered["perplexity"],
-        "block_losses": recovered["block_losses"],
-        "decoder_share": decided["decoder_share"],
-        "whole_share": decided["whole_share"],
-        "seconds": decided["seconds"] + recovered["seconds"],
-    }
+
+    def at_freeze(test: Blocks) -> float:
+        frozen = load_narrow_peft(context.config, context.run, "frozen")
+        placed(frozen.get_base_model(), context.accelerator)
+        return loss_of(frozen, test, context.accelerator).perplexity
+
+    return Trained(
+        slim=merge(load_tuned(context.config, context.run)),
+        figures={
+            "perplexity_at_freeze": decided["perplexity"],
+            "perplexity": recovered["perplexity"],
+            "block_losses": recovered["block_losses"],
+            "decoder_share": decided["decoder_share"],
+            "whole_share": decided["whole_share"],
+            "seconds": decided["seconds"] + recovered["seconds"],
+        },
+        perplexity_at_freeze=at_freeze,
+    )
 
 
 def _without_layers(context: TrainContext) -> Trained:
@@ -178,20 +201,30 @@ def _without_layers(context: TrainContext) -> Trained:
     with accelerator.autocast():
         slim = without_least_layers(dense, sample, feasible)
     kept = shares(model_shape(dense.config), model_shape(slim.config))
-    cut = loss_of(slim, splits.test, accelerator)
     tuned = with_lora(config, slim)
+
+    def at_freeze(test: Blocks) -> float:
+        with tuned.disable_adapter():
+            return loss_of(tuned, test, accelerator).perplexity
+
+    cut = at_freeze(splits.test)
     learner = Tuner(
         tuned, splits.train, config, accelerator, phase="recovery", validation=splits.validation
     )
     context.progress.phase("recovery", 0, config.steps, None)
     drive(learner, context)
     after = loss_of(tuned, splits.test, accelerator)
-    return merge(tuned), {
-        "perplexity_at_freeze": cut.perplexity,
-        "decoder_share": kept.decoder,
-        "whole_share": kept.whole,
-        "seconds": time.perf_counter() - began,
-    } | figures_of(after)
+    return Trained(
+        slim=merge(tuned),
+        figures={
+            "perplexity_at_freeze": cut,
+            "decoder_share": kept.decoder,
+            "whole_share": kept.whole,
+            "seconds": time.perf_counter() - began,
+            **figures_of(after),
+        },
+        perplexity_at_freeze=at_freeze,
+    )
 
 
 def _dense_figures(dense: RunFolder, test: Blocks, accelerator: Accelerator) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class Shared:
     """Names that all layers read; masks by the layer's sliding window (None: sees everything).
 
     cos and sin: tables of the dense head's pairs, of which a layer may hold some (`rotary_of`).
+    tokens, places: where rows are computed in another order than they came, the tokens in that
+    order [B, S], and for every token that came its place there, in [B * S].
     """
 
     cos: str
@@ -40,6 +42,8 @@ class Shared:
     masks: dict[int | None, str]
     lengths: str = ""
     total: str = ""
+    tokens: str = ""
+    places: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,6 @@ class Operators:
     """
 
     opset: int
-    contrib: bool
     packed_qkv: bool
     inputs: Callable[[GraphBuilder, ModelShape, str, str, Rotary], Shared]
     norm: Callable[[GraphBuilder, str, str, float, str], str]
@@ -128,5 +131,4 @@ def add_then_norm(
 
 def rms_normalization(g: GraphBuilder, x: str, weight: str, eps: float, name: str) -> str:
     """ai.onnx RMSNormalization (opset 23): onnx.checker refuses ONNX Runtime's own name for it."""
-    out: str = g.node("RMSNormalization", [x, weight], name=name, axis=-1, epsilon=eps)
-    return out
+    return g.node("RMSNormalization", [x, weight], name=name, axis=-1, epsilon=eps)

@@ -1,8 +1,8 @@
 """Flavour `ort`: com.microsoft operators of ONNX Runtime.
 
 GroupQueryAttention with rotary inside and its KV cache shared in place, packed qkv, residual
-additions fused with the norms. Positions follow from the attention mask, which must be 1s and then
-0s (right padding); `position_ids` is no input.
+additions fused with the norms. Positions follow from the attention mask alone: `position_ids` is no
+input, and rows may be padded on either side.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from atp_edge.model.families import ModelShape
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.flavour import (
     INT32,
+    INT64,
     Layer,
     Operators,
     Rotary,
@@ -23,14 +24,20 @@ from atp_export.graph.flavour import (
 _ROTARY_MULTIPLE = 16
 
 
-def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rotary) -> Shared:
-    """Lengths of GroupQueryAttention: seqlens_k = tokens - 1 a row, and the longest total."""
+def check_head_dims(shape: ModelShape) -> None:
+    """Raises ValueError for heads that GroupQueryAttention cannot rotate."""
     odd = {x.head_dim for x in shape.layers if x.heads and x.head_dim % _ROTARY_MULTIPLE}
     if odd:
         raise ValueError(
             f"head_dim {min(odd)} is no multiple of {_ROTARY_MULTIPLE}, which ONNX Runtime's "
             "GroupQueryAttention needs; export with --export-flavour standard"
         )
+
+
+def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rotary) -> Shared:
+    """Lengths of GroupQueryAttention: seqlens_k = tokens - 1 a row, and the longest total."""
+    check_head_dims(shape)
+    moved, places = _padded_on_the_right(g, ids, mask)
     tokens = g.node("ReduceSum", [mask, g.constant([1])], keepdims=0)
     lengths = g.node("Sub", [tokens, g.constant([1])])
     total = g.node("Gather", [g.node("Shape", [mask]), g.constant(1)], axis=0)
@@ -40,7 +47,27 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
         masks={},
         lengths=g.node("Cast", [lengths], to=INT32),
         total=g.node("Cast", [total], to=INT32),
+        tokens=moved,
+        places=places,
     )
+
+
+def _padded_on_the_right(g: GraphBuilder, ids: str, mask: str) -> tuple[str, str]:
+    """The tokens [B, S] with those that are real first, as GroupQueryAttention wants them; and for
+    each that came its place among all [B * S]. Padding goes anywhere: nobody looks at it.
+
+    Of a prefill the mask's first S entries tell what is real; after it S is 1, or the batch is,
+    without padding. All by operators that leave nothing on the host, for CUDA graphs.
+    """
+    count = g.node("Shape", [ids], start=1, end=2)
+    real = g.node("Slice", [mask, g.constant([0]), count, g.constant([1])], name="real")
+    ranks = g.node("CumSum", [real, g.constant(1)])
+    slots = g.node("Sub", [g.node("Mul", [ranks, real]), g.constant(1)], name="slots")
+    moved = g.node("ScatterElements", [ids, slots, ids], axis=1, name="padded_on_the_right")
+    ones = g.node("Cast", [g.node("Equal", [ids, ids])], to=INT64)
+    each = g.node("ReduceSum", [ones, g.constant([1])], keepdims=1)
+    before = g.node("CumSum", [each, g.constant(0)], exclusive=1)
+    return moved, g.node("Add", [slots, before], name="places")
 
 
 def _add_norm(
@@ -77,7 +104,6 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
 
 FUSED = Operators(
     opset=23,
-    contrib=True,
     packed_qkv=True,
     inputs=_inputs,
     norm=rms_normalization,

@@ -2,7 +2,7 @@
 
 Our own lines, for onnxruntime 1.31's `gptq` runs but does not do it: it takes a column where the
 method has a row of the triangular factor, so that no error is ever handed on, and its result is
-that of rounding to the nearest (docs/log.md).
+that of rounding to the nearest (docs/research/log.md).
 """
 
 from __future__ import annotations

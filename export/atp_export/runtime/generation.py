@@ -1,8 +1,8 @@
 """The state of a batch between steps: its KV cache, and how it is bound to ONNX Runtime.
 
 Callers may pad rows of a batch on either side. The ort flavour keeps its KV cache in place: past
-and present are one buffer, bound once (rows are moved to its left, as its operators want). The
-other flavours' cache grows by a new tensor a step.
+and present are one buffer, bound once; what is real of a row lies at its left. The other flavours'
+cache grows by a new tensor a step.
 """
 
 from __future__ import annotations
@@ -40,6 +40,16 @@ class Generation:
     """The state of one batch: its cache, and how many tokens each row holds."""
 
     def __init__(self, session: Session, batch: int, capacity: int) -> None:
+        """capacity: tokens a row that are fed, the last new one not among them.
+
+        Raises ValueError for more than the model's context.
+        """
+        if session.context is not None and capacity > session.context:
+            raise ValueError(
+                f"{capacity} tokens, prompt and new ones, do not fit the context of "
+                f"{session.context} that {session.folder} was exported with: shorten the prompt, "
+                "ask for fewer tokens, or export with a larger --export-context"
+            )
         self.session, self.batch, self.capacity = session, batch, capacity
         length = capacity if session.shared_cache else 0
         self.cache = {
@@ -74,7 +84,7 @@ class Generation:
         if shared and held and tokens.shape[1] == 1 and real.all():
             return self._next(tokens)
         order = None
-        if shared and not real.all():
+        if shared and not real.all() and not self.session.any_padding:
             # Real tokens first: where a row's padding was is no matter to its positions.
             order = np.argsort(1 - real, axis=1, kind="stable")
             tokens, real = (np.take_along_axis(x, order, axis=1) for x in (tokens, real))
@@ -103,12 +113,13 @@ class Generation:
         s, binding = self.session, self._binding
         # Its mask would lack what is fed here.
         self._buffers = None
+        prefill = not self.lengths.any()
         counted = self.lengths[:, None] + np.cumsum(real, axis=1)
         self.lengths = counted[:, -1]
         feed = {"input_ids": tokens}
         if s.shared_cache:
             slots = np.arange(self.lengths.max()) < self.lengths[:, None]
-            feed["attention_mask"] = slots.astype(np.int64)
+            feed["attention_mask"] = real if prefill else slots.astype(np.int64)
         else:
             self._slots = np.concatenate([self._slots, real], axis=1)
             feed["attention_mask"] = self._slots

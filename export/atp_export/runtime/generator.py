@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from atp_edge.data.encoding import prompt_ids
 from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
 from atp_export.runtime.session import Session
@@ -22,12 +25,14 @@ class Generator:
         provider: str = "auto",
         threads: int | None = None,
         adapter: Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         # Only text needs transformers, which takes seconds and 300 MB to import.
-        from transformers import AutoTokenizer
+        from atp_edge.model.loading import load_tokenizer
 
         self.session = Session(folder, provider=provider, threads=threads, adapter=adapter)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        self.ends = self.session.ends | ({self.tokenizer.eos_token_id} - {None})
 
     def generate(
         self,
@@ -36,12 +41,15 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        rendered: bool = False,
     ) -> list[str]:
-        """Completions of a batch of prompts, without the prompts."""
-        rows = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-        ends = {self.tokenizer.eos_token_id}
+        """Completions of a batch of prompts, without the prompts.
+
+        rendered: by the chat template, which has written what begins them.
+        """
+        rows = [prompt_ids(self.tokenizer, prompt, rendered=rendered) for prompt in prompts]
         new = generate_tokens(
-            self.session, rows, max_new_tokens=max_new_tokens, sampling=sampling, ends=ends
+            self.session, rows, max_new_tokens=max_new_tokens, sampling=sampling, ends=self.ends
         )
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [cut(text, stop) for text in texts]
@@ -53,14 +61,15 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        rendered: bool = False,
     ) -> Iterator[str]:
         """Pieces of one completion as they come; a stop string and all after it is never shown."""
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = prompt_ids(self.tokenizer, prompt, rendered=rendered)
         held, shown = max((len(s) for s in stop), default=1) - 1, 0
         tokens: list[int] = []
         text = ""
         for token in stream_tokens(self.session, ids, max_new_tokens, sampling or Sampling()):
-            if token == self.tokenizer.eos_token_id:
+            if token in self.ends:
                 break
             tokens.append(token)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -78,8 +87,10 @@ class Generator:
 def stream_tokens(
     session: Session, ids: Sequence[int], max_new_tokens: int, sampling: Sampling
 ) -> Iterator[int]:
-    """New tokens of one row, one at a time."""
-    state = Generation(session, 1, len(ids) + max_new_tokens)
+    """New tokens of one row, one at a time. Raises ValueError, before any, as `generate_tokens`."""
+    _check(session, [ids], max_new_tokens)
+    # The last new token is never fed.
+    state = Generation(session, 1, len(ids) + max_new_tokens - 1)
     draw = np.random.default_rng(sampling.seed)
     logits = state.step(np.array([ids], np.int64), last_only=True)
     for count in range(max_new_tokens):
@@ -95,18 +106,21 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    ends: set[int] | None = None,
+    ends: AbstractSet[int] = frozenset(),
 ) -> list[list[int]]:
-    """New tokens of every row of a ragged batch; a row ends before a token of `ends`."""
-    sampling, ends = sampling or Sampling(), ends or set()
-    if any(not row for row in rows):
-        raise ValueError("a prompt is empty: every prompt needs one token or more")
+    """New tokens of every row of a ragged batch; a row ends before a token of `ends`.
+
+    Raises ValueError for an empty prompt, a token that the vocabulary has not, and more tokens than
+    the context.
+    """
+    sampling = sampling or Sampling()
+    _check(session, rows, max_new_tokens)
     longest = max(map(len, rows))
     tokens = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros_like(tokens)
     for i, row in enumerate(rows):
         tokens[i, longest - len(row) :], mask[i, longest - len(row) :] = row, 1
-    state = Generation(session, len(rows), longest + max_new_tokens)
+    state = Generation(session, len(rows), longest + max_new_tokens - 1)
     logits = state.step(tokens, mask, last_only=True)[:, 0]
     draw = np.random.default_rng(sampling.seed)
     new: list[list[int]] = [[] for _ in rows]
@@ -121,6 +135,19 @@ def generate_tokens(
             break
         logits = state.step(chosen[:, None])[:, -1]
     return new
+
+
+def _check(session: Session, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"{max_new_tokens} new tokens: expected 1 or more")
+    if any(not row for row in rows):
+        raise ValueError("a prompt is empty: every prompt needs one token or more")
+    foreign = [token for row in rows for token in row if not 0 <= token < session.vocabulary]
+    if foreign:
+        raise ValueError(
+            f"token {foreign[0]} of a prompt: the model knows those from 0 to "
+            f"{session.vocabulary - 1}; use its own tokenizer"
+        )
 
 
 def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:

@@ -20,9 +20,18 @@ class Sampling:
 
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, draw: np.random.Generator) -> int:
-    """The next token from logits [V]: greedy, or by temperature, top-k and top-p (nucleus)."""
+    """The next token from logits [V]: greedy, or by temperature, top-k and top-p (nucleus).
+
+    Raises ValueError for logits that are no numbers.
+    """
+    best = int(logits.argmax())  # of a NaN, if there is one
+    if not np.isfinite(logits[best]):
+        raise ValueError(
+            f"the model's logits are {logits[best]}: its weights are damaged, or too large for "
+            "their precision; `atp-edge verify --manifest FOLDER` tells which"
+        )
     if sampling.temperature <= 0:
-        return int(logits.argmax())
+        return best
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")[: sampling.top_k or None]
     weights = np.exp(scaled[order] - scaled[order[0]])

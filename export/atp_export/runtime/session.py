@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +11,14 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
+from atp_export.manifest import read_manifest
+from atp_export.runtime.described import described
 from atp_export.runtime.logits_from import with_input
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ERRORS_ONLY = 3
+PADDED_ON_THE_RIGHT = b"padded_on_the_right"
+"""The node of the ort flavour by which rows may be padded anywhere (graph.flavour_ort)."""
 
 
 class Session:
@@ -39,15 +42,18 @@ class Session:
         path = folder / "model.onnx"
         if not path.is_file():
             raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
+        about = described(folder)
+        self.folder, self.context, self.ends = folder, about.context, about.ends
         self.provider = _provider(provider)
         self.device: Literal["cuda", "cpu"] = "cuda" if "CUDA" in self.provider else "cpu"
         if cuda_graph and self.device == "cpu":
             raise ValueError(f"cuda_graph needs the CUDA provider, and this is {self.provider}")
-        self.session = load(
-            path, with_input(path.read_bytes()), self.provider, threads, cuda_graph=cuda_graph
-        )
+        header = path.read_bytes()
+        self.session = load(path, with_input(header), self.provider, threads, cuda_graph=cuda_graph)
         inputs = {i.name: i for i in self.session.get_inputs()}
         self.shared_cache = "position_ids" not in inputs
+        # Of a cache in place: older files take rows padded on the right alone.
+        self.any_padding = PADDED_ON_THE_RIGHT in header
         if cuda_graph and not self.shared_cache:
             raise ValueError(
                 f"{path} grows its cache by a new tensor a token, which no CUDA graph can replay; "
@@ -97,8 +103,9 @@ def load(
     # Optional inputs (where logits start, LoRA factors) make ONNX Runtime warn that they cannot be
     # folded: that is their point.
     options.log_severity_level = _ERRORS_ONLY
+    header, weights = _at_its_weights(path, header)
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+        "session.model_external_initializers_file_folder_path", str(weights)
     )
     try:
         of_provider = {"enable_cuda_graph": "1"} if cuda_graph else {}
@@ -112,11 +119,31 @@ def load(
         ) from error
 
 
+def _at_its_weights(path: Path, header: bytes) -> tuple[bytes, Path]:
+    """The header, and the folder in which ONNX Runtime finds the file of weights that it names.
+
+    A link to that file, as in the Hub's cache, leads out of its folder, which ONNX Runtime refuses:
+    the header then names the file that the link leads to.
+    """
+    data = path.with_name(f"{path.name}.data")
+    if not data.is_symlink():
+        return header, path.parent.resolve()
+    import onnx  # only here: it takes 30 MB
+
+    real = data.resolve(strict=True)
+    model = onnx.load_from_string(header)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == data.name:
+                entry.value = real.name
+    return model.SerializeToString(), real.parent
+
+
 def _stated_precision(folder: Path) -> str | None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    precision: str | None = manifest.get("provenance", {}).get("precision")
-    return precision
+    try:
+        return read_manifest(folder).provenance.get("precision")
+    except ValueError:
+        return None
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from atp_bench.engines import OURS
 from atp_bench.engines.latency import BenchReport, bench_onnx
 from atp_bench.engines.memory import peak_memory_and_load
 from atp_export.export import export_onnx
@@ -73,11 +74,11 @@ def test_models_take_turns_and_every_other_round_goes_backwards(
     order: list[list[str]] = []
     take = latency._round
 
-    def watched(engines: Any, *lengths: int) -> Any:
+    def seen(engines: Any, *lengths: int) -> Any:
         order.append(list(engines))
         return take(engines, *lengths)
 
-    monkeypatch.setattr(latency, "_round", watched)
+    monkeypatch.setattr(latency, "_round", seen)
     bench_onnx(folders, prompt_tokens=2, new_tokens=1, rounds=3, threads=1)
     forward, backward = ["dense", "slim"], ["slim", "dense"]
     assert order == [forward, forward, backward, forward]
@@ -150,7 +151,7 @@ def test_a_single_model_cannot_be_compared(folders: dict[str, Path]) -> None:
 def test_the_memory_of_the_process_that_asks_is_not_counted(folders: dict[str, Path]) -> None:
     def peak() -> int:
         return peak_memory_and_load(
-            folders["slim"], prompt_tokens=4, new_tokens=2, provider="auto", threads=1
+            folders["slim"], prompt_tokens=4, new_tokens=2, threads=1, engine=OURS, batch=1
         )[0]
 
     before = peak()
@@ -161,4 +162,6 @@ def test_the_memory_of_the_process_that_asks_is_not_counted(folders: dict[str, P
 
 def test_a_folder_without_a_model_says_so_from_the_fresh_process(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"holds no model\.onnx; write it with"):
-        peak_memory_and_load(tmp_path, prompt_tokens=1, new_tokens=1, provider="auto", threads=1)
+        peak_memory_and_load(
+            tmp_path, prompt_tokens=1, new_tokens=1, threads=1, engine=OURS, batch=1
+        )

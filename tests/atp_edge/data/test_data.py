@@ -1,7 +1,8 @@
-"""Domain text in every form a user has it, and splits that leak nothing."""
+"""Splits that leak nothing, whatever the text, and say what of it they left out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from atp_edge.config import Config, with_values
-from atp_edge.data.blocks import Blocks, batches, drawn
-from atp_edge.data.documents import Document, Segment, load_documents
-from atp_edge.data.splits import make_splits
+from atp_edge.config import Config
+from atp_edge.data.documents import Document, Segment
+from atp_edge.data.domains import DOMAINS
+from atp_edge.data.near_copies import without_near_copies
+from atp_edge.data.reader import read_corpus
+from atp_edge.data.splits import make_splits, split_documents
+from atp_edge.losses import language_loss
+from atp_edge.settings import with_values
 from atp_edge.training.setup import splits_of
+from tests.tiny import tiny_model
+from tests.tiny_tokenizers import CHATML, tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -28,59 +35,6 @@ def text(name: int, words: int = 120) -> str:
 
 def corpus(count: int = 60) -> list[Document]:
     return [Document((Segment(text(i)),)) for i in range(count)]
-
-
-def test_jsonl_in_its_three_forms(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [
-        {"text": "All rights reserved."},
-        {"prompt": "Q: may I? ", "completion": "A: you may."},
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
-    ]
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    plain, pair, chat = load_documents(str(path), tokenizer)
-    assert [s.learn for s in plain.segments] == [True]
-    assert [s.learn for s in pair.segments] == [False, True]
-    learned = "".join(s.text for s in chat.segments if s.learn)
-    assert "Yo" in learned
-    assert "Hi" not in learned
-    expected = tokenizer.apply_chat_template(rows[2]["messages"], tokenize=False)
-    assert chat.text == expected
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{broken", r"line 2: not JSON"),
-        ('{"txt": "x"}', r"line 2: found the keys \['txt'\]; expected text"),
-        ("[1]", r"line 2: found the keys \[\]"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, tokenizer: Any, line: str, message: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "fine"}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        load_documents(str(path), tokenizer)
-
-
-def test_plain_text_csv_and_parquet(tmp_path: Path, tokenizer: Any) -> None:
-    import datasets
-
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
-    assert len(load_documents(str(tmp_path / "a.txt"), tokenizer)) == 3
-    table = datasets.Dataset.from_list([{"text": "x"}, {"text": "y"}])
-    table.to_csv(tmp_path / "a.csv")
-    table.to_parquet(tmp_path / "a.parquet")
-    table.save_to_disk(tmp_path / "saved")
-    for name in ("a.csv", "a.parquet", "saved"):
-        assert [d.text for d in load_documents(str(tmp_path / name), tokenizer)] == ["x", "y"]
-
-
-@pytest.mark.parametrize("name", ["nothing.jsonl", "a.docx"])
-def test_data_that_is_none_is_named(tmp_path: Path, tokenizer: Any, name: str) -> None:
-    (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(ValueError, match=r"expected .*jsonl"):
-        load_documents(str(tmp_path / name), tokenizer)
 
 
 def test_splits_share_no_document_and_follow_from_the_seed(tokenizer: Any) -> None:
@@ -119,7 +73,8 @@ def test_prompts_carry_no_loss(tokenizer: Any) -> None:
     documents = [
         Document((Segment(text(i), False), Segment(text(1000 + i, 30)))) for i in range(40)
     ]
-    splits = make_splits(documents, tokenizer, seed=0, block_tokens=64)
+    # A block holds a whole document, so that none is left out for want of a label.
+    splits = make_splits(documents, tokenizer, seed=0, block_tokens=768)
     share = (splits.train.labels != -100).float().mean()
     assert 0.1 < share < 0.4
     learned = splits.train.labels != -100
@@ -127,8 +82,8 @@ def test_prompts_carry_no_loss(tokenizer: Any) -> None:
 
 
 def test_too_little_text_names_the_split(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=r"split has no block of 512 tokens"):
-        make_splits(corpus(3), tokenizer, seed=0, block_tokens=512)
+    with pytest.raises(ValueError, match=r"split has no block of 1024 tokens"):
+        make_splits(corpus(3), tokenizer, seed=0, block_tokens=1024)
 
 
 def corpus_config(tmp_path: Path, real_folder: Path, settings: dict[str, Any]) -> Config:
@@ -153,30 +108,167 @@ def test_the_test_is_spread_over_its_split(tmp_path: Path, real_folder: Path) ->
     assert torch.equal(few, all_[[0, round((len(all_) - 1) / 2), -1]])
 
 
-def test_the_batch_of_a_step_follows_from_seed_and_step() -> None:
-    ids = torch.arange(14).view(7, 2)
-    blocks = Blocks(input_ids=ids, labels=ids)
-    whole = batches(blocks, batch_blocks=3, seed=4)
-    seen = [next(whole).input_ids for _ in range(9)]
-    later = batches(blocks, batch_blocks=3, seed=4, start_step=5)
-    assert torch.equal(next(later).input_ids, seen[5])
-    assert torch.equal(drawn(blocks, 6, 9, seed=4).input_ids, torch.cat(seen[2:5]))
-    epoch = torch.cat(seen)[:7]
-    assert sorted(epoch[:, 0].tolist()) == ids[:, 0].tolist()
-
-
-def test_blocks_are_spread_over_the_whole_split() -> None:
-    ids = torch.arange(10)[:, None].expand(10, 4)
-    blocks = Blocks(input_ids=ids, labels=-ids)
-    assert blocks.spread(4).input_ids[:, 0].tolist() == [0, 3, 6, 9]
-    assert blocks.spread(4).labels[:, 0].tolist() == [0, -3, -6, -9]
-    assert torch.equal(blocks.spread(12).input_ids, ids)
+# Of the code before BOS, special tokens and rendered conversations were told apart.
+RECORDED = {
+    "legal": "c779ea6c34b15ae0de7658ef055eb76bc65e5a24fbaba6849d93e622cc894c2f",
+    "health": "88f405500e8064a53df65825f673aecf10ae9c8ff09dc98620f48157a1ce6e50",
+}
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("domain", ["legal", "health"])
-def test_built_in_domains_are_read_from_their_packages(domain: str, tokenizer: Any) -> None:
-    documents = load_documents(domain, tokenizer)
-    assert len(documents) > 1000
-    assert len({d.slice for d in documents}) > 5
-    assert min(len(d.text) for d in documents) >= 390
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_blocks_of_the_demo_s_domains_are_those_they_always_were(
+    domain: str, tokenizer: Any
+) -> None:
+    documents = [Document((Segment(t),), kind) for t, kind in DOMAINS[domain]()[:400]]
+    splits = make_splits(documents, tokenizer, block_tokens=128, seed=0, most_blocks=64)
+    digest = hashlib.sha256()
+    for blocks in (splits.train, splits.decision, splits.test):
+        digest.update(blocks.input_ids.numpy().tobytes())
+        digest.update(blocks.labels.numpy().tobytes())
+    assert digest.hexdigest() == RECORDED[domain]
+
+
+def chats(folder: Path, count: int) -> str:
+    rows = [
+        [{"role": "user", "content": text(i)}, {"role": "assistant", "content": text(1000 + i)}]
+        for i in range(count)
+    ]
+    path = folder / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    return str(path)
+
+
+def test_a_template_that_prints_the_date_moves_nothing(tmp_path: Path) -> None:
+    source = chats(tmp_path, 30)
+    found = []
+    for clock in ("Monday ", "Tuesday ", "{{ strftime_now('%S.%f') }}"):
+        tokenizer = tokenizer_of("byte-level", template=clock + CHATML)
+        documents = read_corpus(source, tokenizer).documents
+        parts = split_documents(documents, seed=0)
+        digest = make_splits(documents, tokenizer, seed=0, block_tokens=64).report.sha256
+        found.append(({name: [d.key for d in part] for name, part in parts.items()}, digest))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("count", [3, 4, 7])
+@pytest.mark.parametrize("seed", range(5))
+def test_of_few_documents_every_split_gets_one(count: int, seed: int) -> None:
+    documents = corpus(count)
+    parts = split_documents(documents, seed=seed)
+    assert sorted(d.text for part in parts.values() for d in part) == sorted(
+        d.text for d in documents
+    )
+    assert min(map(len, parts.values())) >= 1
+
+
+def test_one_long_document_is_cut_at_paragraphs_into_three_parts(tokenizer: Any) -> None:
+    paragraphs = [text(i, 60) for i in range(200)]
+    whole = Document((Segment("\n\n".join(paragraphs)),), "book")
+    parts = split_documents([whole], seed=0, decision_share=0.1, test_share=0.2)
+    texts = [parts[name][0].text for name in ("train", "decision", "test")]
+    assert [p for t in texts for p in t.split("\n\n")] == paragraphs
+    shares = [len(t) / len(whole.text) for t in texts]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
+    assert parts["test"][0].slice == "book"
+    splits = make_splits([whole], tokenizer, seed=0, block_tokens=64)
+    assert splits.report.documents == {"train": 1, "decision": 1, "test": 1}
+    assert splits.report.said("text") == [
+        "documents too few for three splits, each cut in three: 1"
+    ]
+
+
+def test_a_text_without_paragraphs_is_cut_at_lines_or_words_or_anywhere() -> None:
+    for joined, split in (("\n", "\n"), (" ", " ")):
+        pieces = [f"w{i}" for i in range(1000)]
+        parts = split_documents([Document((Segment(joined.join(pieces)),))], seed=0)
+        assert [p for part in parts.values() for p in part[0].text.split(split)] == pieces
+    digits = "".join(map(str, range(400)))
+    parts = split_documents([Document((Segment(digits),))], seed=0)
+    assert [len(part[0].text) for part in parts.values()] == [872, 109, 109]
+
+
+def test_two_rows_of_conversations_make_no_splits(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("byte-level", template=CHATML)
+    documents = read_corpus(chats(tmp_path, 2), tokenizer).documents
+    with pytest.raises(ValueError, match="fewer than three rows of prompts or conversations"):
+        make_splits(documents, tokenizer, seed=0, block_tokens=8)
+
+
+def test_prompts_of_several_blocks_leave_blocks_that_can_be_learned() -> None:
+    tokenizer = tokenizer_of("byte-level", bos=False)
+    rows = [Document((Segment(text(i), False), Segment(f" Yes, {i}."))) for i in range(40)]
+    splits = make_splits(rows, tokenizer, seed=0, block_tokens=32)
+    assert splits.report.blocks_without_label > len(splits.train.input_ids)
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    for i in range(len(splits.train.input_ids)):
+        assert language_loss(model, splits.train.rows([i])).isfinite()
+    with pytest.raises(ValueError, match=r"of its \d+ blocks none holds a part of an answer; give"):
+        make_splits(rows[:8], tokenizer, seed=0, block_tokens=256)
+
+
+def test_texts_that_all_begin_alike_are_told() -> None:
+    rows = [Document((Segment(f"{text(0)} {i}"),)) for i in range(30)]
+    with pytest.raises(
+        ValueError, match=r"all \d+ documents drawn for it are near copies of those"
+    ):
+        make_splits(rows, tokenizer_of("byte-level"), seed=0, block_tokens=8)
+
+
+def test_the_share_of_the_test_that_the_train_split_has_is_reported() -> None:
+    def of(*words: str) -> Document:
+        return Document((Segment(" ".join(words)),))
+
+    shared, own, more = ([f"{c}{i}" for i in range(11)] for c in "abc")
+    drawn = {"train": [of(*shared)], "decision": [], "test": [of(*shared[:9], *own, *more)]}
+    kept, seen = without_near_copies(drawn)
+    # Of the 31 - 7 runs of 8 words in the test, the first two.
+    assert seen == pytest.approx(2 / 24)
+    assert kept == drawn
+
+
+def test_a_short_text_is_a_near_copy_of_its_own_words_alone() -> None:
+    yes, no, again = (
+        Document((Segment(t),)) for t in ("Yes, you may.", "No, you may.", "yes you may")
+    )
+    kept, _ = without_near_copies({"train": [yes], "decision": [no], "test": [again]})
+    assert kept == {"train": [yes], "decision": [no], "test": []}
+
+
+def test_a_tokenizer_that_adds_bos_has_it_before_every_document() -> None:
+    documents = corpus(30)
+    tokenizer = tokenizer_of("llama-3")
+    train = make_splits(documents, tokenizer, seed=0, block_tokens=16).train
+    ids, starts = train.input_ids.flatten(), train.input_ids.flatten() == tokenizer.bos_token_id
+    assert 20 <= int(starts.sum()) <= 30
+    assert (ids[:-1][starts[1:]] == tokenizer.eos_token_id).all()  # and after the end of the last
+
+
+def test_blocks_longer_than_the_model_reads_are_refused(tmp_path: Path, real_folder: Path) -> None:
+    config = corpus_config(tmp_path, real_folder, {"dataset.block_tokens": 100_000})
+    with pytest.raises(ValueError, match=r"dataset.block_tokens = 100000: the model reads \d+ pos"):
+        splits_of(config)
+
+
+def test_tokens_without_an_embedding_are_refused_at_once(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("byte-level")
+    tokenizer.add_tokens(["<law>"])
+    tiny_model("llama", vocab_size=len(tokenizer) - 1).config.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    config = corpus_config(tmp_path, tmp_path / "m", {"dataset.block_tokens": 64})
+    with pytest.raises(ValueError, match=r"token '<law>' has the id"):
+        splits_of(config)
+
+
+def test_what_was_left_out_reaches_the_report(tmp_path: Path, real_folder: Path) -> None:
+    config = corpus_config(tmp_path, real_folder, {"dataset.block_tokens": 64})
+    with Path(config.data).open("a") as file:
+        file.write('\n{"text": null}\n' + json.dumps({"text": text(99) + " <|im_end|>"}))
+    with pytest.raises(ValueError, match=r"a.jsonl, line 61: text: null"):
+        splits_of(config)
+    report = splits_of(with_values(config, {"dataset.skip_bad_lines": True})).report
+    assert (report.rows_skipped, report.rows_with_special_tokens) == (1, 1)
+    assert report.said("text") == [
+        "bad rows left out: 1",
+        "rows that hold special-token text, read as text: 1",
+    ]

@@ -7,20 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.config import Config, StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.baselines import (
     BASELINES,
     block_influence,
-    decision,
     group_taylor,
     magnitude,
     without_least_layers,
 )
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.decision.projection import project
 from atp_edge.model.families import model_shape
-from atp_edge.model.plan import check_plan, narrow_shape, shares
+from atp_edge.model.plan import check_plan, narrow_shape, plan_of, shares
 from atp_edge.model.structures import count_parameters
+from atp_edge.settings import with_values
 from atp_edge.training import setup as inputs
 from tests.tiny import tiny_model
 
@@ -46,7 +47,9 @@ def feasible_of(
 def _call(name: str, model: Any, feasible: FeasibleDecisions) -> Any:
     if name == "torch-pruning":
         pytest.importorskip("torch_pruning", reason="the extra `peers` is not installed")
-    return decision(model, BLOCKS, feasible, BASELINES[name])
+    masks = project(BASELINES[name](model, BLOCKS, feasible), feasible).masks
+    kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
+    return plan_of(model_shape(model.config), kept, feasible.sites[0].space)
 
 
 @pytest.mark.parametrize("widths", ["uniform", "per-layer"])

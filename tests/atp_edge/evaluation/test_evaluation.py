@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from atp_edge.evaluation.bootstrap import bootstrap
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from atp_edge.evaluation.recovery import recovery
 from atp_edge.evaluation.scoring import TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import TaskScore, calibration_error, evaluate
-from atp_edge.evaluation.tasks import ChoiceItem, ChoiceTask, Option, TextItem, TextTask
 from tests.tiny import tiny_model
 
 
@@ -24,7 +24,7 @@ class Letters:
 
     eos_token_id = 0
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) % 97 for c in text]}
 
     def batch_decode(self, rows: list[list[int]]) -> list[str]:

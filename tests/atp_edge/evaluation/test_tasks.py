@@ -10,7 +10,9 @@ import pytest
 from atp_edge.data.documents import Document, Segment
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.splits import split_documents
-from atp_edge.evaluation.tasks import CHOICES, ChoiceTask, Task, domain_tasks
+from atp_edge.evaluation.distractors import CHOICES
+from atp_edge.evaluation.items import ChoiceTask, Task
+from atp_edge.evaluation.tasks import domain_tasks
 
 
 @cache

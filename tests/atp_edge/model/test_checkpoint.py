@@ -110,7 +110,7 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     [
         "import atp_edge",
         "import atp_edge.model.modeling_per_layer",
-        "from atp_edge.training.phases import train",
+        "from atp_edge.training.phases import run_part",
         "from transformers import AutoModelForCausalLM; import atp_edge",
         # These are what our classes are made of, and import the registry before they are whole.
         "import atp_edge; from transformers import LlamaForCausalLM",

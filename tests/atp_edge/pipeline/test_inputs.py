@@ -8,9 +8,10 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.run.hashes import files_sha256
+from atp_edge.settings import with_values
 
 READ = {
     "template": ["additional_chat_templates/tools.jinja", "chat_template.jinja"],

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
-from atp_edge.config import Config, configured
+from atp_edge.config import Config
 from atp_edge.data.domains import legal_texts
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import export, stages
@@ -29,6 +29,7 @@ from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
+from atp_edge.settings import configured
 from tests.tiny import QUICK_TO_TRAIN, Silent, tiny_model
 
 QUICK = QUICK_TO_TRAIN | {

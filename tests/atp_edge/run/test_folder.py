@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.config import Config, read_versions, with_values
+from atp_edge.config import Config
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.settings import read_versions, with_values
 
 
 def opened(folder: Path, **values: object) -> RunFolder:

@@ -17,11 +17,33 @@ from tests.atp_edge.training.test_learners import CONFIG, learner
 from tests.tiny import BLOCKS, TRAIN_IDS, lora_model
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_rates(
+    tmp_path: Path,
+) -> None:
     made = learner()
     with torch.no_grad():
         next(iter(made.tuned.parameters.values())).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"diverges .*the loss is nan.*--lora-lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan before the first update") as no:
+        run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
+    assert "--lora-lr" not in str(no.value)
+
+
+@pytest.mark.parametrize("wild", ["nan", "raises"])
+def test_a_loss_that_is_not_finite_later_stops_with_advice(tmp_path: Path, wild: str) -> None:
+    made = learner()
+    step = made.step
+
+    def diverging(index: int) -> Record:
+        record = step(index)
+        if index < 6:
+            return record
+        if wild == "raises":
+            raise FloatingPointError("what a projection reads is no longer finite")
+        return dataclasses.replace(record, loss=float("nan"))
+
+    made.step = diverging  # type: ignore[method-assign]
+    said = "the loss is nan" if wild == "nan" else "no longer finite"
+    with pytest.raises(FloatingPointError, match=rf"diverges .*{said}.*--lora-lr"):
         run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
 
 

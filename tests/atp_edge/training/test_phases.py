@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.model.narrow import merge, narrow_peft
-from atp_edge.training import phases
+from atp_edge.settings import with_values
+from atp_edge.training import phases, teacher
 from atp_edge.training.adapters import add_recovery_adapter, redistributed_ranks
-from atp_edge.training.phases import frozen_for, run_part
+from atp_edge.training.phases import run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
+from atp_edge.training.teacher import frozen_for
 from tests.tiny import (
     QUICK_TO_TRAIN,
     Silent,
@@ -62,10 +64,10 @@ def test_a_teacher_takes_half_the_memory_and_says_the_same(tied: bool) -> None:
     ids = torch.arange(40).view(2, 20)
 
     def said(precision: str) -> tuple[torch.Tensor, int]:
-        teacher = frozen_for(precision, tiny_model("llama-biases", tied=tied))
+        taught_by = frozen_for(precision, tiny_model("llama-biases", tied=tied))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = teacher(ids).logits
-        layers = teacher.model.layers.parameters()
+            logits = taught_by(ids).logits
+        layers = taught_by.model.layers.parameters()
         return logits, sum(p.nbytes for p in layers if p.ndim == 2)
 
     (plain, whole), (kept, half) = said("no"), said("bf16")
@@ -81,14 +83,14 @@ def test_no_part_holds_the_optimizers_of_the_one_before(
         return sum(isinstance(found, AdamW) for found in gc.get_objects())
 
     alive = []
-    for name in ("match_teacher", "drive"):
-        real = getattr(phases, name)
+    for module, name in ((teacher, "match_teacher"), (phases, "drive")):
+        real = getattr(module, name)
 
         def watched(*arguments: Any, name: str = name, real: Any = real) -> Any:
             alive.append((name, optimizers() - before))
             return real(*arguments)
 
-        monkeypatch.setattr(phases, name, watched)
+        monkeypatch.setattr(module, name, watched)
     run = dense_run(tmp_path, real_folder, steps=4, **QUICK_TO_TRAIN)
     config = run.config()
     splits, accelerator = splits_of(config), accelerate(config)

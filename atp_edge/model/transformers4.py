@@ -1,0 +1,42 @@
+"""What transformers 4 reads of a folder, beside what transformers 5 writes.
+
+Without these keys 4.57 takes RoPE's default base, without a word, and finds no tokenizer class.
+transformers 5 reads them as its own (tests/atp_edge/model/test_transformers4.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from atp_edge.run.files import write_json
+
+_OF_THIS_MACHINE = ("is_local", "local_files_only", "name_or_path")
+
+
+def add_legacy_keys(folder: Path) -> None:
+    """Add them to config.json and tokenizer_config.json of a folder, where these are there."""
+    for name, add in (("config.json", _config), ("tokenizer_config.json", _tokenizer_config)):
+        path = folder / name
+        if path.exists():
+            write_json(path, add(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _config(written: dict[str, Any]) -> dict[str, Any]:
+    """`rope_theta`, `rope_scaling` where RoPE is scaled, `torch_dtype`."""
+    rope = dict(written["rope_parameters"])
+    legacy = {"rope_theta": rope.pop("rope_theta"), "torch_dtype": written["dtype"]}
+    if rope["rope_type"] != "default":
+        legacy["rope_scaling"] = rope
+    return written | legacy
+
+
+def _tokenizer_config(written: dict[str, Any]) -> dict[str, Any]:
+    """A class that 4 has, and further special tokens under their name there, a list."""
+    kept = {k: v for k, v in written.items() if k not in _OF_THIS_MACHINE}
+    if kept.get("tokenizer_class") == "TokenizersBackend":
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    return kept

@@ -1,0 +1,84 @@
+"""What any stage of a run would refuse, asked before the first: nothing is written until then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from atp_export.export import check_exportable
+
+from atp_edge.config import Config
+from atp_edge.model.families import model_shape
+from atp_edge.model.loading import CONFIG, check_model
+from atp_edge.model.storage import context_of
+from atp_edge.run.records import StageName
+from atp_edge.training.setup import (
+    check_text_fits,
+    feasible_of,
+    model_source,
+    quantizer_of,
+    source_config,
+    tokenizer_of,
+)
+
+
+def check_run(config: Config, stages: Sequence[StageName]) -> None:
+    """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
+    model or a setting. The model is read once, a tensor at a time."""
+    if "verify" in stages:
+        check_provable(config)
+    folder, source = model_source(config.model), source_config(config)
+    try:
+        model_shape(source)
+        check_export(config, source)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    feasible_of(config, source)
+    check_lengths(config, source)
+    check_text_fits(config, source, tokenizer_of(config))
+    check_model(folder, trust_remote_code=config.trust_remote_code)
+
+
+def check_export(config: Config, source: Any) -> None:
+    """Flavour, precision, quantizer, context and RoPE go together; LoRA can be kept apart."""
+    settings = config.export
+    check_exportable(
+        source,
+        flavour=settings.flavour,
+        precision=settings.precision,
+        quantizer=quantizer_of(settings),
+        context=settings.context,
+    )
+    if settings.keep_adapter and config.recovery.adapter == "dora":
+        raise ValueError(
+            "export.keep_adapter with recovery.adapter = 'dora': a .onnx_adapter holds LoRA's "
+            "factors alone, not DoRA's magnitudes; take lora or ranks, or merge it"
+        )
+
+
+def check_lengths(config: Config, source: Any) -> None:
+    """No text that is trained on, tested or timed is longer than its model may read."""
+    shipped = context_of(source, config.export.context)
+    block, bench = config.dataset.block_tokens, config.bench
+    if config.export.precision != "fp32" and block > shipped:
+        raise ValueError(
+            f"dataset.block_tokens = {block}: what {config.export.precision} costs is measured on "
+            f"whole blocks, and the exported context is {shipped}; take a larger export.context"
+        )
+    timed = bench.prompt_tokens + bench.new_tokens + 1
+    if timed > shipped:
+        raise ValueError(
+            f"bench.prompt_tokens = {bench.prompt_tokens} and bench.new_tokens = "
+            f"{bench.new_tokens} need {timed} positions, and the exported context is {shipped}; "
+            "take fewer, or a larger export.context"
+        )
+
+
+def check_provable(config: Config) -> None:
+    """A whole run proves what it ships."""
+    if config.export.precision == "bf16":
+        raise ValueError(
+            "export.precision = 'bf16': a whole run proves what it ships, and our runtime feeds a "
+            "cache of fp32 or fp16 alone; take fp16, or `atp-edge train`, `shrink` and `export`, "
+            "which write bf16 unproven"
+        )

@@ -1,0 +1,138 @@
+"""What a run came to, said first: against the untouched model, against tuning, and what it gained.
+
+One place computes it; the terminal, the report page and later checks read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from atp_edge.evaluation.bootstrap import middle, resampled
+
+Tone = Literal["good", "unsure", "bad"]
+TONE_STYLE: dict[Tone, str] = {"good": "green", "unsure": "yellow", "bad": "red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One fact of the verdict, as a clause of a sentence, and what it means for whoever ships."""
+
+    text: str
+    tone: Tone
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """All findings so far; a stage that has not run adds none."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def tone(self) -> Tone:
+        """The worst of the findings'."""
+        order: tuple[Tone, ...] = ("bad", "unsure", "good")
+        return next((t for t in order if any(f.tone == t for f in self.findings)), "unsure")
+
+    @property
+    def sentence(self) -> str:
+        text = "; ".join(finding.text for finding in self.findings)
+        return f"{text[0].upper()}{text[1:]}." if text else ""
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        return tuple(finding.advice for finding in self.findings if finding.advice)
+
+
+def verdict_of(metrics: dict[str, Any]) -> Verdict:
+    """The verdict on a run's metrics.json."""
+    return Verdict(findings=tuple(_findings(metrics)))
+
+
+def _findings(metrics: dict[str, Any]) -> Iterator[Finding]:
+    if "train" in metrics:
+        yield from _quality(metrics["train"], metrics.get("shrink", metrics["train"]))
+    if "verify" in metrics:
+        yield _proof(metrics["verify"]["providers"])
+    if "bench" in metrics:
+        yield from _gains(metrics["bench"]["ratios"])
+
+
+def _quality(train: dict[str, Any], slim: dict[str, Any]) -> Iterator[Finding]:
+    """Perplexity against the untouched and the tuned dense model, on the same test blocks."""
+    losses = train.get("block_losses", {})
+    ours, untouched, tuned = (
+        slim["perplexity"],
+        train["untuned_perplexity"],
+        train["dense_tuned_perplexity"],
+    )
+    ends = _interval(losses.get("untuned"), losses.get("slim"))
+    yield _against_untouched(ours, untouched, ends)
+    kept = _interval(losses.get("dense"), losses.get("slim"))
+    sure = f" ({kept[0]:.1%} to {kept[1]:.1%})" if kept else ""
+    yield Finding(
+        text=f"{tuned / ours:.1%} of the tuned dense model's perplexity recovered{sure}",
+        tone="good" if tuned / ours >= 0.9 else "unsure",
+    )
+
+
+def _against_untouched(ours: float, untouched: float, ends: tuple[float, float] | None) -> Finding:
+    """ends: the 95 % interval of untouched over slim perplexity."""
+    low, high = ends or (untouched / ours, untouched / ours)
+    figures = f"perplexity {ours:.2f}, untouched {untouched:.2f}"
+    if ends:
+        figures += f", {_percent(1 / high)} to {_percent(1 / low)}"
+    if low > 1:
+        return Finding(
+            text=f"better on its domain than the untouched model ({figures})", tone="good"
+        )
+    if high >= 1:
+        return Finding(
+            text=f"as good on its domain as the untouched model ({figures})", tone="unsure"
+        )
+    return Finding(
+        text=f"WORSE on its domain than the untouched model ({figures})",
+        tone="bad",
+        advice="what ships has lost more to the cut than tuning gained: give more --steps or more "
+        "text, or keep more with --budget; docs/recovery.md has the curves",
+    )
+
+
+def _percent(ratio: float) -> str:
+    """A ratio of perplexities as a change."""
+    return f"{ratio - 1:+.1%}"
+
+
+def _interval(before: Sequence[float] | None, after: Sequence[float] | None) -> Any:
+    """95 % interval of perplexity before over after, by blocks that both models answered."""
+    if not before or not after or len(before) != len(after):
+        return None
+    gained = np.array(before) - np.array(after)
+    return middle(np.exp(gained[resampled(len(gained))].mean(axis=1)))
+
+
+def _proof(providers: dict[str, Any]) -> Finding:
+    failed = [name for name, proof in providers.items() if not proof["passed"]]
+    if failed:
+        return Finding(
+            text=f"NOT PROVEN equal to its PyTorch model on {', '.join(failed)}",
+            tone="bad",
+            advice="do not ship onnx/: `atp-edge verify` says what differs",
+        )
+    return Finding(text="its ONNX file proven equal to its PyTorch model", tone="good")
+
+
+def _gains(ratios: dict[str, float]) -> Iterator[Finding]:
+    names = {
+        "token_ms_p50": ("faster a token", "slower a token"),
+        "peak_memory_bytes": ("less memory", "more memory"),
+        "file_bytes": ("smaller", "larger"),
+    }
+    for key, (more, less) in names.items():
+        ratio = ratios[key]
+        text = f"{ratio:.2f}x {more}" if ratio >= 1 else f"{1 / ratio:.2f}x {less}"
+        yield Finding(text=text, tone="good" if ratio >= 1 else "bad")

@@ -1,0 +1,99 @@
+"""adapter/: the run's LoRA at the dense model's sizes, where it is worth something there.
+
+It was tuned for a model whose kept weights moved with it, so that on the dense model it may do next
+to nothing: what it buys is measured first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+from atp_edge.config import Config
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import widen_lora
+from atp_edge.model.plan import Plan
+from atp_edge.run.files import folder_atomically, read_json, write_json
+from atp_edge.training.adapters import with_lora
+from atp_edge.training.measure import loss_of
+from atp_edge.training.narrow_state import load_tuned
+from atp_edge.training.setup import TrainContext, load_dense, placed
+
+MEASURED_BLOCKS = 8
+LEAST_SHARE = 0.5
+"""Of what tuning the dense model buys, in nats: an adapter that buys less is not written."""
+
+
+def save_adapter(context: TrainContext, plan: Plan) -> dict[str, Any]:
+    """Write adapter/, or remove it where it is worth nothing; returns what it was judged by."""
+    config, run = context.config, context.run
+    judged: dict[str, Any] = {}
+    why = _unfit(config)
+    if not why:
+        wide = _widened(context, plan)
+        judged = _worth(wide, context)
+        if judged["share"] >= LEAST_SHARE:
+            with folder_atomically(run.adapter) as beside:
+                write_peft(wide, beside, config)
+            return judged | {"written": True}
+        why = (
+            f"on the dense model it buys {judged['share']:.0%} of what tuning that model buys, "
+            f"less than {LEAST_SHARE:.0%}: the kept weights were tuned beside it"
+        )
+    context.progress.say(f"no adapter/: {why}")
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    return judged | {"written": False, "why": why}
+
+
+def write_peft(model: PeftModel, folder: Path, config: Config) -> None:
+    """A peft folder that is the same on every machine: no path of this one, sorted names."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's stub, with the base model's path
+    path = folder / "adapter_config.json"
+    written = read_json(path)
+    of_the_hub = (
+        config.model if config.model != "demo" and not Path(config.model).exists() else None
+    )
+    named = {"base_model_name_or_path": of_the_hub}
+    write_json(path, written | named | {"target_modules": sorted(written["target_modules"])})
+
+
+def _unfit(config: Config) -> str:
+    """Why a run's LoRA cannot fit the dense model, if it cannot."""
+    if config.recovery.adapter != "lora":
+        return "it was begun anew at the freeze, on weights already merged"
+    if config.decision.space == "head-dims":
+        return "decision.space = 'head-dims' turns the values into another basis than the model's"
+    return ""
+
+
+def _widened(context: TrainContext, plan: Plan) -> PeftModel:
+    """The dense model with the tuned LoRA, zero where the plan cut."""
+    dense = placed(load_dense(context.config), context.accelerator)
+    shape = model_shape(dense.config)
+    wide = with_lora(context.config, dense)
+    state = get_peft_model_state_dict(load_tuned(context.config, context.run))
+    set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
+    return wide
+
+
+def _worth(wide: PeftModel, context: TrainContext) -> dict[str, Any]:
+    """Perplexities on blocks of the decision split: untuned, with the adapter, dense tuned; and the
+    share of the gain in nats that the adapter has."""
+    blocks, accelerator = context.splits.decision.first(MEASURED_BLOCKS), context.accelerator
+    with wide.disable_adapter():
+        untuned = loss_of(wide, blocks, accelerator)
+    adapted = loss_of(wide, blocks, accelerator)
+    tuned = loss_of(placed(load_narrow(context.run.dense), accelerator), blocks, accelerator)
+    gain = untuned.mean - tuned.mean
+    return {
+        "blocks": len(blocks.input_ids),
+        "untuned_perplexity": untuned.perplexity,
+        "perplexity": adapted.perplexity,
+        "dense_tuned_perplexity": tuned.perplexity,
+        "share": (untuned.mean - adapted.mean) / gain if gain > 0 else 0.0,
+    }

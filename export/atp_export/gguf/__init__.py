@@ -1,0 +1,1 @@
+"""GGUF files of slim models, for llama.cpp and what is built on it."""

@@ -1,0 +1,101 @@
+"""A byte-level BPE tokenizer as llama.cpp reads it.
+
+llama.cpp splits text by one of its own rules before BPE, named by `tokenizer.ggml.pre`. The name
+follows from the pre-tokenizer of tokenizer.json: the table below has those whose rule is the same
+(llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe). A tokenizer that is not in it is refused: a
+near rule gives other ids, and no error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# By what splits before the bytes: a regular expression, or digits one by one, or nothing.
+PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", "digits": "smollm", "": "gpt-2"}
+
+
+def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
+    """Tokens, merges, special ids and chat template of a checkpoint's folder.
+
+    size: rows of the embedding; those without a token are written as unused. Raises ValueError for
+    a tokenizer that llama.cpp has no rule for.
+    """
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    added = {token["id"]: token for token in tokenizer["added_tokens"]}
+    names = {i: token for token, i in tokenizer["model"]["vocab"].items()}
+    names |= {i: token["content"] for i, token in added.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer(tokenizer, folder))
+    writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
+    writer.add_token_types([_type(i, names, added) for i in range(size)])
+    merges = tokenizer["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    ids = {token: i for i, token in names.items()}
+    for key, add in (
+        ("bos_token", writer.add_bos_token_id),
+        ("eos_token", writer.add_eos_token_id),
+        ("pad_token", writer.add_pad_token_id),
+    ):
+        token = settings.get(key)
+        text = token["content"] if isinstance(token, dict) else token
+        if text in ids:
+            add(ids[text])
+    writer.add_add_bos_token(_adds_bos(tokenizer))
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
+
+
+def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
+    """The name of llama.cpp's rule. Raises ValueError where none is known to be the same."""
+    parts = tokenizer.get("pre_tokenizer") or {}
+    steps = parts.get("pretokenizers", [parts])
+    key = "".join(_rule(step) for step in steps)
+    if tokenizer["model"]["type"] != "BPE" or key not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'}: its pre-tokenizer ({[s.get('type') for s in steps]}) is "
+            f"none that llama.cpp is known to split alike; known are {PRE_TOKENIZERS.values()}"
+        )
+    return PRE_TOKENIZERS[key]
+
+
+def _rule(step: dict[str, Any]) -> str:
+    """A step of the pre-tokenizer as a key of the table; one that is not understood makes none."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return ""
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
+            return pattern
+        case _:
+            return f"unknown {step.get('type')}"
+
+
+def _adds_bos(tokenizer: dict[str, Any]) -> bool:
+    """Whether the tokenizer itself puts a first token before a text."""
+    post = tokenizer.get("post_processor") or {}
+    steps = post.get("processors", [post])
+    return any(
+        "SpecialToken" in (step.get("single") or [{}])[0]
+        for step in steps
+        if step.get("type") == "TemplateProcessing"
+    )
+
+
+def _type(i: int, names: dict[int, str], added: dict[int, Any]) -> TokenType:
+    if i not in names:
+        return TokenType.UNUSED
+    if i not in added:
+        return TokenType.NORMAL
+    return TokenType.CONTROL if added[i]["special"] else TokenType.USER_DEFINED

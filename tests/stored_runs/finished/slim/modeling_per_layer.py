@@ -1,0 +1,120 @@
+"""Decoders whose layers have widths of their own, read from transformers' `per_layer_config`.
+
+Besides transformers' own names a layer may have `rope_pairs`: its heads then hold these RoPE pairs
+of the dense head alone, first halves before second ones, each turned by its own frequency.
+
+`import atp_edge` registers these classes with `AutoModelForCausalLM`; a copy of this file also lies
+beside the weights of every per-layer checkpoint, for those who load it with
+`trust_remote_code=True`. It depends on transformers (>= 5.20) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+
+class _PerLayer(PreTrainedModel):
+    """Builds decoder layer i from `config.per_layer_config[i]` instead of the global numbers."""
+
+    def __init__(self, config: Any) -> None:
+        shell = copy.copy(config)
+        shell.per_layer_config = None
+        shell.num_hidden_layers = 1
+        super().__init__(shell)
+        layer_class = type(self.model.layers[0])
+        config._attn_implementation = shell._attn_implementation
+        self.config = self.model.config = config
+        self.model.layers = nn.ModuleList(
+            layer_class(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)
+        )
+        for layer in self.model.layers:
+            _keep_rope_pairs(layer.self_attn)
+        self._tell_layers()
+        self.post_init()
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which does not know of the layers' own configurations."""
+        super().set_attn_implementation(*args, **kwargs)
+        self._tell_layers()
+
+    def _tell_layers(self) -> None:
+        for layer in self.model.layers:
+            layer.self_attn.config._attn_implementation = self.config._attn_implementation
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As in transformers; a configuration without per-layer widths gets its ordinary class."""
+        config = config if config is not None else AutoConfig.from_pretrained(path)
+        if not config.is_heterogeneous:
+            return _ordinary(cls).from_pretrained(path, *args, config=config, **kwargs)
+        return super().from_pretrained(path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        if not config.is_heterogeneous:
+            return _ordinary(cls)._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
+
+
+def _keep_rope_pairs(attention: Any) -> None:
+    """Let an attention, built for fewer dimensions a head, turn those by their own frequencies."""
+    pairs = getattr(attention.config, "rope_pairs", None)
+    if pairs is not None:
+        # No buffer: transformers loads onto models of the meta device and would not fill it.
+        attention.rope_pairs = torch.tensor(pairs, device="cpu")
+        attention.register_forward_pre_hook(_take_rope_pairs, with_kwargs=True)
+
+
+def _take_rope_pairs(attention: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """cos and sin [B, T, dense head_dim], their halves alike, of the kept pairs alone."""
+    cos, sin = kwargs["position_embeddings"]
+    pairs = attention.rope_pairs = attention.rope_pairs.to(cos.device)
+    kept = tuple(x[..., pairs].repeat(1, 1, 2) for x in (cos, sin))
+    return args, kwargs | {"position_embeddings": kept}
+
+
+def _ordinary(cls: type) -> Any:
+    return next(base for base in cls.__mro__ if not issubclass(base, _PerLayer))
+
+
+class PerLayerLlamaForCausalLM(_PerLayer, LlamaForCausalLM): ...
+
+
+class PerLayerMistralForCausalLM(_PerLayer, MistralForCausalLM): ...
+
+
+class PerLayerQwen2ForCausalLM(_PerLayer, Qwen2ForCausalLM): ...
+
+
+class PerLayerQwen3ForCausalLM(_PerLayer, Qwen3ForCausalLM): ...
+
+
+CLASSES: dict[type, type[_PerLayer]] = {
+    LlamaConfig: PerLayerLlamaForCausalLM,
+    MistralConfig: PerLayerMistralForCausalLM,
+    Qwen2Config: PerLayerQwen2ForCausalLM,
+    Qwen3Config: PerLayerQwen3ForCausalLM,
+}
+
+
+def register() -> None:
+    """Let `AutoModelForCausalLM` build per-layer widths; models without them are untouched."""
+    for config_class, model_class in CLASSES.items():
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)

@@ -1,0 +1,155 @@
+"""Small tokenizers of every kind that models have, and chat templates of every kind."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+CORPUS = [
+    "You may copy and sell copies of the software, and you may not. May I copy? Yes, you may.",
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of the system.",
+    "user assistant system tool: the weather in Paris is 3 C; call the function with arguments.",
+]
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3")
+
+
+def _byte_level(kind: str) -> Tokenizer:
+    tokenizer = Tokenizer(BPE())
+    split = r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), bytes_alone])
+        if kind == "llama-3"
+        else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(kind: str) -> Tokenizer:
+    """As converted: characters without a token are bytes; Llama 2 has a space before every piece
+    of text, others before the first."""
+    tokenizer = Tokenizer(BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    if kind == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(spaces)
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+@cache
+def _trained(kind: str) -> str:
+    byte_level = kind in ("byte-level", "llama-3")
+    tokenizer = _byte_level(kind) if byte_level else _sentencepiece(kind)
+    tokens = SPECIAL if byte_level else [*SPECIAL, "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = BpeTrainer(
+        vocab_size=800,
+        special_tokens=tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
+        show_progress=False,
+    )
+    learner = Tokenizer.from_str(tokenizer.to_str())
+    if not byte_level:  # no token reaches over a space
+        learner.normalizer = None
+        learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    learner.train_from_iterator(CORPUS, trainer)
+    learned, made = json.loads(learner.to_str()), json.loads(tokenizer.to_str())
+    made["model"] |= {key: learned["model"][key] for key in ("vocab", "merges")}
+    special = learned["added_tokens"][: len(SPECIAL)]
+    made["added_tokens"] = [token | {"rstrip": kind == "phi-3"} for token in special]
+    return json.dumps(made)
+
+
+def tokenizer_of(kind: str, *, bos: bool = True, template: str | None = None) -> Any:
+    """A tokenizer of a kind; bos: it puts <s> before every text."""
+    tokenizer = Tokenizer.from_str(_trained(kind))
+    if bos:
+        tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+        )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    made.chat_template = template
+    return made
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}"
+    "<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Writes thoughts before the last answer alone, and takes those of earlier ones out, as Qwen 3's.
+THINKING = """\
+{%- set ns = namespace(last=-1) %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n# Tools' }}
+    {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{% endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- set thoughts = '' %}
+        {%- set words = m.content %}
+        {%- if '</think>' in words %}
+            {%- set thoughts = words.split('</think>')[0].split('<think>')[-1] %}
+            {%- set words = words.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > ns.last %}
+            {{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>\\n\\n' + words.lstrip('\\n') }}
+        {%- else %}
+            {{- words }}
+        {%- endif %}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif m.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + m.content }}
+        {{- '\\n</tool_response><|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_start|>\n\n"
+    "{{ m['content'] | trim }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|im_start|>\n\n{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] }}"
+    " [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }} {{ eos_token }}{% else %}"
+    "{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
+)
+WORDS_ALONE = (
+    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "marked": MARKED,
+    "thinking": THINKING,
+    "llama-3": LLAMA_3,
+    "llama-2": LLAMA_2,
+    "words alone": WORDS_ALONE,
+}
