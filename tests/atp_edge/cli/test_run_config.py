@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.cli import _values_in
+from atp_edge.cli.flags import _values_in
 from atp_edge.config import Config, with_values
 from atp_edge.run.folder import open_run
 
