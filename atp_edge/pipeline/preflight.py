@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from atp_export.consumers import context_of
 from atp_export.export import check_exportable
 
 from atp_edge.config import Config
 from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, check_model
-from atp_edge.pipeline.export import quantizer_of
-from atp_edge.run.folder import StageName
+from atp_edge.model.storage import context_of
+from atp_edge.run.records import StageName
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
     model_source,
+    quantizer_of,
     source_config,
     tokenizer_of,
 )

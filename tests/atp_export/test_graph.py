@@ -181,8 +181,8 @@ def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
 _EXPORT = """
 import sys
 from pathlib import Path
-from atp_bench.memory import peak_rss_bytes
-from atp_export.graph import export_onnx
+from atp_bench.engines.memory import peak_rss_bytes
+from atp_export.export import export_onnx
 small, big, out, precision = sys.argv[1:]
 export_onnx(Path(small), Path(out) / "small", precision=precision)
 before = peak_rss_bytes()

@@ -45,8 +45,7 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
     for window in {x.sliding_window for x in shape.layers if x.heads}:
         seen = causal
         if window is not None:
-            oldest = g.node("Sub", [column, g.constant(window)])
-            seen = g.node("And", [causal, g.node("Greater", [keys, oldest])])
+            seen = g.node("And", [causal, _within(g, mask, positions, window)])
         allowed = g.node("And", [seen, real])
         masks[window] = g.node("Where", [allowed, nothing, masked], name=f"mask.{window or 'all'}")
     return Shared(
@@ -55,6 +54,16 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
         positions=positions,
         masks=masks,
     )
+
+
+def _within(g: GraphBuilder, mask: str, positions: str, window: int) -> str:
+    """Which keys a query's window holds, [B, 1, S, T]: counted in tokens of the row, for padding
+    between them, as behind a short prompt, has places in the cache."""
+    counted = g.node("Sub", [g.node("CumSum", [mask, g.constant(1)]), g.constant(1)])
+    keys = g.node("Unsqueeze", [counted, g.constant([1, 2])])
+    oldest = g.node("Sub", [positions, g.constant(window)])
+    queries = g.node("Unsqueeze", [oldest, g.constant([1, 3])])
+    return g.node("Greater", [keys, queries])
 
 
 def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
@@ -82,7 +91,6 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
 
 STANDARD = Operators(
     opset=23,
-    contrib=False,
     packed_qkv=False,
     inputs=_inputs,
     norm=rms_normalization,
@@ -125,8 +133,7 @@ def _portable_norm(g: GraphBuilder, x: str, weight: str, eps: float, name: str) 
     normed = g.node("Div", [wide, spread])
     if narrow:
         normed = g.node("CastLike", [normed, x])
-    out: str = g.node("Mul", [normed, weight], name=name)
-    return out
+    return g.node("Mul", [normed, weight], name=name)
 
 
 def _portable_attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
@@ -152,29 +159,25 @@ def _portable_attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: s
     mixed = g.node("MatMul", [g.node("Softmax", [scores], axis=-1), values])
     heads = g.node("Reshape", [mixed, g.constant([0, size.heads, -1, size.head_dim])])
     rows = g.node("Transpose", [heads], perm=[0, 2, 1, 3])
-    out: str = g.node("Reshape", [rows, g.constant([0, 0, -1])], name=f"attention.{layer.index}")
-    return out
+    return g.node("Reshape", [rows, g.constant([0, 0, -1])], name=f"attention.{layer.index}")
 
 
 def _heads(g: GraphBuilder, x: str, head_dim: int) -> str:
     """[B, S, heads * D] -> [B, heads, S, D]."""
     split = g.node("Reshape", [x, g.constant([0, 0, -1, head_dim])])
-    out: str = g.node("Transpose", [split], perm=[0, 2, 1, 3])
-    return out
+    return g.node("Transpose", [split], perm=[0, 2, 1, 3])
 
 
 def _rotate(g: GraphBuilder, x: str, cos: str, sin: str) -> str:
     """x cos + (-x2, x1) sin, halves of the last axis."""
     first, second = g.node("Split", [x], outputs=2, axis=-1, num_outputs=2)
     turned = g.node("Concat", [g.node("Neg", [second]), first], axis=-1)
-    out: str = g.node("Add", [g.node("Mul", [x, cos]), g.node("Mul", [turned, sin])])
-    return out
+    return g.node("Add", [g.node("Mul", [x, cos]), g.node("Mul", [turned, sin])])
 
 
 PORTABLE_OPSET = {"plain": 18, "quantized": 21}
 PORTABLE = Operators(
     opset=PORTABLE_OPSET["plain"],
-    contrib=False,
     packed_qkv=False,
     inputs=_portable_inputs,
     norm=_portable_norm,

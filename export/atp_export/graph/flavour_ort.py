@@ -106,7 +106,6 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
 
 FUSED = Operators(
     opset=23,
-    contrib=True,
     packed_qkv=True,
     inputs=_inputs,
     norm=rms_normalization,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+from atp_export.verification.reference import Reference
 
 # Two orders of summation in fp32 differ by small factors (1.9 on the demo's slim model, 0.8 on its
 # dense one); a wrong graph by orders of magnitude.
@@ -42,13 +45,18 @@ class Rounding:
 
 
 @torch.no_grad()
-def rounding(model: nn.Module, texts: Sequence[tuple[list[int], NDArray[np.float32]]]) -> Rounding:
-    """Distances over texts: (tokens, ONNX's logits [T, V]). The model is copied in float64."""
-    exact = copy.deepcopy(model).double()
+def rounding(
+    model: nn.Module | Reference, texts: Sequence[tuple[list[int], NDArray[np.float32]]]
+) -> Rounding:
+    """Distances over texts: (tokens, ONNX's logits [n, V] of the last n). The model is copied in
+    float64."""
+    exact: Any = model.double() if isinstance(model, Reference) else copy.deepcopy(model).double()
     onnx, pytorch = 0.0, 0.0
     for tokens, logits in texts:
         ids = torch.tensor([tokens], device=next(model.parameters()).device)
-        truth = exact(ids).logits[0].cpu().numpy()
+        truth, own = (
+            of(ids, logits_to_keep=len(logits)).logits[0].cpu().numpy() for of in (exact, model)
+        )
         onnx = max(onnx, float(np.abs(logits - truth).max()))
-        pytorch = max(pytorch, float(np.abs(model(ids).logits[0].cpu().numpy() - truth).max()))
+        pytorch = max(pytorch, float(np.abs(own - truth).max()))
     return Rounding(onnx=onnx, pytorch=pytorch)

@@ -1,0 +1,65 @@
+"""A LoRA that ships beside its base: its factors against peft's own, and the base with it on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+
+from atp_edge.model.checkpoint import build_on_meta
+from atp_export.verification.checks import Check, at_most
+from atp_export.verification.places import rows_of, weights_of
+
+# Two factors rounded to the type, over the length of their product.
+FACTOR_BOUND = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3}
+
+
+def factors_in(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a .onnx_adapter file by input name."""
+    values = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+    return {name: value.numpy() for name, value in values.items()}
+
+
+@torch.no_grad()
+def with_adapter(
+    state: Mapping[str, Tensor], factors: Mapping[str, NDArray[Any]], config: Any, peft: Path
+) -> tuple[dict[str, Tensor], Check]:
+    """A state with the file's low-rank changes added, and how far these lie from peft's."""
+    own = PeftModel.from_pretrained(build_on_meta(config), peft, low_cpu_mem_usage=True)
+    adapted, worst = dict(state), (0.0, "no projection has a LoRA")
+    changes = _changes(factors, state)
+    for path, module in own.get_base_model().named_modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        name = f"{path}.weight"
+        expected = module.get_delta_weight("default")
+        change = changes.pop(name, torch.zeros_like(expected))
+        off = float((change - expected).norm() / expected.norm().clamp_min(1e-30))
+        off = math.inf if math.isnan(off) else off
+        worst = max(worst, (off, f"the LoRA of {path} lies {off:.1e} of its length from peft's"))
+        adapted[name] = state[name] + change
+    if changes:
+        worst = (math.inf, f"peft's adapter has no LoRA of {min(changes)}, the file has")
+    bound = max(FACTOR_BOUND[factor.dtype] for factor in factors.values())
+    return adapted, at_most("factors", worst[0], bound, worst[1])
+
+
+def _changes(factors: Mapping[str, NDArray[Any]], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By weight, what the file's factors add to it, [out, in] in fp32."""
+    changes: dict[str, Tensor] = {}
+    for name in factors:
+        label, _, half = name.rpartition(".")
+        if half == "lora_A":
+            pair = (factors[f"{label}.{which}"] for which in ("lora_A", "lora_B"))
+            a, b = (torch.from_numpy(factor.astype(np.float32)) for factor in pair)
+            whole, weights = (a @ b).T, weights_of(label)
+            changes |= {w: whole[rows] for w, rows in zip(weights, rows_of(weights, state))}
+    return changes

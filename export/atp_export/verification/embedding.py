@@ -1,0 +1,111 @@
+"""The embedding's table as a graph computes it, where no tensor of the graph is it.
+
+Rows of levels that are gathered first and dequantized by arithmetic then are nodes like others in
+the fp32 form. For what asks for the whole table, every token is fed to them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from atp_export.runtime.session import load
+from atp_export.verification.blocks import Quantized, of_gather_block_quantized
+from atp_export.verification.widen import Widened, alive
+
+EMBED, TABLE = "embed", "embed.table"
+_DATA = "embed.data"
+_TOKENS, _BLOCK = 4096, 32
+
+
+def with_table(widened: Widened, tokens: int) -> Widened:
+    """The same, its graph (not its file) reading the embedding of a vocabulary from a tensor."""
+    names = {tensor.name for tensor in widened.graph.initializer}
+    node = next((node for node in widened.graph.node if EMBED in node.output), None)
+    if node is None or (node.op_type == "Gather" and node.input[0] in names):
+        return widened
+    ids = _token_ids(widened.graph)
+    table = _table(widened.folder, ids, tokens)
+    (widened.folder / _DATA).write_bytes(table.tobytes())
+    proto = TensorProto(name=TABLE, dims=table.shape, data_type=TensorProto.FLOAT)
+    refer(proto, _DATA, 0, table.nbytes)
+    gather = helper.make_node("Gather", [TABLE, ids], [EMBED], name=EMBED)
+    nodes = [gather if EMBED in node.output else node for node in widened.graph.node]
+    graph = onnx.GraphProto()
+    graph.CopyFrom(widened.graph)
+    del graph.node[:]
+    graph.node.extend(alive(nodes, {value.name for value in graph.output}))
+    graph.initializer.append(proto)
+    levels = _levels(widened, table.shape[1])
+    known = dict(widened.quantized) | ({TABLE: levels} if levels else {})
+    return replace(widened, graph=graph, quantized=known)
+
+
+def refer(proto: TensorProto, file: str, offset: int, length: int) -> None:
+    """Let a tensor lie in a file beside the graph."""
+    proto.ClearField("raw_data")
+    proto.ClearField("external_data")
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        proto.external_data.add(key=key, value=str(value))
+
+
+def _token_ids(graph: onnx.GraphProto) -> str:
+    """The first value that the embedding follows from, besides constants: the input, or what a
+    graph makes of it. Raises ValueError where there is none."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for ids in ["input_ids", *(name for node in graph.node for name in node.output)]:
+        read = {name for node in _from(graph, ids) for name in node.input if name}
+        written = {name for node in _from(graph, ids) for name in node.output}
+        if ids != EMBED and ids in read and read - written <= constants | {ids}:
+            return ids
+    raise ValueError("the embedding follows from more than token ids")
+
+
+def _from(graph: onnx.GraphProto, ids: str) -> list[onnx.NodeProto]:
+    """The nodes from token ids to the embedding."""
+    return alive([node for node in graph.node if ids not in node.output], {EMBED})
+
+
+def _table(folder: Path, ids: str, tokens: int) -> NDArray[np.float32]:
+    """[tokens, hidden] of the graph in a folder."""
+    path = folder / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    nodes = _from(model.graph, ids)
+    read = {name for node in nodes for name in node.input}
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    part = helper.make_graph(
+        nodes,
+        "embedding",
+        [helper.make_tensor_value_info(ids, TensorProto.INT64, ["rows", "tokens"])],
+        [helper.make_empty_tensor_value_info(EMBED)],
+        tensors,
+    )
+    model.graph.CopyFrom(part)
+    session = load(path, model.SerializeToString(), "CPUExecutionProvider")
+    every = np.arange(tokens)[None]
+    starts = range(0, tokens, _TOKENS)
+    parts = [session.run([EMBED], {ids: every[:, i : i + _TOKENS]})[0][0] for i in starts]
+    return np.concatenate(parts)
+
+
+def _levels(widened: Widened, hidden: int) -> Callable[[], Quantized] | None:
+    """What the table's rows stand for: levels of its own, or the head's."""
+    stored, name = widened.stored, "model.embed_tokens"
+    if f"{name}.blocks" not in stored:
+        head = next((node for node in widened.graph.node if node.name == "lm_head"), None)
+        return widened.quantized.get(head.input[1]) if head else None
+
+    def read() -> Quantized:
+        packed, scales = stored(f"{name}.blocks"), stored(f"{name}.scales")
+        zeros = stored(f"{name}.zeros") if f"{name}.zeros" in stored else None
+        said = {"bits": 8 * packed.shape[1] // (scales.shape[1] * _BLOCK), "block_size": _BLOCK}
+        return replace(of_gather_block_quantized(said, packed, scales, zeros), columns=hidden)
+
+    return read

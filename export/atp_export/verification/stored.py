@@ -1,0 +1,166 @@
+"""The tensors of an exported file against the model's own, and the model that holds the file's.
+
+A lower precision is judged by a model with the same rounded weights, so that rounding hides no
+fault of the graph. That the weights are the model's own, rounded, is judged here: otherwise a
+zeroed matrix would be its own reference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from atp_export.verification.blocks import Quantized
+from atp_export.verification.checks import Check, at_most, none_of
+from atp_export.verification.places import COS, SIN, Place, places_of
+from atp_export.verification.tensors import Tensors
+from atp_export.verification.widen import Widened
+
+# Rounded to the nearest level a weight moves by half a step; the symmetric quantizer's range has one
+# level less on one side, so that the last one there may stand for a weight a step further out.
+# k-quant cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
+NEAREST_STEPS = 0.5 + 1e-3
+STEPS_AT_THE_END = {"nearest": 1 + 1e-3, "k-quant": 2.0}
+# gptq moves a weight by what its neighbours' rounding asks for: up to 9 steps, and a block by up to
+# 0.95 of its length (SmolLM2-135M, int4). A whole output's row moves by 0.30 of its length at most,
+# at int8 by 0.04; a row that is zeroed moves by 1, one that is another's by 1.4.
+GPTQ_ROW = {4: 0.5, 8: 0.1}
+_ROWS = 8192
+_TYPES = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
+_IN_A_LAYER = re.compile(r"(model\.layers\.\d+)\.(\w+)\.")
+_OF_THE_MLP = ("mlp", "post_attention_layernorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What the file holds of a model.
+
+    state: every parameter, from the file where it is the model's own, rounded; where it is not, the
+    model's, so that logits show the difference. cos, sin: [positions, head_dim / 2], likewise.
+    """
+
+    checks: tuple[Check, ...]
+    places: Mapping[str, Place]
+    state: Mapping[str, Tensor]
+    cos: Tensor
+    sin: Tensor
+
+
+@torch.no_grad()
+def stored_in(widened: Widened, model: Any) -> Stored:
+    """Compare every tensor that a model's parameters became, one at a time."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    tensors = Tensors(widened.folder, widened.graph)
+    places = places_of(widened, own)
+    state: dict[str, Tensor] = dict(own)
+    differing: list[str] = []
+    rounded: list[tuple[float, str]] = [(0.0, "no weight is rounded to levels")]
+    for name, place in places.items():
+        held: Tensor = place.of(torch.from_numpy(tensors(place.tensor)))
+        # A projection without a bias, packed with one that has some, has zeros there.
+        expected = own[name].cpu() if name in own else torch.zeros(held.shape)
+        levels = widened.quantized.get(place.tensor)
+        moved = 0.0
+        fault = None
+        if held.shape != expected.shape:
+            fault = f"{name} is {list(held.shape)}, not {list(expected.shape)}"
+        elif levels is None:
+            fault = _difference(held, expected, name, _type(widened, place.tensor))
+        else:
+            moved = _moved(held, expected, levels().rows(place.rows), widened.quantizer)
+            rounded.append((moved, f"{name} lies {moved:.2f} times as far as its levels allow"))
+        if fault is not None:
+            differing.append(fault)
+        elif moved <= 1 and name in own:
+            state[name] = held
+    worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
+    tables, wrong = _tables(widened, tensors, model)
+    missing = [name for name in own if name not in places and not _silent(name, own)]
+    return Stored(
+        checks=(
+            none_of("finite", list(widened.not_finite), "tensor that is not finite"),
+            none_of("places", missing, "parameter that the file does not hold"),
+            none_of("weights", differing, "tensor that is not the model's"),
+            at_most("rounding", worst[0], 1.0, worst[1]),
+            none_of("rotary", wrong, "rotary table that is not the model's"),
+        ),
+        places=places,
+        state=state,
+        cos=tables[0],
+        sin=tables[1],
+    )
+
+
+def _type(widened: Widened, tensor: str) -> torch.dtype:
+    """The type that the exported file has a tensor in."""
+    kind = widened.stored.kind(tensor) if tensor in widened.stored else TensorProto.FLOAT
+    return _TYPES.get(kind, torch.float32)
+
+
+def _difference(held: Tensor, own: Tensor, name: str, dtype: torch.dtype) -> str | None:
+    """What is wrong with a tensor that must be the model's own, once it is of the file's type."""
+    off = sum(
+        int((ours != theirs.to(dtype).float()).sum())
+        for ours, theirs in zip(held.split(_ROWS), own.split(_ROWS), strict=True)
+    )
+    return f"{name} differs in {off} of {own.numel()} values" if off else None
+
+
+def _moved(held: Tensor, own: Tensor, levels: Quantized, quantizer: str) -> float:
+    """How far levels lie from the weights they stand for, over what their quantizer allows."""
+    worst = 0.0
+    levels = replace(levels, columns=own.shape[1])
+    for start in range(0, len(own), _ROWS):
+        part = slice(start, start + _ROWS)
+        weights = own[part].float().numpy()
+        moved = held[part].numpy() - weights
+        if quantizer == "gptq":
+            lengths = np.linalg.norm(weights, axis=1)
+            shares = np.linalg.norm(moved, axis=1) / np.where(lengths > 0, lengths, 1e-12)
+            worst = np.maximum(worst, shares.max() / GPTQ_ROW[levels.bits])
+        else:
+            some = levels.rows(part)
+            at_end = STEPS_AT_THE_END.get(quantizer, NEAREST_STEPS)
+            allowed = np.where(some.at_the_end(), at_end, NEAREST_STEPS)
+            worst = np.maximum(worst, (some.steps(moved) / allowed).max())
+    return float(worst)
+
+
+def _silent(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a parameter may be left out of the file: it has no values, or its attention or MLP
+    adds nothing, because what leaves it is multiplied by zeros."""
+    if not own[name].numel():
+        return True
+    layer = _IN_A_LAYER.match(name)
+    if layer is None:
+        return False
+    at, part = layer.groups()
+    reader = f"{at}.mlp.down_proj" if part in _OF_THE_MLP else f"{at}.self_attn.o_proj"
+    halves = [own[f"{reader}.{half}"] for half in ("weight", "bias") if f"{reader}.{half}" in own]
+    return not any(half.any() for half in halves)
+
+
+def _tables(
+    widened: Widened, tensors: Tensors, model: Any
+) -> tuple[tuple[Tensor, Tensor], list[str]]:
+    """The rotary tables (cos, sin) of the file, or the model's where they differ, and what does."""
+    stored = [torch.from_numpy(tensors(name)) for name in (COS, SIN)]
+    positions = torch.arange(len(stored[0]))
+    device = next(model.parameters()).device
+    both = model.model.rotary_emb(torch.zeros(1, device=device), positions[None].to(device))
+    own = [table[0, :, : table.shape[-1] // 2].cpu() for table in both]
+    faults = []
+    for name, held, expected in zip((COS, SIN), stored, own, strict=True):
+        if held.shape != expected.shape:
+            faults.append(f"{name} is {list(held.shape)}, not {list(expected.shape)}")
+        elif fault := _difference(held, expected, name, _type(widened, name)):
+            faults.append(fault)
+    cos, sin = own if faults else stored
+    return (cos, sin), faults
