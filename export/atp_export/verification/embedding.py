@@ -75,11 +75,15 @@ def _table(folder: Path, tokens: int) -> NDArray[np.float32]:
         del kept[:]
         kept.extend(wanted)
     session = load(path, model.SerializeToString(), "CPUExecutionProvider")
+    # Flavour `ort` moves tokens by the mask: without padding, to where they are.
+    names = {value.name for value in model.graph.input}
     ids = np.arange(tokens)[None]
-    parts = [
-        session.run([EMBED], {"input_ids": ids[:, start : start + _TOKENS]})[0][0]
-        for start in range(0, tokens, _TOKENS)
-    ]
+    parts = []
+    for start in range(0, tokens, _TOKENS):
+        part = ids[:, start : start + _TOKENS]
+        feed = {"input_ids": part, "attention_mask": np.ones_like(part)}
+        given = {name: value for name, value in feed.items() if name in names}
+        parts.append(session.run([EMBED], given)[0][0])
     return np.concatenate(parts)
 
 
