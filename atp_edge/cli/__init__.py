@@ -78,10 +78,12 @@ def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> N
     from atp_edge.pipeline.summary import table
     from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
+    from atp_edge.training.setup import splits_of
 
     check_run(config, names)
     console.print(cost_table(config))
     if dry_run:
+        splits_of(config)  # What a run would read next, and refuse.
         return
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)

@@ -84,27 +84,37 @@ def _uniform(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[in
 
     A threshold a site: between its worst kept and its best removed structure.
     """
-    layers = len(feasible.sites) // 2
     group, channel = feasible.sites[0], feasible.sites[1]
-    step_of_groups, step = feasible.steps[0], feasible.steps[1]
     worth_of_groups = torch.cumsum(torch.stack(values[0::2]).sum(0), 0) * group.unit_parameters
     worth_of_channels = torch.cumsum(torch.stack(values[1::2]).sum(0), 0) * channel.unit_parameters
-    cost_of_groups, cost_of_channels = (
-        [sum(at) for at in zip(*feasible.costs[kind::2], strict=True)] for kind in (0, 1)
-    )
-    best: tuple[float, int, int] | None = None
-    for groups in feasible.uniform_attention:
-        left = feasible.room - cost_of_groups[-(-groups // step_of_groups)]
-        channels = min((bisect_right(cost_of_channels, left) - 1) * step, channel.size)
-        if channels < step:
-            continue
+
+    def worth(pair: tuple[int, int]) -> float:
+        # A mean over parameters, so that a pair is not preferred for spending less.
+        groups, channels = pair
         spent = groups * group.unit_parameters + channels * channel.unit_parameters
-        # Mean worth a parameter, so that a pair is not preferred for spending less.
-        worth = float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
-        if best is None or worth > best[0]:
-            best = (worth, groups, channels)
-    assert best is not None, "feasible decisions have one that costs least"
-    widths = [best[1], best[2]] * layers
+        return float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
+
+    widths = [*max(_fullest_pairs(feasible), key=worth)] * (len(feasible.sites) // 2)
     worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
     removed = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
     return widths, (worst + removed) / 2
+
+
+def _fullest_pairs(feasible: FeasibleDecisions) -> list[tuple[int, int]]:
+    """Widths (attention, MLP) of all layers that meet the budget and could be no wider."""
+    groups_step, step = feasible.steps[:2]
+    cost_of_groups, cost_of_channels = (
+        [sum(at) for at in zip(*feasible.costs[kind::2], strict=True)] for kind in (0, 1)
+    )
+    pairs: list[tuple[int, int]] = []
+    for groups in feasible.uniform_attention:
+        left = feasible.room - cost_of_groups[-(-groups // groups_step)]
+        steps = bisect_right(cost_of_channels, left) - 1
+        if steps < 1:
+            break
+        channels = min(steps * step, feasible.sites[1].size)
+        # More groups beside as many channels: the pair before could be wider.
+        if pairs and pairs[-1][1] == channels:
+            pairs.pop()
+        pairs.append((groups, channels))
+    return pairs

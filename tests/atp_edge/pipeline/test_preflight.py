@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from atp_edge.config import configured
 from atp_edge.pipeline.preflight import check_run
 from atp_edge.run.folder import STAGES
+from atp_edge.settings import configured
 from tests.sources import change, edit, save_source
 from tests.tiny_tokenizers import tokenizer_of
 

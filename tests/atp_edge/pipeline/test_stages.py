@@ -310,7 +310,7 @@ def test_a_run_from_before_records_is_taken_as_it_is_and_proven_anew(copied: Con
     [
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl'?: no such file"),
         ({"model": "/no/where"}, "no config.json there"),
-        ({"dataset.block_tokens": 200_000}, "has no block of 200000 tokens"),
+        ({"dataset.decision_share": 1e-9}, "the decision split has no block"),
         ({"dataset.test_share": 2.0}, "test share 2.0"),
     ],
 )

@@ -35,6 +35,9 @@ def test_a_budget_in_bytes_pins_what_the_bytes_depend_on(tmp_path: Path) -> None
     budget = {"budget": "bytes=300MB"}
     opened(tmp_path, **budget)
     opened(tmp_path, **budget, **{"bench.rounds": 2})
+    opened(tmp_path, **budget, trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"export.context = 64 here: a budget in bytes counts"):
+        opened(tmp_path, **budget, **{"export.context": 64})
     with pytest.raises(ValueError, match=r"export.precision = int8 here: a budget in bytes counts"):
         opened(tmp_path, **budget, **{"export.precision": "int8"})
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.families import model_shape
@@ -21,6 +21,7 @@ from atp_edge.model.loading import load_model
 from atp_edge.model.narrow import merge, narrow_peft
 from atp_edge.model.plan import Plan, all_kept, write_plan
 from atp_edge.run.folder import RunFolder
+from atp_edge.settings import with_values
 from atp_edge.training import dense_adapter
 from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.measure import loss_of

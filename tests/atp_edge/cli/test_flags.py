@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from atp_edge.cli.flags import _values_in
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.run.folder import open_run
+from atp_edge.settings import with_values
 
 
 def test_a_moved_run_goes_on_by_its_own_configuration(
