@@ -9,12 +9,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from atp_export.consumers import LONGEST_CONTEXT, context_of, end_tokens
+from atp_export.consumers import end_tokens
 from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from transformers import AutoTokenizer, LlamaConfig
 
 from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.storage import LONGEST_CONTEXT, context_of
 from tests.sources import edit, save_source
 from tests.tiny import tiny_model
 

@@ -280,8 +280,9 @@ def test_a_dry_run_shows_the_costs_and_writes_nothing(
     model_and_data: tuple[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "dry"
-    shown = atp_edge("run", "--model", model_and_data[0], "--out", str(out), "--dry-run")
+    shown = atp_edge("run", "--model", model_and_data[0], "--out", str(out), "--dry-run", *SMALL)
     assert "decoder parameters" in shown
+    assert "context, tokens" in shown
     assert "memory to train" in shown
     assert not out.exists()
 
