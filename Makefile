@@ -19,17 +19,19 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 demo: $(VENV)/installed
 	$(BIN)/atp-edge run --config examples/demo.toml
 
-# For the JavaScript example, where npm is at hand; the package's own scripts would fetch CUDA.
+# For the JavaScript example and for llama.cpp, where npm is at hand; the packages' own scripts would
+# fetch CUDA.
 NODE := build/node
 $(NODE)/installed:
 	mkdir -p $(NODE)
 	if command -v npm > /dev/null; then \
-	    npm install --silent --ignore-scripts --prefix $(NODE) onnxruntime-node@1.30.0 \
-	    || echo "onnxruntime-node is not to be had here: its tests will skip"; fi
+	    npm install --silent --ignore-scripts --omit=optional --prefix $(NODE) \
+	    onnxruntime-node@1.30.0 node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1 \
+	    || echo "the Node packages are not to be had here: their tests will skip"; fi
 	touch $@
 
 test: $(VENV)/installed $(NODE)/installed
-	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest
+	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What has to stay fast, beside the last saved run (the first one warns that there is none).
 bench: $(VENV)/installed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atp_edge.config import Config, read_config, read_versions, to_toml
+from atp_edge.config import Config
 from atp_edge.run.files import (
     drop_from_json,
     file_lock,
@@ -37,6 +37,7 @@ from atp_edge.run.records import (
     Records,
     StageName,
 )
+from atp_edge.settings import read_config, read_versions, to_toml
 
 VERSIONS_OF = ("atp-edge", "torch", "transformers", "peft", "accelerate", "datasets", "onnx")
 

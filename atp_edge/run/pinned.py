@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from atp_edge.config import Config, keys, values_of
+from atp_edge.config import Config
 from atp_edge.run.files import read_json, write_json
 from atp_edge.run.hashes import difference, value_sha256
 from atp_edge.run.records import WORK, Records
+from atp_edge.settings import keys, values_of
 
 SOURCES = ("model", "tokenizer", "template", "data")
 # Settings and sections that training does not read. Of model and data their files are compared.
-UNREAD_BY_TRAINING = ("out", "recipe", "model", "data", "export", "bench")
-# A budget in bytes counts them as they ship.
-SHIPPED_BYTES = ("export.precision", "export.flavour", "export.quantizer")
+UNREAD_BY_TRAINING = (
+    "out", "recipe", "model", "data", "trust_remote_code", "export", "bench",
+)  # fmt: skip
 
 
 def settings_of(config: Config, name: str) -> dict[str, Any]:
@@ -30,12 +31,11 @@ def settings_of(config: Config, name: str) -> dict[str, Any]:
 
 def pinned_settings(config: Config) -> dict[str, Any]:
     """The settings that training reads: they stay as long as the run does."""
-    counted = SHIPPED_BYTES if config.budget.startswith("bytes") else ()
-    return {
-        k: v
-        for k, v in values_of(config).items()
-        if k in counted or not _among(k, UNREAD_BY_TRAINING)
-    }
+    values = values_of(config)
+    pinned = {k: v for k, v in values.items() if not _among(k, UNREAD_BY_TRAINING)}
+    if config.budget.startswith("bytes"):  # It counts them as they ship.
+        pinned |= {k: v for k, v in values.items() if _among(k, ("export",))}
+    return pinned
 
 
 def _among(key: str, names: tuple[str, ...]) -> bool:
@@ -58,7 +58,7 @@ def check_settings(
     if not changed:
         return
     shown = "; ".join(f"{k} = {a} there, {k} = {b} here" for k, a, b in changed[:3])
-    if changed[0][0] in SHIPPED_BYTES:
+    if _among(changed[0][0], ("export",)):
         shown += ": a budget in bytes counts them as they ship"
     if before and pinned_settings(before) == pinned_settings(config):
         shown = f"inputs.json and config.toml differ: {shown}"

@@ -19,10 +19,11 @@ from atp_export.runtime import Session, generate_tokens
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, WidthsPolicy, to_toml, with_values
+from atp_edge.config import Config, WidthsPolicy
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, shares
+from atp_edge.settings import to_toml, with_values
 from tests.tiny import tiny_model
 
 SMOLLM2 = ModelShape(

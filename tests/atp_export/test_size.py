@@ -66,8 +66,8 @@ def written(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
 
 
 def check_size(folder: Path, shape: ModelShape, shipped: Shipped) -> None:
-    """Every tensor and the data file exactly; of the rest, 10 KB and a tenth of model.onnx more than
-    it is at most, and never less."""
+    """Every tensor and the data file exactly; the rest never less, and at most 10 KB and a tenth of
+    model.onnx more."""
     tensors = list(decoder_tensors(shape, shipped.storage))
     found = {name: what for name, what in written(folder).items() if ".lora_" not in name}
     assert found == {t.name: (t.dims, t.nbytes) for t in tensors}

@@ -26,29 +26,25 @@ _TOKENS, _BLOCK = 4096, 32
 
 def with_table(widened: Widened, tokens: int) -> Widened:
     """The same, its graph (not its file) reading the embedding of a vocabulary from a tensor."""
-    graph = widened.graph
-    names = {tensor.name for tensor in graph.initializer}
-    node = next((node for node in graph.node if EMBED in node.output), None)
+    names = {tensor.name for tensor in widened.graph.initializer}
+    node = next((node for node in widened.graph.node if EMBED in node.output), None)
     if node is None or (node.op_type == "Gather" and node.input[0] in names):
         return widened
-    path = widened.folder / _DATA
-    table = _table(widened.folder, tokens)
-    path.write_bytes(table.tobytes())
-    tabled = onnx.GraphProto()
-    tabled.CopyFrom(graph)
-    gather = helper.make_node("Gather", [TABLE, "input_ids"], [EMBED], name=EMBED)
-    nodes = [gather if EMBED in node.output else node for node in graph.node]
-    del tabled.node[:]
-    tabled.node.extend(alive(nodes, {value.name for value in graph.output}))
+    ids = _token_ids(widened.graph)
+    table = _table(widened.folder, ids, tokens)
+    (widened.folder / _DATA).write_bytes(table.tobytes())
     proto = TensorProto(name=TABLE, dims=table.shape, data_type=TensorProto.FLOAT)
     refer(proto, _DATA, 0, table.nbytes)
-    tabled.initializer.append(proto)
+    gather = helper.make_node("Gather", [TABLE, ids], [EMBED], name=EMBED)
+    nodes = [gather if EMBED in node.output else node for node in widened.graph.node]
+    graph = onnx.GraphProto()
+    graph.CopyFrom(widened.graph)
+    del graph.node[:]
+    graph.node.extend(alive(nodes, {value.name for value in graph.output}))
+    graph.initializer.append(proto)
     levels = _levels(widened, table.shape[1])
-    return replace(
-        widened,
-        graph=tabled,
-        quantized={**widened.quantized, **({TABLE: levels} if levels else {})},
-    )
+    known = dict(widened.quantized) | ({TABLE: levels} if levels else {})
+    return replace(widened, graph=graph, quantized=known)
 
 
 def refer(proto: TensorProto, file: str, offset: int, length: int) -> None:
@@ -60,30 +56,42 @@ def refer(proto: TensorProto, file: str, offset: int, length: int) -> None:
         proto.external_data.add(key=key, value=str(value))
 
 
-def _table(folder: Path, tokens: int) -> NDArray[np.float32]:
+def _token_ids(graph: onnx.GraphProto) -> str:
+    """The first value that the embedding follows from, besides constants: the input, or what a
+    graph makes of it. Raises ValueError where there is none."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for ids in ["input_ids", *(name for node in graph.node for name in node.output)]:
+        read = {name for node in _from(graph, ids) for name in node.input if name}
+        written = {name for node in _from(graph, ids) for name in node.output}
+        if ids != EMBED and ids in read and read - written <= constants | {ids}:
+            return ids
+    raise ValueError("the embedding follows from more than token ids")
+
+
+def _from(graph: onnx.GraphProto, ids: str) -> list[onnx.NodeProto]:
+    """The nodes from token ids to the embedding."""
+    return alive([node for node in graph.node if ids not in node.output], {EMBED})
+
+
+def _table(folder: Path, ids: str, tokens: int) -> NDArray[np.float32]:
     """[tokens, hidden] of the graph in a folder."""
     path = folder / "model.onnx"
     model = onnx.load(path, load_external_data=False)
-    nodes = alive(list(model.graph.node), {EMBED})
+    nodes = _from(model.graph, ids)
     read = {name for node in nodes for name in node.input}
-    for field in (model.graph.node, model.graph.output):
-        del field[:]
-    model.graph.node.extend(nodes)
-    model.graph.output.append(helper.make_empty_tensor_value_info(EMBED))
-    for kept in (model.graph.input, model.graph.initializer):
-        wanted = [value for value in kept if value.name in read]
-        del kept[:]
-        kept.extend(wanted)
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    part = helper.make_graph(
+        nodes,
+        "embedding",
+        [helper.make_tensor_value_info(ids, TensorProto.INT64, ["rows", "tokens"])],
+        [helper.make_empty_tensor_value_info(EMBED)],
+        tensors,
+    )
+    model.graph.CopyFrom(part)
     session = load(path, model.SerializeToString(), "CPUExecutionProvider")
-    # Flavour `ort` moves tokens by the mask: without padding, to where they are.
-    names = {value.name for value in model.graph.input}
-    ids = np.arange(tokens)[None]
-    parts = []
-    for start in range(0, tokens, _TOKENS):
-        part = ids[:, start : start + _TOKENS]
-        feed = {"input_ids": part, "attention_mask": np.ones_like(part)}
-        given = {name: value for name, value in feed.items() if name in names}
-        parts.append(session.run([EMBED], given)[0][0])
+    every = np.arange(tokens)[None]
+    starts = range(0, tokens, _TOKENS)
+    parts = [session.run([EMBED], {ids: every[:, i : i + _TOKENS]})[0][0] for i in starts]
     return np.concatenate(parts)
 
 

@@ -237,7 +237,7 @@ def alive(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
     wanted, reaching = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(filter(None, node.input))
             reaching.append(node)
     return reaching[::-1]
 

@@ -66,12 +66,14 @@ def finished(model_and_data: tuple[str, str], tmp_path_factory: pytest.TempPathF
 
 
 def test_a_run_leaves_every_file_of_the_folder(finished: Path) -> None:
-    for name in ("config.toml", "plan.json", "adapter/adapter_config.json", "slim/config.json",
-                 "slim/model.safetensors", "onnx/model.onnx", "onnx/genai_config.json",
+    for name in ("config.toml", "plan.json", "slim/config.json", "slim/model.safetensors",
+                 "onnx/model.onnx", "onnx/genai_config.json",
                  "onnx/manifest.json", "onnx/tokenizer.json", "metrics.json",
                  "history.jsonl"):  # fmt: skip
         assert (finished / name).is_file(), name
     metrics = json.loads((finished / "metrics.json").read_text())
+    worth = metrics["train"]["adapter"]["written"]
+    assert (finished / "adapter" / "adapter_config.json").is_file() == worth
     assert all(proof["passed"] for proof in metrics["verify"]["providers"].values())
     assert metrics["shrink"]["decoder_share"] <= 0.6
     assert metrics["train"]["masked_narrow_max_error"] < 1e-3

@@ -8,9 +8,10 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.run.hashes import files_sha256
+from atp_edge.settings import with_values
 
 READ = {
     "template": ["additional_chat_templates/tools.jinja", "chat_template.jinja"],
@@ -36,20 +37,6 @@ def test_every_file_that_is_read_is_under_what_reads_it(tmp_path: Path) -> None:
         assert inputs[kind] == {"source": str(folder), "files": files_sha256(folder, names)}
     assert inputs["data"]["package"].startswith("licensedcode-data 32.")
     assert inputs["model_commit"] is None
-
-
-def test_weights_that_are_pickled_count_where_there_are_no_others(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model")
-    (folder / "model-00001-of-00001.safetensors").unlink()
-    inputs = inputs_of(with_values(Config(), {"model": str(folder)}))
-    assert "pytorch_model.bin" in inputs["model"]["files"]
-
-
-def test_cut_weights_are_named_before_anything_is_done(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model")
-    (folder / "model-00001-of-00001.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(ValueError, match=r"model-00001-of-00001.safetensors is cut"):
-        inputs_of(with_values(Config(), {"model": str(folder)}))
 
 
 def test_a_model_of_the_hub_is_pinned_by_its_commit(

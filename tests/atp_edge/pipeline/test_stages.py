@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
-from atp_edge.config import Config, configured
+from atp_edge.config import Config
 from atp_edge.data.domains import legal_texts
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import export, stages
@@ -29,6 +29,7 @@ from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
+from atp_edge.settings import configured
 from tests.tiny import QUICK_TO_TRAIN, Silent, tiny_model
 
 QUICK = QUICK_TO_TRAIN | {
@@ -309,7 +310,7 @@ def test_a_run_from_before_records_is_taken_as_it_is_and_proven_anew(copied: Con
     [
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl'?: no such file"),
         ({"model": "/no/where"}, "no config.json there"),
-        ({"dataset.block_tokens": 200_000}, "has no block of 200000 tokens"),
+        ({"dataset.decision_share": 1e-9}, "the decision split has no block"),
         ({"dataset.test_share": 2.0}, "test share 2.0"),
     ],
 )

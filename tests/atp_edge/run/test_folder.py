@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.config import Config, read_versions, with_values
+from atp_edge.config import Config
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.settings import read_versions, with_values
 
 
 def opened(folder: Path, **values: object) -> RunFolder:
@@ -34,6 +35,9 @@ def test_a_budget_in_bytes_pins_what_the_bytes_depend_on(tmp_path: Path) -> None
     budget = {"budget": "bytes=300MB"}
     opened(tmp_path, **budget)
     opened(tmp_path, **budget, **{"bench.rounds": 2})
+    opened(tmp_path, **budget, trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"export.context = 64 here: a budget in bytes counts"):
+        opened(tmp_path, **budget, **{"export.context": 64})
     with pytest.raises(ValueError, match=r"export.precision = int8 here: a budget in bytes counts"):
         opened(tmp_path, **budget, **{"export.precision": "int8"})
 
