@@ -47,6 +47,8 @@ BATCH_ROWS, BATCH_NEW_TOKENS = 4, 16
 
 UNREADABLE = (
     ValueError,
+    TypeError,
+    LookupError,
     RuntimeError,
     ort_errors.EPFail,
     ort_errors.Fail,

@@ -96,7 +96,8 @@ def verify(
                 proof.adapter(name, peft, provider)
             proof.faint()
         except UNREADABLE as error:
-            says = f"{folder / 'model.onnx'} cannot be run to the end: {error}"
+            what = f"{type(error).__name__}: {error}"
+            says = f"{folder / 'model.onnx'} cannot be read or run to the end ({what})"
             ran = at_most("runs", float("nan"), 0, says)
     return _report(proof, ran, provider, len(rows))
 
