@@ -37,9 +37,7 @@ def exported(folder: Path, model: PreTrainedModel, **options: Any) -> Path:
 
 
 def proven(folder: Path, model: Any, precision: str = "fp32", **options: Any) -> VerifyReport:
-    return verify(
-        folder, model, Numbers(), PROMPTS, new_tokens=4, precision=precision, **options
-    )
+    return verify(folder, model, Numbers(), PROMPTS, new_tokens=4, precision=precision, **options)
 
 
 def names(report: VerifyReport) -> set[str]:
@@ -55,9 +53,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "precision", "flavour"), CASES)
-def test_every_family_is_proven(
-    tmp_path: Path, family: str, precision: str, flavour: str
-) -> None:
+def test_every_family_is_proven(tmp_path: Path, family: str, precision: str, flavour: str) -> None:
     policy = "per-layer" if family == "qwen3" else "per-layer pairs"
     model = narrow_model(*to_cut(family, policy, tied=family in ("llama", "qwen3")))
     folder = exported(tmp_path, model, flavour=flavour, precision=precision)
@@ -219,14 +215,12 @@ def test_the_runtimes_own_fault_is_told_from_the_graphs(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
-def test_an_adapter_is_proven_switched_on(
-    tmp_path: Path, flavour: str, precision: str
-) -> None:
+def test_an_adapter_is_proven_switched_on(tmp_path: Path, flavour: str, precision: str) -> None:
     """Case A6: the base alone was."""
     plan = per_layer_plan(tiny_model("qwen2"))
     base = narrow_model(tiny_model("qwen2"), plan)
     peft = {name: tmp_path / name for name in ("law", "code")}
-    for seed, (name, path) in enumerate(peft.items()):
+    for seed, path in enumerate(peft.values()):
         narrow_peft(with_lora(tiny_model("qwen2"), seed), plan).save_pretrained(path)
     folder = exported(tmp_path, base, flavour=flavour, precision=precision, adapters=peft)
     report = proven(folder, base, precision, adapters=peft)
