@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
+from atp_edge.settings import with_values
 from atp_edge.training.setup import feasible_of
 from tests.tiny import tiny_model
 
