@@ -1,15 +1,18 @@
-"""onnx/ proven equal to slim/."""
+"""onnx/ proven equal to slim/, and onnx-dense/ to dense/."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from atp_export.runtime import Session, usable_providers
 from atp_export.runtime import perplexity as onnx_perplexity
+from atp_export.verification.verify import VerifyReport
 from atp_export.verification.verify import verify as verify_onnx
-from transformers import PreTrainedModel
+from peft import PeftModel
+from torch import nn
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
@@ -21,51 +24,86 @@ from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
 
-VERIFY_PROMPTS = 20
+VERIFY_PROMPTS = 8
 VERIFY_PROMPT_TOKENS = 32
 VERIFY_NEW_TOKENS = 64
+ADAPTER = "adapter"
+
+Proofs = dict[str, VerifyReport]
 
 
 def verify(config: Config, run: RunFolder, progress: Progress) -> None:
-    """Prove onnx/ equal to slim/. Raises NotProvenError when it is not."""
-    progress.say(f"comparing ONNX with PyTorch: {VERIFY_PROMPTS} prompts x {VERIFY_NEW_TOKENS}")
+    """Prove onnx/ equal to slim/, with its adapter on where there is one, and onnx-dense/ to
+    dense/. Raises NotProvenError, after the figures are written, when either is not."""
     tokenizer = load_tokenizer(run.slim, trust_remote_code=config.trust_remote_code)
     test = splits_of(config).test
     prompts = tokenizer.batch_decode(test.input_ids[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
+    progress.say("comparing the dense ONNX model with PyTorch")
+    dense = _proofs(run.onnx_dense, load_narrow(run.dense), tokenizer, prompts, config, {})
+    progress.say("comparing the slim ONNX model with PyTorch")
     model = load_narrow(run.slim)
-    proofs = {
+    adapters = {ADAPTER: run.slim / ADAPTER} if config.export.keep_adapter else {}
+    slim = _proofs(run.onnx, model, tokenizer, prompts, config, adapters)
+    figures: dict[str, Any] = {
+        "providers": _figures(slim),
+        "dense": {"providers": _figures(dense)},
+    }
+    if config.export.precision != "fp32":
+        progress.say("measuring what the rounded weights cost on the test split")
+        figures["quality"] = _rounding_cost(run.onnx, model, test, adapters)
+    run.add_metrics("verify", figures)
+    _require(slim, run.onnx, run.slim)
+    _require(dense, run.onnx_dense, run.dense)
+
+
+def _require(proofs: Proofs, folder: Path, source: Path) -> None:
+    for provider, proof in proofs.items():
+        if not proof.passed:
+            reasons = "; ".join(proof.failures)
+            raise NotProvenError(f"{folder} does not equal {source} on {provider}: {reasons}")
+
+
+def _proofs(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    config: Config,
+    adapters: Mapping[str, Path],
+) -> Proofs:
+    """By execution provider."""
+    return {
         provider: verify_onnx(
-            run.onnx,
+            folder,
             model,
             tokenizer,
             prompts,
             new_tokens=VERIFY_NEW_TOKENS,
             precision=config.export.precision,
             provider=provider,
+            adapters=adapters,
         )
         for provider in usable_providers()
     }
-    figures: dict[str, Any] = {"providers": {k: asdict(v) for k, v in proofs.items()}}
-    if config.export.precision != "fp32":
-        progress.say("measuring what the rounded weights cost on the test split")
-        figures["quality"] = _rounding_cost(run.onnx, model, test)
-    run.add_metrics("verify", figures)
-    for provider, proof in proofs.items():
-        if not proof.passed:
-            reasons = "; ".join(proof.failures)
-            raise NotProvenError(f"{run.onnx} does not equal {run.slim} on {provider}: {reasons}")
 
 
-def _rounding_cost(folder: Path, exact: PreTrainedModel, blocks: Blocks) -> dict[str, float]:
-    """Perplexity of blocks by the ONNX model, and over the fp32 checkpoint's."""
-    rounded = _exported_perplexity(folder, blocks)
+def _figures(proofs: Proofs) -> dict[str, Any]:
+    return {provider: asdict(proof) for provider, proof in proofs.items()}
+
+
+def _rounding_cost(
+    folder: Path, exact: nn.Module, blocks: Blocks, adapters: Mapping[str, Path]
+) -> dict[str, float]:
+    """Perplexity of blocks by the ONNX model, and over the fp32 checkpoint's; both with the adapter
+    on where there is one, for so they are used."""
+    session = Session(folder)
+    for name, peft in adapters.items():
+        session = Session(folder, adapter=folder / f"{name}.onnx_adapter")
+        exact = PeftModel.from_pretrained(exact, peft)
+    rounded = onnx_perplexity(session, blocks.input_ids.numpy(), blocks.labels.numpy())
     unrounded = perplexity(exact, blocks)
     return {
         "onnx_perplexity": rounded,
         "fp32_perplexity": unrounded,
         "ratio": rounded / unrounded,
     }
-
-
-def _exported_perplexity(folder: Path, blocks: Blocks) -> float:
-    return onnx_perplexity(Session(folder), blocks.input_ids.numpy(), blocks.labels.numpy())

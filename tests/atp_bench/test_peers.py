@@ -66,6 +66,22 @@ def test_bytes_per_step_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
     assert weights + cache <= found < weights + cache + 500
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("flavour", ["ort", "standard", "portable"])
+def test_bytes_per_step_of_levels_leave_out_the_embedding(
+    tmp_path: Path, flavour: Any, tied: bool
+) -> None:
+    """A token reads a row of it, whether it is a table of its own or the head's levels."""
+    model = tiny_model("llama", tied=tied, hidden_size=96, intermediate_size=64, vocab_size=512)
+    save_narrow(model, None, tmp_path / "dense")
+    export_onnx(tmp_path / "dense", tmp_path / "onnx", precision="int4", flavour=flavour)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if "proj" in name) + 512 * 96
+    # Half a byte a weight, four bytes a block of 32; norms in fp32.
+    weights = matrices * (16 + 4) // 32 + 7 * 96 * 4
+    found = bytes_per_step(tmp_path / "onnx", 0)
+    assert weights <= found < weights + 1000
+
+
 @pytest.mark.parametrize("engine", ["atp-edge", GENAI])
 def test_engines_generate_what_the_model_says(tmp_path: Path, engine: str) -> None:
     if engine == GENAI:

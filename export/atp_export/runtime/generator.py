@@ -14,6 +14,8 @@ from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
 from atp_export.runtime.session import Session
 
+_TOKENS_TOGETHER = 64
+
 
 class Generator:
     """Text from an exported folder."""
@@ -154,12 +156,16 @@ def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
     """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T], as
     atp_edge.evaluation.task_scores.perplexity computes it (labels -100 are not counted)."""
     total, count = 0.0, 0
-    for row, wanted in zip(ids, labels[:, 1:], strict=True):
-        logits = Generation(session, 1, len(row)).step(row[None])[0, :-1].astype(np.float64)
-        peak = logits.max(-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
-        counted = wanted != -100
-        chosen = np.take_along_axis(logits, np.where(counted, wanted, 0)[:, None], 1)[:, 0]
-        total += float((log_sum - chosen)[counted].sum())
-        count += int(counted.sum())
+    for row, following in zip(ids, labels[:, 1:], strict=True):
+        state = Generation(session, 1, len(row))
+        # Some tokens at a time: logits of all are gigabytes where the vocabulary is large.
+        for start in range(0, len(following), _TOKENS_TOGETHER):
+            wanted = following[start : start + _TOKENS_TOGETHER]
+            logits = state.step(row[None, start : start + len(wanted)])[0].astype(np.float64)
+            peak = logits.max(-1, keepdims=True)
+            log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
+            counted = wanted != -100
+            chosen = np.take_along_axis(logits, np.where(counted, wanted, 0)[:, None], 1)[:, 0]
+            total += float((log_sum - chosen)[counted].sum())
+            count += int(counted.sum())
     return float(np.exp(total / count))

@@ -25,13 +25,18 @@ _TOKENS, _BLOCK = 4096, 32
 
 
 def with_table(widened: Widened, tokens: int) -> Widened:
-    """The same, its graph (not its file) reading the embedding of a vocabulary from a tensor."""
+    """The same, its graph (not its file) reading the embedding of a vocabulary from a tensor.
+
+    Raises ValueError for an embedding that follows from more than token ids.
+    """
     names = {tensor.name for tensor in widened.graph.initializer}
     node = next((node for node in widened.graph.node if EMBED in node.output), None)
     if node is None or (node.op_type == "Gather" and node.input[0] in names):
         return widened
     ids = _token_ids(widened.graph)
     table = _table(widened.folder, ids, tokens)
+    if table.ndim != 2:
+        return widened
     (widened.folder / _DATA).write_bytes(table.tobytes())
     proto = TensorProto(name=TABLE, dims=table.shape, data_type=TensorProto.FLOAT)
     refer(proto, _DATA, 0, table.nbytes)

@@ -47,6 +47,8 @@ BATCH_ROWS, BATCH_NEW_TOKENS = 4, 16
 
 UNREADABLE = (
     ValueError,
+    TypeError,
+    LookupError,
     RuntimeError,
     ort_errors.EPFail,
     ort_errors.Fail,
@@ -219,8 +221,8 @@ class Proof:
 
 
 def text_length(config: Any, context: int) -> int:
-    """Tokens of the long text: past every sliding window, and past the length that a scaled RoPE was
-    trained on where that is near; never beyond the context."""
+    """Tokens of the long text: past every sliding window, and past the length that a scaled RoPE
+    was trained on where that is near; never beyond the context."""
     beyond = TOGETHER + STEPS
     windows = [layer.sliding_window or 0 for layer in model_shape(config).layers]
     original = (config.rope_parameters or {}).get("original_max_position_embeddings") or 0

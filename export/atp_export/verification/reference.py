@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 class Reference:
-    """The architecture of `model` with other parameters and rotary tables; the model stays as it is.
+    """The architecture of `model` with other parameters and rotary tables; `model` stays as it is.
 
     state: parameters by name, tied ones each by its own. cos, sin: [positions, head_dim / 2].
     """

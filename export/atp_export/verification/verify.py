@@ -57,7 +57,7 @@ class VerifyReport:
     position_mean_error: tuple[float, ...]
     """Both by position in the long text, over the vocabulary."""
     rounding: Rounding | None
-    """Distances to the model in float64; measured only where fp32 differs by more than its bound."""
+    """Distances to the model in float64; measured where fp32 differs by more than its bound."""
     departs: str | None
     """Where the graph first leaves its model; looked for only when the logits do."""
 
@@ -96,7 +96,8 @@ def verify(
                 proof.adapter(name, peft, provider)
             proof.faint()
         except UNREADABLE as error:
-            says = f"{folder / 'model.onnx'} cannot be run to the end: {error}"
+            what = f"{type(error).__name__}: {error}"
+            says = f"{folder / 'model.onnx'} cannot be read or run to the end ({what})"
             ran = at_most("runs", float("nan"), 0, says)
     return _report(proof, ran, provider, len(rows))
 

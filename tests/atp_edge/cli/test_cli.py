@@ -228,7 +228,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         process.send_signal(signal.SIGKILL)
         process.wait()
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
-    assert (tmp_path / "said-2").read_text().count("bringing the layers") < 2
+    assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
     assert (out / "plan.json").read_text() == (finished / "plan.json").read_text()
     weights = "slim/model.safetensors"
