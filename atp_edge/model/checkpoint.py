@@ -15,12 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.model import modeling_per_layer
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.loading import load_config, load_model, stored_type
+from atp_edge.model.loading import GENERATION, load_config, load_model, stored_type
 from atp_edge.model.narrow import build_model
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import folder_atomically, write_json
-
-GENERATION = "generation_config.json"
 
 
 def save_narrow(

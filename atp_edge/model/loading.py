@@ -26,7 +26,7 @@ from transformers import (
 from atp_edge.model.families import model_shape
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
-INDEX = "model.safetensors.index.json"
+GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
 STORED_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,6 +44,23 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise ValueError(f"{folder} holds no {CONFIG}: expected a Hugging Face checkpoint")
     with _named(folder / CONFIG):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a folder, empty where there is none.
+
+    Raises ValueError when it is no object, or its end tokens are no tokens.
+    """
+    path = folder / GENERATION
+    if not path.exists():
+        return {}
+    with _named(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        ends = found.get("eos_token_id")
+        if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends or 0])):
+            raise ValueError(f"eos_token_id {ends!r}: expected a token's id, or a list of them")
+    settings: dict[str, Any] = found
+    return settings
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -136,14 +153,7 @@ def _accounted(folder: Path, trust_remote_code: bool, **options: Any) -> PreTrai
             output_loading_info=True,
             **options,
         )
-    faults = {
-        f"{name}: it is {list(held)} there, and {CONFIG} asks for {list(wanted)}": name
-        for name, held, wanted in info["mismatched_keys"]
-    }
-    missing = info["missing_keys"] - ({_HEAD} if tied else set())
-    faults |= {f"{n}: it is missing, and {CONFIG} asks for it": n for n in missing}
-    faults |= {f"{n}: {CONFIG} has no place for it": n for n in info["unexpected_keys"]}
-    if faults:
+    if faults := _faults(info, tied):
         said, name = min(faults.items())
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ValueError(
@@ -151,6 +161,17 @@ def _accounted(folder: Path, trust_remote_code: bool, **options: Any) -> PreTrai
             f"its {CONFIG}: layers, widths, biases, tied embeddings"
         )
     return model
+
+
+def _faults(info: dict[str, Any], tied: bool) -> dict[str, str]:
+    """What is wrong with tensors, in words -> the tensor's name."""
+    found = {
+        f"{name}: it is {list(held)} there, and {CONFIG} asks for {list(wanted)}": name
+        for name, held, wanted in info["mismatched_keys"]
+    }
+    missing = info["missing_keys"] - ({_HEAD} if tied else set())
+    found |= {f"{n}: it is missing, and {CONFIG} asks for it": n for n in missing}
+    return found | {f"{n}: {CONFIG} has no place for it": n for n in info["unexpected_keys"]}
 
 
 def _check_plain(folder: Path, config: Any) -> None:

@@ -9,7 +9,7 @@ from atp_export.export import check_exportable
 
 from atp_edge.config import Config
 from atp_edge.model.families import model_shape
-from atp_edge.model.loading import CONFIG, check_model
+from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.records import StageName
 from atp_edge.training.setup import (
@@ -36,6 +36,7 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     feasible_of(config, source)
     check_lengths(config, source)
     check_text_fits(config, source, tokenizer_of(config))
+    read_generation(folder)
     check_model(folder, trust_remote_code=config.trust_remote_code)
 
 

@@ -6,9 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from atp_edge.model.checkpoint import GENERATION
 from atp_edge.model.families import ModelShape
-from atp_edge.model.loading import load_tokenizer
+from atp_edge.model.loading import GENERATION, load_tokenizer, read_generation
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import read_json, write_json
 
@@ -37,7 +36,7 @@ def describe(
     write_json(out / "config.json", settings)
     if (checkpoint / GENERATION).exists():
         shutil.copyfile(checkpoint / GENERATION, out / GENERATION)
-    ends = end_tokens(read_json(out / GENERATION), settings, tokenizer_end)
+    ends = end_tokens(read_generation(checkpoint), settings, tokenizer_end)
     write_json(
         out / "genai_config.json", genai_config(settings, shape, context, ends, in_place=in_place)
     )

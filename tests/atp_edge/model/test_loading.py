@@ -20,6 +20,7 @@ from atp_edge.model.loading import (
     load_config,
     load_model,
     load_tokenizer,
+    read_generation,
     stored_type,
     tensor_files,
 )
@@ -248,6 +249,24 @@ def test_a_tokenizer_that_does_not_load_is_one_error(
     damage(save_source(tmp_path))
     with pytest.raises(ValueError, match=f"the tokenizer of {re.escape(str(tmp_path))}"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "3", '{"eos_token_id": "</s>"}', '{"eos_token_id": [1, null]}', "\ud83d"]
+)
+def test_generation_settings_that_are_none_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        read_generation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eos_token_id": [2, 0]}, {"eos_token_id": None}, {"temperature": 0.9}, {}]
+)
+def test_generation_settings_are_read(tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert read_generation(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    assert read_generation(tmp_path) == settings
 
 
 HOSTILE = """
