@@ -171,7 +171,8 @@ class Proof:
         self.checks += self._in_fp32("with a faint residual stream", pairs, truth.spread)
 
     def _holding(self, state: Mapping[str, Any]) -> Reference:
-        return Reference(self.model, state, self.stored.cos, self.stored.sin)
+        held = self.stored
+        return Reference(self.model, state, held.cos, held.sin, held.scales)
 
     def _in_fp32(self, what: str, pairs: Sequence[Pair], spread: float) -> list[Check]:
         return logit_checks(what, pairs, spread, FP32_BOUND, FP32_LARGEST)

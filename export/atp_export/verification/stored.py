@@ -19,7 +19,7 @@ from torch import Tensor
 
 from atp_export.verification.blocks import Quantized
 from atp_export.verification.checks import Check, at_most, none_of
-from atp_export.verification.places import COS, SIN, Place, places_of
+from atp_export.verification.places import COS, SCALE, SIN, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
@@ -43,7 +43,7 @@ class Stored:
     """What the file holds of a model.
 
     state: every parameter, from the file where it is the model's own, rounded; where it is not, the
-    model's, so that logits show the difference. cos, sin: [positions, head_dim / 2], likewise.
+    model's, so that logits show the difference. cos, sin, scales: likewise (see Reference).
     """
 
     checks: tuple[Check, ...]
@@ -51,6 +51,7 @@ class Stored:
     state: Mapping[str, Tensor]
     cos: Tensor
     sin: Tensor
+    scales: Mapping[int, float]
 
 
 @torch.no_grad()
@@ -82,12 +83,13 @@ def stored_in(widened: Widened, model: Any) -> Stored:
             state[name] = held
     worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
     tables, wrong = _tables(widened, tensors, model)
+    scales, wrong_scales = _scales(widened, tensors)
     missing = [name for name in own if name not in places and not _silent(name, own)]
     return Stored(
         checks=(
             none_of("finite", list(widened.not_finite), "tensor that is not finite"),
             none_of("places", missing, "parameter that the file does not hold"),
-            none_of("weights", differing, "tensor that is not the model's"),
+            none_of("weights", differing + wrong_scales, "tensor that is not the model's"),
             at_most("rounding", worst[0], 1.0, worst[1]),
             none_of("rotary", wrong, "rotary table that is not the model's"),
         ),
@@ -95,6 +97,7 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         state=state,
         cos=tables[0],
         sin=tables[1],
+        scales=scales,
     )
 
 
@@ -164,3 +167,17 @@ def _tables(
             faults.append(fault)
     cos, sin = own if faults else stored
     return (cos, sin), faults
+
+
+def _scales(widened: Widened, tensors: Tensors) -> tuple[dict[int, float], list[str]]:
+    """The scales of attention scores by head_dim that the file holds, and those that are wrong."""
+    scales, faults = {}, []
+    for name in (tensor for tensor in tensors.protos if tensor.startswith(SCALE)):
+        size = int(name.removeprefix(SCALE))
+        held, own = torch.from_numpy(tensors(name)).reshape(1), torch.tensor([size**-0.5])
+        fault = _difference(held, own, name, _type(widened, name))
+        if fault:
+            faults.append(fault)
+        else:
+            scales[size] = float(held)
+    return scales, faults

@@ -32,14 +32,12 @@ PROMPTS = ["1 2 3 4 5 6 7", "50 51 52 53"]
 
 def exported(folder: Path, model: PreTrainedModel, **options: Any) -> Path:
     save_narrow(model, None, folder / "slim")
-    export_onnx(folder / "slim", folder / "onnx", **options)
+    export_onnx(folder / "slim", folder / "onnx", **{"context": 64} | options)
     return folder / "onnx"
 
 
 def proven(folder: Path, model: Any, precision: str = "fp32", **options: Any) -> VerifyReport:
-    return verify(
-        folder, model, Numbers(), PROMPTS, new_tokens=4, precision=precision, **options
-    )
+    return verify(folder, model, Numbers(), PROMPTS, new_tokens=4, precision=precision, **options)
 
 
 def names(report: VerifyReport) -> set[str]:
@@ -55,9 +53,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "precision", "flavour"), CASES)
-def test_every_family_is_proven(
-    tmp_path: Path, family: str, precision: str, flavour: str
-) -> None:
+def test_every_family_is_proven(tmp_path: Path, family: str, precision: str, flavour: str) -> None:
     policy = "per-layer" if family == "qwen3" else "per-layer pairs"
     model = narrow_model(*to_cut(family, policy, tied=family in ("llama", "qwen3")))
     folder = exported(tmp_path, model, flavour=flavour, precision=precision)
@@ -219,9 +215,7 @@ def test_the_runtimes_own_fault_is_told_from_the_graphs(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
-def test_an_adapter_is_proven_switched_on(
-    tmp_path: Path, flavour: str, precision: str
-) -> None:
+def test_an_adapter_is_proven_switched_on(tmp_path: Path, flavour: str, precision: str) -> None:
     """Case A6: the base alone was."""
     plan = per_layer_plan(tiny_model("qwen2"))
     base = narrow_model(tiny_model("qwen2"), plan)
@@ -279,7 +273,7 @@ def test_the_text_reaches_past_the_length_that_a_scaled_rope_was_trained_on() ->
 
 def test_logits_are_asked_for_over_the_whole_context(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    report = proven(exported(tmp_path, model), model)
+    report = proven(exported(tmp_path, model, context=256), model)
     assert report.positions[0] == 0
     assert report.positions[-1] == 255
     assert any(32 <= position < 64 for position in report.positions)

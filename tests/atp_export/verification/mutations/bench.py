@@ -92,7 +92,8 @@ class Outcome:
     """What `verify` said of one fault.
 
     change: the largest difference of the fp32 form's logits over their spread, faint or not; inf
-    where it cannot be run, or where a logit is not a number. shipped_change: that of what ships.
+    where it cannot be run, where a logit is not a number, and where it is not measured because the
+    file's own tensors show the fault. shipped_change: that of what ships, where `change` is small.
     caught_by: names of the checks that failed.
     """
 
@@ -168,13 +169,16 @@ class Export:
         failed = (check.name.split(", ")[0] for check in report.checks if not check.passed)
         caught_by = tuple(dict.fromkeys(failed))
         assert report.passed == (not caught_by)
-        right = judge is self.model
+        # What the file's own tensors show needs no other measure, nor does another model.
+        clear = judge is not self.model or not OF_THE_FILE.isdisjoint(caught_by)
+        change = np.inf if clear else _change(self._in_fp32, self._fp32)
+        decided = clear or change > HARMLESS
         return Outcome(
             of=fault.of,
             where=fault.where,
             kind=fault.kind,
-            change=_change(self._in_fp32, self._fp32) if right else np.inf,
-            shipped_change=_change(self._as_shipped, self._shipped) if right else np.inf,
+            change=change,
+            shipped_change=np.inf if decided else _change(self._as_shipped, self._shipped),
             caught_by=caught_by,
         )
 
