@@ -61,5 +61,7 @@ def _changes(factors: Mapping[str, NDArray[Any]], state: Mapping[str, Tensor]) -
             pair = (factors[f"{label}.{which}"] for which in ("lora_A", "lora_B"))
             a, b = (torch.from_numpy(factor.astype(np.float32)) for factor in pair)
             whole, weights = (a @ b).T, weights_of(label)
-            changes |= {w: whole[rows] for w, rows in zip(weights, rows_of(weights, state))}
+            changes |= {
+                w: whole[rows] for w, rows in zip(weights, rows_of(weights, state), strict=True)
+            }
     return changes

@@ -192,18 +192,10 @@ class Proof:
             (list(self.asked.texts[rows.text][: rows.positions[-1] + 1]), rows.logits)
             for rows, _ in worst.values()
         ]
-        self.rounding = rounding(self.reference, texts)
-        said = f", which rounding {'explains' if self.rounding.explains else 'does not explain'} "
-        return [
-            check
-            if check.passed
-            else replace(
-                check,
-                passed=self.rounding.explains,
-                says=f"{check.says}{said}({self.rounding})",
-            )
-            for check in checks
-        ]
+        own = self.rounding = rounding(self.reference, texts)
+        said = f"which rounding {'explains' if own.explains else 'does not explain'} ({own})"
+        excused = {id(c): replace(c, passed=own.explains, says=f"{c.says}, {said}") for c in beyond}
+        return [excused.get(id(check), check) for check in checks]
 
     def _sought(self, search: Callable[[], str]) -> str:
         try:
@@ -222,8 +214,8 @@ class Proof:
 
 
 def text_length(config: Any, context: int) -> int:
-    """Tokens of the long text: past every sliding window, and past the length that a scaled RoPE was
-    trained on where that is near; never beyond the context."""
+    """Tokens of the long text: past every sliding window, and past the length that a scaled RoPE
+    was trained on where that is near; never beyond the context."""
     beyond = TOGETHER + STEPS
     windows = [layer.sliding_window or 0 for layer in model_shape(config).layers]
     original = (config.rope_parameters or {}).get("original_max_position_embeddings") or 0

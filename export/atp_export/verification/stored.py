@@ -23,8 +23,8 @@ from atp_export.verification.places import COS, SCALE, SIN, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
-# Rounded to the nearest level a weight moves by half a step; the symmetric quantizer's range has one
-# level less on one side, so that the last one there may stand for a weight a step further out.
+# Rounded to the nearest level a weight moves by half a step. The symmetric quantizer's range has one
+# level less on one side, so that the last one there may stand for a weight one step further out;
 # k-quant cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
 NEAREST_STEPS = 0.5 + 1e-3
 STEPS_AT_THE_END = {"nearest": 1 + 1e-3, "k-quant": 2.0}
@@ -67,19 +67,19 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         held: Tensor = place.of(torch.from_numpy(tensors(place.tensor)))
         # A projection without a bias, packed with one that has some, has zeros there.
         expected = own[name].cpu() if name in own else torch.zeros(held.shape)
-        levels = widened.quantized.get(place.tensor)
-        moved = 0.0
-        fault = None
         if held.shape != expected.shape:
-            fault = f"{name} is {list(held.shape)}, not {list(expected.shape)}"
-        elif levels is None:
+            differing.append(f"{name} is {list(held.shape)}, not {list(expected.shape)}")
+            continue
+        levels = widened.quantized.get(place.tensor)
+        if levels is None:
             fault = _difference(held, expected, name, _type(widened, place.tensor))
+            differing += [fault] if fault else []
+            right = fault is None
         else:
             moved = _moved(held, expected, levels().rows(place.rows), widened.quantizer)
             rounded.append((moved, f"{name} lies {moved:.2f} times as far as its levels allow"))
-        if fault is not None:
-            differing.append(fault)
-        elif moved <= 1 and name in own:
+            right = moved <= 1
+        if right and name in own:
             state[name] = held
     worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
     tables, wrong = _tables(widened, tensors, model)
