@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-floors test-large bench lint format clean
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,17 +19,54 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 demo: $(VENV)/installed
 	$(BIN)/atp-edge run --config examples/demo.toml
 
-# For the JavaScript example, where npm is at hand; the package's own scripts would fetch CUDA.
+# For the JavaScript example and for llama.cpp, where npm is at hand; the packages' own scripts would
+# fetch CUDA.
 NODE := build/node
 $(NODE)/installed:
 	mkdir -p $(NODE)
 	if command -v npm > /dev/null; then \
-	    npm install --silent --ignore-scripts --prefix $(NODE) onnxruntime-node@1.30.0 \
-	    || echo "onnxruntime-node is not to be had here: its tests will skip"; fi
+	    npm install --silent --ignore-scripts --omit=optional --prefix $(NODE) \
+	    onnxruntime-node@1.30.0 node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1 \
+	    || echo "the Node packages are not to be had here: their tests will skip"; fi
 	touch $@
 
 test: $(VENV)/installed $(NODE)/installed
-	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest
+	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The lowest versions that pyproject.toml declares, but torch's: any torch other than this one would
+# bring several GB of CUDA packages. PYTHON=python3.11 is the lowest Python.
+FLOORS := build/floors
+$(FLOORS)/installed: pyproject.toml tests/floors.py
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet torch==2.13.0 setuptools
+	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install --quiet -r $(FLOORS)/floors.txt pytest pytest-timeout
+	$(FLOORS)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+test-floors: $(FLOORS)/installed
+	$(FLOORS)/bin/python -m pytest tests/atp_edge/pipeline/test_runs_of_before.py \
+	    tests/atp_edge/pipeline/test_preflight.py tests/atp_edge/pipeline/test_what_ships.py \
+	    tests/atp_edge/model tests/atp_export/runtime tests/atp_export/test_consumers.py
+
+# What others run: transformers 4, and old versions of ONNX Runtime. Each in its own environment.
+LARGE := build/large
+OLD_RUNTIMES := 1.17.3 1.20.1 1.23.2 1.24.1
+$(LARGE)/transformers4/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet transformers==4.57.6
+	touch $@
+
+$(LARGE)/onnxruntime-%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet onnxruntime==$* 'numpy<2'
+	touch $@
+
+test-large: $(VENV)/installed $(LARGE)/transformers4/installed \
+    $(OLD_RUNTIMES:%=$(LARGE)/onnxruntime-%/installed)
+	ATP_TRANSFORMERS4_PYTHON=$(LARGE)/transformers4/bin/python ATP_ONNXRUNTIMES=$(LARGE) \
+	    $(BIN)/python -m pytest -m large
 
 # What has to stay fast, beside the last saved run (the first one warns that there is none).
 bench: $(VENV)/installed

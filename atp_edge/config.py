@@ -1,16 +1,9 @@
-"""One frozen dataclass tree for a whole run: TOML in, TOML out, every key a flag."""
+"""One frozen dataclass tree for a whole run, and the recipes under it (see atp_edge.settings)."""
 
 from __future__ import annotations
 
-import difflib
-import math
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import tomli_w
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 # Of a run that does not say how often it saves.
 CHECKPOINTS = 40
@@ -18,6 +11,9 @@ FEWEST_STEPS_SAVED = 50
 
 StructureSpace = Literal["groups", "head-dims"]
 WidthsPolicy = Literal["uniform", "per-layer"]
+Flavour = Literal["ort", "standard", "portable"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Quantizer = Literal["nearest", "k-quant", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +150,12 @@ class TrainConfig:
 class ExportConfig:
     """What ships."""
 
-    flavour: Literal["ort", "standard", "portable"] = field(
+    flavour: Flavour = field(
         default="ort",
         metadata={"help": "ONNX Runtime's fused operators, ai.onnx alone, or its old opsets"},
     )
-    precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = field(
-        default="fp32", metadata={"help": "weights in the ONNX file"}
-    )
-    quantizer: Literal["auto", "nearest", "k-quant", "gptq"] = field(
+    precision: Precision = field(default="fp32", metadata={"help": "weights in the ONNX file"})
+    quantizer: Literal["auto", Quantizer] = field(
         default="auto",
         metadata={
             "help": "how int8 and int4 round; gptq: calibrated on the train split; "
@@ -250,135 +244,3 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Nothing else that was tried buys as much.
     "best": {"steps": 1600},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """One setting: its dotted name, type, default, help, and the bounds of a number.
-
-    least, most: the smallest and the largest value; above: a value that it must pass.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    least: int = 0
-    above: int | None = None
-    most: int | None = None
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace(".", "-").replace("_", "-")
-
-    @property
-    def parameter(self) -> str:
-        return self.name.replace(".", "__")
-
-
-def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
-    """Every setting of the tree, depth first."""
-    hints = get_type_hints(cls)
-    for f in fields(cls):
-        if is_dataclass(hints[f.name]):
-            yield from keys(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            yield Key(
-                name=prefix + f.name,
-                type=hints[f.name],
-                default=f.default,
-                **f.metadata,
-            )
-
-
-_KEYS = {key.name: key for key in keys()}
-
-
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with dotted keys set and nothing else: a recipe's settings come by `configured`.
-
-    Raises ValueError for unknown keys and wrong values.
-    """
-    for name, value in values.items():
-        if name not in _KEYS:
-            nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
-        checked = _check(_KEYS[name], value)
-        section, _, leaf = name.rpartition(".")
-        if section:
-            changed = replace(getattr(config, section), **{leaf: checked})
-            config = replace(config, **{section: changed})
-        else:
-            config = replace(config, **{leaf: checked})
-    return config
-
-
-def configured(values: Mapping[str, Any]) -> Config:
-    """A configuration from dotted keys alone: the defaults, the recipe's settings, these values.
-
-    Raises ValueError for unknown keys and wrong values.
-    """
-    named = with_values(Config(), {"recipe": values.get("recipe", Config.recipe)})
-    return with_values(named, RECIPES[named.recipe] | dict(values))
-
-
-def _check(key: Key, value: Any) -> Any:
-    if get_origin(key.type) is Literal:
-        if value not in get_args(key.type):
-            raise ValueError(
-                f"{key.name} = {value!r}: expected one of {', '.join(get_args(key.type))}"
-            )
-        return value
-    if key.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
-        raise ValueError(f"{key.name} = {value!r}: expected {key.type.__name__}")
-    if key.type in (int, float) and not _in_bounds(key, value):
-        raise ValueError(f"{key.name} = {value!r}: expected {_bounds(key)}")
-    return value
-
-
-def _in_bounds(key: Key, value: float) -> bool:
-    """Whether a number is finite and within the key's bounds."""
-    low = value >= key.least if key.above is None else value > key.above
-    return math.isfinite(value) and low and (key.most is None or value <= key.most)
-
-
-def _bounds(key: Key) -> str:
-    low = f"{key.least} or more" if key.above is None else f"more than {key.above}"
-    return low if key.most is None else f"{low}, {key.most} at most"
-
-
-def read_config(path: Path) -> Config:
-    """Read a TOML file. Raises ValueError for unknown keys and wrong values."""
-    return configured(read_values(path))
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The settings that a TOML file names, by dotted key. Raises ValueError when it is no TOML."""
-    try:
-        tables = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
-    tables.pop("versions", None)
-    values: dict[str, Any] = {}
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
-        else:
-            values[name] = value
-    return values
-
-
-def to_toml(config: Config, versions: Mapping[str, str] | None = None) -> str:
-    """The whole tree as TOML, defaults included; what ran is said under [versions]."""
-    tables: dict[str, Any] = {}
-    for key in keys():
-        section, _, leaf = key.name.rpartition(".")
-        owner = getattr(config, section) if section else config
-        (tables.setdefault(section, {}) if section else tables)[leaf] = getattr(owner, leaf)
-    if versions:
-        tables["versions"] = dict(versions)
-    return tomli_w.dumps(tables)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from atp_export.export import export_onnx
 from atp_export.quantization.calibrate import BESIDE, input_grams
-from atp_export.quantization.quantize import Quantizer, quantize
+from atp_export.quantization.quantize import quantize
 from atp_export.verification.verify import verify
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from atp_edge.config import Quantizer
 from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import Splits, make_splits
 from atp_edge.decision.budget import feasible_decisions, parse_budget

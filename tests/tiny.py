@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.config import Config, StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.domains import legal_texts
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
@@ -29,6 +29,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Masks
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.settings import with_values
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -101,6 +102,12 @@ def dense_run(folder: Path, real_folder: Path, **settings: Any) -> RunFolder:
     run = open_run(with_values(Config(), values | settings))
     save_narrow(tiny_model("llama", tied=True, vocab_size=len(tokenizer)), tokenizer, run.dense)
     return run
+
+
+def record(run: RunFolder, *stages: str) -> None:
+    """Take what lies in a run's folder as what these stages left."""
+    for stage in stages:
+        run.records.keep(stage, read=run.records.reads(stage))
 
 
 IDS = torch.randint(0, 97, (2, 17), generator=torch.Generator().manual_seed(1))

@@ -1,29 +1,33 @@
 """The command line. Every setting of the configuration is a flag; see `atp-edge run --help`.
 
 Exit codes: 0 done; 1 the export does not equal its model; 2 wrong use or bad input; 3 training
-diverged; 130 interrupted (call it again to go on).
+diverged; 4 a condition that was asked for is not met; 5 an error of atp-edge itself; 130 and 143
+stopped by SIGINT (Ctrl-C) and SIGTERM (call it again to go on). A closed output (`| head`) changes
+none of them: the work goes on unheard.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
+import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from atp_edge.cli.bench import bench
-from atp_edge.config import Config, configured, keys, read_values
-from atp_edge.pipeline.stages import run_stage
-from atp_edge.run.errors import NotProvenError
-from atp_edge.run.folder import STAGES, StageName
+from atp_edge.cli.flags import takes_settings
+from atp_edge.config import Config
+from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
+from atp_edge.run.records import STAGES, StageName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,60 +36,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a Hugging Face decoder and domain text to a slim model shipped as ONNX.",
     epilog="Exit codes: 0 done, 1 export not equal to its model, 2 wrong use or bad input, "
-    "3 training diverged, 130 interrupted (call it again to go on).",
+    "3 training diverged, 4 a condition that was asked for not met, 5 an error of atp-edge itself, "
+    "130 and 143 stopped by SIGINT and SIGTERM (call it again to go on).",
 )
 app.add_typer(bench, name="bench")
 console = Console(highlight=False)
-EXIT_NOT_PROVEN, EXIT_USAGE, EXIT_DIVERGED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_USAGE, EXIT_INTERNAL, EXIT_SIGNAL = 2, 5, 128
+EXIT_CODES: Mapping[type[Exception], int] = {
+    NotProvenError: 1,
+    FloatingPointError: 3,
+    ConditionNotMetError: 4,
+    ValueError: EXIT_USAGE,
+    OSError: EXIT_USAGE,
+}
+"""Of errors that say all there is to say; any other is a fault of ours."""
 
 RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
-
-
-def _flag(key: Any) -> inspect.Parameter:
-    """A command line flag for one setting; not given, it is what the configuration says."""
-    kind = key.type
-    names = [f"{key.flag}/--no-{key.flag[2:]}"] if key.type is bool else [key.flag]
-    panel = key.name.partition(".")[0] if "." in key.name else "run"
-    option = typer.Option(
-        *names,
-        help=key.help,
-        show_default=str(key.default),
-        rich_help_panel=panel,
-    )
-    return inspect.Parameter(
-        key.parameter,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )
-
-
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config FILE` and a flag for every setting; it receives the Config."""
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "config"
-    ]
-    file = inspect.Parameter(
-        "config_file",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[Path | None, typer.Option("--config", help="TOML configuration")],
-    )
-
-    def call(**given: Any) -> None:
-        path = given.pop("config_file")
-        rest = {p.name: given.pop(p.name) for p in own}
-        values = {k.name: given[k.parameter] for k in keys() if given[k.parameter] is not None}
-        command(configured((read_values(path) if path else {}) | values), **rest)
-
-    parameters = [file, *own, *map(_flag, keys())]
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    return call
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the memory, then stop")]
@@ -108,36 +74,38 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
 def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
+    from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
-    from atp_edge.run.files import file_lock
-    from atp_edge.run.folder import open_run
+    from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
+    from atp_edge.training.setup import splits_of
 
     check_run(config, names)
     console.print(cost_table(config))
     if dry_run:
+        splits_of(config)  # What a run would read next, and refuse.
         return
-    with file_lock(Path(config.out)), Terminal(console) as progress:
-        folder = open_run(config)
-        for name in names:
-            if name in folder.metrics():
-                progress.say(f"{name}: done before")
-            else:
-                run_stage(name, config, folder, progress)
-    console.print(table(folder.metrics()))
+    with Terminal(console) as progress:
+        folder = run_stages(config, names, progress)
+    metrics = folder.metrics()
+    console.print(table(metrics))
+    verdict = verdict_of(metrics)
+    console.print(Text(verdict.sentence, style=TONE_STYLE[verdict.tone]))
+    for advice in verdict.advice:
+        console.print(Text(advice))
     if "report" in names:
-        console.print(f"report: {folder.path / 'report.html'}", soft_wrap=True)
+        console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
 
 
 def _one_stage(name: StageName, out: Path) -> None:
     """Run one stage again on a run's folder."""
-    from atp_edge.run.files import file_lock
+    from atp_edge.pipeline.stages import run_stage, taken_up
     from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
+    from atp_edge.run.records import WORK
 
-    folder = RunFolder(out)
-    config = folder.config()
-    with file_lock(out), Terminal(console) as progress:
+    folder, source = RunFolder(out), name in WORK and WORK[name].source
+    with Terminal(console) as progress, taken_up(folder, progress, source=source) as config:
         run_stage(name, config, folder, progress)
 
 
@@ -183,7 +151,7 @@ def verify(
 def report(out: RunOption) -> None:
     """Write report.html from what the run has so far."""
     _one_stage("report", out)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
 
 
 @app.command()
@@ -250,18 +218,48 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    errors = Console(stderr=True, highlight=False)
+    Console.on_broken_pipe = _go_on_unheard  # type: ignore[method-assign]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` leave it
+            signal.signal(number, _stop)
     try:
         app()
-    except NotProvenError as error:
-        code, message = EXIT_NOT_PROVEN, str(error)
-    except FloatingPointError as error:
-        code, message = EXIT_DIVERGED, str(error)
-    except (ValueError, OSError) as error:
-        code, message = EXIT_USAGE, str(error)
-    except KeyboardInterrupt:
-        code, message = EXIT_INTERRUPTED, "interrupted; call it again to go on where it was"
-    else:
-        return
-    errors.print(f"[red]error:[/red] {message}", soft_wrap=True)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal).name
+        message = "; ".join(getattr(stopped, "__notes__", ["nothing was written"]))
+        _end(EXIT_SIGNAL + stopped.signal, f"stopped by {name}:", message)
+    except SystemExit as ended:
+        # Typer's own 1: for an answer that never came, or a pipe that only it wrote to.
+        sys.exit(EXIT_USAGE if ended.code == 1 else ended.code)
+    except Exception as error:
+        code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), EXIT_INTERNAL)
+        if code == EXIT_INTERNAL:
+            traceback.print_exc()
+            _end(code, "internal error:", f"please report it with all of this ({_versions()})")
+        _end(code, "error:", str(error))
+
+
+def _end(code: int, title: str, message: str) -> NoReturn:
+    # As text, for in markup a path like x[/y] is a tag.
+    shown = Text.assemble((title, "red"), " ", message)
+    Console(stderr=True, highlight=False).print(shown, soft_wrap=True)
     sys.exit(code)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Stopped(number)
+
+
+def _go_on_unheard(self: Console) -> None:
+    """What read the output has gone; the work goes on to its end, with the code that it ends by."""
+    self.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def _versions() -> str:
+    from atp_edge.run.environment import PACKAGES, version
+
+    found = {name: version(name) for name in ("atp-edge", *PACKAGES)}
+    return ", ".join(
+        ["Python " + sys.version.split()[0], *(f"{k} {v}" for k, v in found.items() if v)]
+    )

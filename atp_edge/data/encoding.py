@@ -100,6 +100,20 @@ class Encoder:
         learned = after if last.learn else [IGNORED] * len(after)
         return before + ids + after, [IGNORED] * len(before) + labels + learned
 
+    def context(self, text: str) -> list[int]:
+        """Ids of a text that starts a document, after what stands before it in training."""
+        return self._start + self._texts((Segment(text),))[0]
+
+    def continued(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
+        """(context, continuation) as ids, as in training on a prompt and its completion."""
+        ids, labels = self._texts((Segment(text, learn=False), Segment(continuation)))
+        given = labels.count(IGNORED)
+        return self._start + ids[:given], ids[given:]
+
+    @cached_property
+    def _start(self) -> list[int]:
+        return document_start(self.tokenizer)
+
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         return added_around(self.tokenizer)

@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-FORMS = {
-    "messages": ("messages",),
-    "ShareGPT": ("conversations",),
-    "prompt and completion": ("prompt", "completion"),
-    "Alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-"""Forms by the keys that tell them, in the order in which they are looked for."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _SHAREGPT_ROLES = {
@@ -50,25 +42,17 @@ class Pair:
 
 
 Content = str | Pair | Conversation
+Object = dict[str, Any]
 
 
 def content_of(value: Any, *, chat_template: bool) -> Content:
     """What a row holds. Raises ValueError: what is wrong with it and what to do."""
     row = value if isinstance(value, dict) else {}
     there = {key for key, inner in row.items() if inner is not None}
-    form = next((name for name, keys in FORMS.items() if there.issuperset(keys)), None)
-    match form:
-        case "messages":
-            return _conversation(_listed(row, "messages"), row)
-        case "ShareGPT":
-            return _conversation(_of_sharegpt(_listed(row, "conversations"), row), row)
-        case "prompt and completion":
-            return _prompted(row)
-        case "Alpaca":
-            return _of_alpaca(row, chat_template)
-        case "text":
-            return text_in(row["text"], "text")
-    null = sorted(key for keys in FORMS.values() for key in keys if key in row.keys() - there)
+    for keys, read in _FORMS.items():
+        if there.issuperset(keys):
+            return read(row, chat_template)
+    null = sorted(key for keys in _FORMS for key in keys if key in row.keys() - there)
     if null:
         raise ValueError(f"{' and '.join(null)}: null; expected text, or leave the row out")
     raise ValueError(
@@ -93,7 +77,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a list" if isinstance(value, list) else type(value).__name__)
 
 
-def _listed(row: dict[str, Any], key: str) -> list[Any]:
+def _listed(row: Object, key: str) -> list[Any]:
     """A list of objects, which tables may hold as JSON text."""
     value = row[key]
     if isinstance(value, str):
@@ -109,7 +93,7 @@ def _listed(row: dict[str, Any], key: str) -> list[Any]:
 # Prompts
 
 
-def _prompted(row: dict[str, Any]) -> Content:
+def _of_prompt(row: Object, _: bool) -> Content:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
         asked = _listed(row, "prompt")
@@ -119,7 +103,7 @@ def _prompted(row: dict[str, Any]) -> Content:
     )
 
 
-def _of_alpaca(row: dict[str, Any], chat_template: bool) -> Content:
+def _of_alpaca(row: Object, chat_template: bool) -> Content:
     """By the chat template where there is one, else in Alpaca's own words."""
     instruction = text_in(row["instruction"], "instruction")
     output = text_in(row["output"], "output")
@@ -137,10 +121,14 @@ def _of_alpaca(row: dict[str, Any], chat_template: bool) -> Content:
 # Conversations
 
 
-def _of_sharegpt(turns: list[Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+def _of_messages(row: Object, _: bool) -> Content:
+    return _conversation(_listed(row, "messages"), row)
+
+
+def _of_sharegpt(row: Object, _: bool) -> Content:
     """{from, value} as messages; those that have a role already stay."""
     messages = []
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(_listed(row, "conversations")):
         if "role" in turn:
             messages.append(turn)
             continue
@@ -151,11 +139,12 @@ def _of_sharegpt(turns: list[Any], row: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{', '.join(_SHAREGPT_ROLES)}"
             )
         messages.append({"role": role, "content": turn.get("value")})
-    system = row.get("system")
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    if row.get("system"):
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    return _conversation(messages, row)
 
 
-def _conversation(turns: list[Any], row: dict[str, Any], learn_from: int = 0) -> Conversation:
+def _conversation(turns: list[Any], row: Object, learn_from: int = 0) -> Conversation:
     messages = [_message(turn, number) for number, turn in enumerate(turns)]
     if not any(message["role"] == "assistant" for message in messages[learn_from:]):
         raise ValueError("no message of the assistant: there is no answer to learn; add one")
@@ -175,7 +164,7 @@ def _message(turn: dict[str, Any], number: int) -> dict[str, Any]:
     name = f"message {number} ({role})"
     message = {key: inner for key, inner in turn.items() if inner is not None}
     content = message.get("content")
-    calls = message.get("tool_calls") or []
+    calls = message.pop("tool_calls", None)
     if calls:
         message["tool_calls"] = _tool_calls(calls, name)
     silent = role in ("system", "developer", "tool", "function") or bool(calls)
@@ -211,3 +200,13 @@ def _tool_calls(calls: Any, name: str) -> list[dict[str, Any]]:
         function = function | {"arguments": arguments}
         made.append(call | {"function": function} if "function" in call else function)
     return made
+
+
+_FORMS: dict[tuple[str, ...], Callable[[Object, bool], Content]] = {
+    ("messages",): _of_messages,
+    ("conversations",): _of_sharegpt,
+    ("prompt", "completion"): _of_prompt,
+    ("instruction", "output"): _of_alpaca,
+    ("text",): lambda row, _: text_in(row["text"], "text"),
+}
+"""Forms by the keys that tell them, in the order in which they are looked for."""

@@ -34,10 +34,10 @@ def read_corpus(
     if source in DOMAINS:
         return Corpus(documents=[Document((Segment(t),), kind) for t, kind in DOMAINS[source]()])
     path = Path(source)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # nor a pipe, which cannot be read twice
         raise ValueError(
-            f"data {source!r}: no such file; expected {', '.join(DOMAINS)}, or a .jsonl, .json, "
-            ".txt, .csv or .parquet file, or a folder of `datasets`"
+            f"data {source!r}: no such file or folder; expected {', '.join(DOMAINS)}, a .jsonl, "
+            ".json, .txt, .csv or .parquet file, or a folder of such"
         )
     build = _Builder(tokenizer, parse=special_tokens == "parse")
     documents: list[Document] = []

@@ -25,19 +25,41 @@ class Row:
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """Rows of a file, or of a folder of `datasets`.
+    """Rows of a file, or of the files of a folder.
 
     Raises ValueError or OSError, naming file and place, for what makes all of it unreadable.
     """
     if path.is_dir():
-        return _of_datasets(path)
+        return _of_folder(path)
     read = _READERS.get(kind_of(path))
     if read is None:
         raise ValueError(
-            f"data {path}: unknown kind {path.suffix!r}; expected {', '.join(_READERS)} (the first "
-            "ones also as .gz or .zst), or a folder of `datasets`"
+            f"data {path}: unknown kind {path.suffix!r}; expected {', '.join(_READERS)}, the text "
+            "among them also as .gz or .zst, or a folder of such"
         )
     return read(path)
+
+
+def _of_folder(path: Path) -> Iterator[Row]:
+    """What `datasets` saved; else every file of a known kind in order, or, where names or folders
+    begin with `train`, those alone."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        yield from _of_datasets(path)
+        return
+    found = {file: file.relative_to(path).parts for file in sorted(path.rglob("*"))}
+    files = [
+        file
+        for file, parts in found.items()
+        if file.is_file()
+        and kind_of(file) in _READERS
+        and file.name.lower() != "readme.md"
+        and not any(part.startswith(".") for part in parts)
+    ]
+    if not files:
+        raise ValueError(f"data {path}: no file in this folder is {', '.join(_READERS)}")
+    train = [f for f in files if any(part.lower().startswith("train") for part in found[f])]
+    for file in train or files:
+        yield from _READERS[kind_of(file)](file)
 
 
 # JSON
@@ -143,19 +165,16 @@ def _of_parquet(path: Path) -> Iterator[Row]:
 
 
 def _of_datasets(path: Path) -> Iterator[Row]:
-    """What `datasets` saved, or finds in a folder: its train split where there are several."""
+    """What `datasets` saved: its train split where there are several."""
     import datasets
 
     try:
         if path.is_file():
             loaded = datasets.Dataset.from_file(str(path))
-        elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        else:
             loaded = datasets.load_from_disk(str(path))
             if isinstance(loaded, datasets.DatasetDict):
                 loaded = loaded["train"]
-        else:
-            # As a stream: nothing is copied to the library's cache.
-            loaded = datasets.load_dataset(str(path), split="train", streaming=True)
         yield from _numbered(path, loaded)
     except Exception as error:  # The library raises what its readers do: any kind.
         said = " ".join(f"{type(error).__name__}: {error}".split())

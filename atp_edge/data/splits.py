@@ -123,7 +123,7 @@ def make_splits(
             tokens={name: one.blocks.input_ids.numel() for name, one in packed.items()},
             duplicates_removed=sum(map(len, drawn.values())) - sum(map(len, kept.values())),
             sha256=digest.hexdigest(),
-            test_seen_in_train=seen,
+            test_seen_in_train=round(seen, 4),
             blocks_without_label=sum(one.unlabelled for one in packed.values()),
             documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
@@ -161,11 +161,11 @@ def _drawn(
         return dict(zip(SPLITS, map(list, zip(*parts, strict=True)), strict=True))
     ordered = sorted((_draw(document, seed), i) for i, document in enumerate(documents))
     sorted_documents = [documents[i] for _, i in ordered]
-    below = [sum(at / 2**64 < share for at, _ in ordered)
-             for share in (test_share, test_share + decision_share)]  # fmt: skip
+    shares = (test_share, test_share + decision_share)
+    test_end, decision_end = (sum(at / 2**64 < share for at, _ in ordered) for share in shares)
     # Of few documents the hash may give a split none.
-    decision_end = min(max(below[1], 2), len(documents) - 1)
-    test_end = min(max(below[0], 1), decision_end - 1)
+    decision_end = min(max(decision_end, 2), len(documents) - 1)
+    test_end = min(max(test_end, 1), decision_end - 1)
     return {
         "train": sorted_documents[decision_end:],
         "decision": sorted_documents[test_end:decision_end],

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from atp_edge.config import StructureSpace, WidthsPolicy
-from atp_edge.model.families import ModelShape
-from atp_edge.model.structures import Site, count_parameters, fixed_layer_parameters, sites_of
+from atp_edge.model.export_size import Shipped, around_bytes, site_bytes
+from atp_edge.model.families import LayerShape, ModelShape
+from atp_edge.model.plan import narrow_attention
+from atp_edge.model.structures import (
+    Site,
+    SiteKind,
+    count_parameters,
+    fixed_layer_parameters,
+    sites_of,
+)
 
 BudgetKind = Literal["params", "model-params", "bytes"]
 
@@ -27,7 +37,7 @@ class Budget:
     """A cost and how much of it may stay.
 
     params: share of the decoder layers' parameters. model-params: share of all parameters.
-    bytes: bytes of all weights at the exported precision.
+    bytes: all files of the exported folder.
     """
 
     kind: BudgetKind
@@ -51,14 +61,12 @@ def parse_budget(text: str) -> Budget:
     raise ValueError(f"budget {text!r}: {expected}")
 
 
-def allowed_parameters(budget: Budget, shape: ModelShape, bytes_per_parameter: float) -> int:
-    """Decoder parameters that may stay under a budget."""
+def allowed_parameters(budget: Budget, shape: ModelShape) -> int:
+    """Decoder parameters that may stay under a budget of parameters."""
     count = count_parameters(shape)
     if budget.kind == "params":
         return math.floor(budget.value * count.decoder)
-    if budget.kind == "model-params":
-        return math.floor(budget.value * count.whole) - count.around
-    return math.floor(budget.value / bytes_per_parameter) - count.around
+    return math.floor(budget.value * count.whole) - count.around
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +76,12 @@ class FeasibleDecisions:
     sites: tuple[Site, ...]
     steps: tuple[int, ...]
     """Widths of a site are multiples of its step (or the site's whole size)."""
+    costs: tuple[tuple[int, ...], ...]
+    """What a site costs at 0 steps, 1 step and so on: parameters, or bytes where the budget is."""
+    room: int
+    """What all sites may cost together."""
     allowed: int
-    """Parameters of removable structures that may stay, over all sites."""
+    """Parameters of removable structures that may stay, over all sites; about, under bytes."""
     fixed: int
     """Decoder parameters that no decision removes."""
     uniform: bool
@@ -93,6 +105,80 @@ class FeasibleDecisions:
         return (torch.stack(parameters).sum() + self.fixed) / self.dense
 
 
+def feasible_decisions(
+    shape: ModelShape,
+    budget: Budget,
+    *,
+    widths: WidthsPolicy,
+    width_multiple: int,
+    structures: StructureSpace = "groups",
+    shipped: Shipped | None = None,
+) -> FeasibleDecisions:
+    """The feasible decisions. shipped: how the model ships, for a budget in bytes.
+
+    Raises ValueError where nothing meets the budget, naming the nearest that can be met.
+    """
+    sites = sites_of(shape, structures)
+    if width_multiple < 1:
+        raise ValueError(f"width multiple {width_multiple}: expected 1 or more")
+    multiples = {"attention": 1 if structures == "groups" else PAIRS_STEP, "mlp": width_multiple}
+    steps = tuple(min(multiples[s.kind], s.size) for s in sites)
+    fixed, limit = _limits(shape, budget, shipped)
+    costs = _costs(shape, sites, steps, shipped if budget.kind == "bytes" else None)
+    attention = _uniform_attention(shape, sites[0], steps[0])
+    fewest = {"mlp": 1, "attention": -(-attention[0] // steps[0]) if widths == "uniform" else 1}
+    smallest = sum(cost[fewest[s.kind]] for cost, s in zip(costs, sites, strict=True))
+    if fixed + smallest > limit:
+        raise ValueError(_too_small(shape, budget, fixed + smallest))
+    whole = sum(cost[-1] for cost in costs)
+    room = min(limit - fixed, whole)
+    return FeasibleDecisions(
+        sites=sites,
+        steps=steps,
+        costs=costs,
+        room=room,
+        allowed=sum(s.size * s.unit_parameters for s in sites) * room // whole,
+        fixed=fixed_layer_parameters(shape),
+        uniform=widths == "uniform",
+        uniform_attention=attention,
+    )
+
+
+def _limits(shape: ModelShape, budget: Budget, shipped: Shipped | None) -> tuple[int, int]:
+    """(what no decision removes, what the whole may cost), in the budget's unit."""
+    if budget.kind != "bytes":
+        return fixed_layer_parameters(shape), allowed_parameters(budget, shape)
+    if shipped is None:
+        raise ValueError("a budget in bytes follows from how the model ships: give `shipped`")
+    return around_bytes(shape, shipped.storage) + shipped.beside, math.floor(budget.value)
+
+
+def _costs(
+    shape: ModelShape, sites: Sequence[Site], steps: Sequence[int], shipped: Shipped | None
+) -> tuple[tuple[int, ...], ...]:
+    """What every site costs at 0 steps, 1 step and so on: bytes as shipped, or else parameters."""
+    known: dict[tuple[LayerShape, SiteKind], tuple[int, ...]] = {}
+    for site, step in zip(sites, steps, strict=True):
+        layer = shape.layers[site.layer]
+        if (layer, site.kind) in known:
+            continue
+        widths = (*range(step, site.size, step), site.size)
+        if shipped is None:
+            each = [width * site.unit_parameters for width in widths]
+        else:
+            narrow = (_narrow(layer, site, width) for width in widths)
+            each = [site_bytes(shape, shipped.storage, x, site.kind) for x in narrow]
+        known[layer, site.kind] = (0, *itertools.accumulate(each, max))
+    return tuple(known[shape.layers[site.layer], site.kind] for site in sites)
+
+
+def _narrow(layer: LayerShape, site: Site, width: int) -> LayerShape:
+    """A dense layer with so many structures of a site: the last ones, whose numbers are longest."""
+    if site.kind == "mlp":
+        return replace(layer, channels=width)
+    return narrow_attention(layer, tuple(range(site.size - width, site.size)), site.space)
+
+
 def _uniform_attention(shape: ModelShape, site: Site, step: int) -> tuple[int, ...]:
     if site.space == "head-dims":
         return (*range(step, site.size, step), site.size)
@@ -105,49 +191,25 @@ def _uniform_attention(shape: ModelShape, site: Site, step: int) -> tuple[int, .
     )
 
 
-def feasible_decisions(
-    shape: ModelShape,
-    budget: Budget,
-    *,
-    widths: WidthsPolicy,
-    width_multiple: int,
-    bytes_per_parameter: float = 4.0,
-    structures: StructureSpace = "groups",
-) -> FeasibleDecisions:
-    """The feasible decisions. Raises ValueError, naming the nearest budget that can be met."""
-    sites = sites_of(shape, structures)
-    if width_multiple < 1:
-        raise ValueError(f"width multiple {width_multiple}: expected 1 or more")
-    multiples = {"attention": 1 if structures == "groups" else PAIRS_STEP, "mlp": width_multiple}
-    steps = tuple(min(multiples[s.kind], s.size) for s in sites)
-    fixed = fixed_layer_parameters(shape)
-    allowed = allowed_parameters(budget, shape, bytes_per_parameter) - fixed
-    smallest = sum(s.unit_parameters * step for s, step in zip(sites, steps, strict=True))
-    if allowed < smallest:
-        raise ValueError(_too_small(shape, budget, fixed + smallest, bytes_per_parameter))
-    return FeasibleDecisions(
-        sites=sites,
-        steps=steps,
-        allowed=min(allowed, sum(s.size * s.unit_parameters for s in sites)),
-        fixed=fixed,
-        uniform=widths == "uniform",
-        uniform_attention=_uniform_attention(shape, sites[0], steps[0]),
-    )
-
-
-def _too_small(shape: ModelShape, budget: Budget, decoder: int, bytes_per_parameter: float) -> str:
+def _too_small(shape: ModelShape, budget: Budget, smallest: int) -> str:
+    """smallest: the least that can be had, in the budget's unit."""
     count = count_parameters(shape)
-    whole = decoder + count.around
     nearest = {
-        "params": f"params={math.ceil(decoder / count.decoder * 1e4) / 1e4}",
-        "model-params": f"model-params={math.ceil(whole / count.whole * 1e4) / 1e4}",
-        "bytes": f"bytes={math.ceil(whole * bytes_per_parameter / 1e6)}MB",
+        "params": f"params={math.ceil(smallest / count.decoder * 1e4) / 1e4}",
+        "model-params": "model-params="
+        f"{math.ceil((smallest + count.around) / count.whole * 1e4) / 1e4}",
+        "bytes": f"bytes={_megabytes(smallest)}",
     }[budget.kind]
-    given = f"{budget.value / 1e6:g}MB" if budget.kind == "bytes" else f"{budget.value:g}"
+    given = _megabytes(budget.value) if budget.kind == "bytes" else f"{budget.value:g}"
     return (
         f"budget {budget.kind}={given} cannot be met: one width step of attention and "
         f"one of channels must stay in every layer; the smallest budget for this model is {nearest}"
     )
+
+
+def _megabytes(value: float) -> str:
+    """Rounded up to four digits or more, as `parse_budget` reads it."""
+    return f"{math.ceil(value / 1e3)}KB" if value < 1e7 else f"{math.ceil(value / 1e4) / 100:g}MB"
 
 
 def budget_penalty(kept: Tensor, target: float, weight: float) -> Tensor:

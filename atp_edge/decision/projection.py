@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,8 @@ def _per_layer(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[
     One threshold for all sites: the mean logit of the last step that fits in order.
     """
     worth, cost, owner, count = [], [], [], []
-    for i, (value, step, site) in enumerate(
-        zip(values, feasible.steps, feasible.sites, strict=True)
+    for i, (value, step, costs_of) in enumerate(
+        zip(values, feasible.steps, feasible.costs, strict=True)
     ):
         sizes = torch.tensor([len(chunk) for chunk in value.split(step)])
         means = torch.stack([chunk.mean() for chunk in value.split(step)]) if step > 1 else value
@@ -53,14 +54,14 @@ def _per_layer(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[
         means[0] = torch.inf
         worth.append(means)
         count.append(sizes)
-        cost.append(sizes * site.unit_parameters)
+        cost.append(torch.tensor(costs_of).diff())
         owner.append(torch.full_like(sizes, i))
     worths, order = torch.sort(torch.cat(worth), descending=True, stable=True)
     costs, owners, counts = (torch.cat(x)[order] for x in (cost, owner, count))
-    fits = int((torch.cumsum(costs, 0) <= feasible.allowed).sum())
+    fits = int((torch.cumsum(costs, 0) <= feasible.room).sum())
     widths = torch.zeros(len(values), dtype=torch.long)
     widths.index_add_(0, owners[:fits], counts[:fits])
-    left = feasible.allowed - int(costs[:fits].sum())
+    left = feasible.room - int(costs[:fits].sum())
     closed: set[int] = set()
     for c, o, n in zip(*(x[fits:].tolist() for x in (costs, owners, counts)), strict=True):
         if o in closed:
@@ -83,30 +84,37 @@ def _uniform(values: list[Tensor], feasible: FeasibleDecisions) -> tuple[list[in
 
     A threshold a site: between its worst kept and its best removed structure.
     """
-    layers = len(feasible.sites) // 2
     group, channel = feasible.sites[0], feasible.sites[1]
-    step = feasible.steps[1]
     worth_of_groups = torch.cumsum(torch.stack(values[0::2]).sum(0), 0) * group.unit_parameters
     worth_of_channels = torch.cumsum(torch.stack(values[1::2]).sum(0), 0) * channel.unit_parameters
-    best: tuple[float, int, int] | None = None
-    for groups in feasible.uniform_attention:
-        left = feasible.allowed // layers - groups * group.unit_parameters
-        channels = min(left // channel.unit_parameters, channel.size)
-        if channels < channel.size:
-            channels -= channels % step
-        if channels < step:
-            continue
+
+    def worth(pair: tuple[int, int]) -> float:
+        # A mean over parameters, so that a pair is not preferred for spending less.
+        groups, channels = pair
         spent = groups * group.unit_parameters + channels * channel.unit_parameters
-        # Mean worth a parameter, so that a pair is not preferred for spending less.
-        worth = float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
-        if best is None or worth > best[0]:
-            best = (worth, groups, channels)
-    if best is None:
-        raise ValueError(
-            f"no uniform widths meet {feasible.target_share:.3f} of the decoder with channels in "
-            f"multiples of {step}; take a larger budget, a smaller multiple, or widths=per-layer"
-        )
-    widths = [best[1], best[2]] * layers
+        return float(worth_of_groups[groups - 1] + worth_of_channels[channels - 1]) / spent
+
+    widths = [*max(_fullest_pairs(feasible), key=worth)] * (len(feasible.sites) // 2)
     worst = torch.stack([v[w - 1] for v, w in zip(values, widths, strict=True)])
     removed = torch.stack([v[min(w, len(v) - 1)] for v, w in zip(values, widths, strict=True)])
     return widths, (worst + removed) / 2
+
+
+def _fullest_pairs(feasible: FeasibleDecisions) -> list[tuple[int, int]]:
+    """Widths (attention, MLP) of all layers that meet the budget and could be no wider."""
+    groups_step, step = feasible.steps[:2]
+    cost_of_groups, cost_of_channels = (
+        [sum(at) for at in zip(*feasible.costs[kind::2], strict=True)] for kind in (0, 1)
+    )
+    pairs: list[tuple[int, int]] = []
+    for groups in feasible.uniform_attention:
+        left = feasible.room - cost_of_groups[-(-groups // groups_step)]
+        steps = bisect_right(cost_of_channels, left) - 1
+        if steps < 1:
+            break
+        channels = min(steps * step, feasible.sites[1].size)
+        # More groups beside as many channels: the pair before could be wider.
+        if pairs and pairs[-1][1] == channels:
+            pairs.pop()
+        pairs.append((groups, channels))
+    return pairs

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from atp_edge.data.encoding import document_start
+from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
 from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
@@ -97,12 +97,10 @@ def choice_scores(
 ) -> list[Floats]:
     """The score of every option, item by item, by the task's scoring."""
 
+    encoder = Encoder(tokenizer)
+
     def of(prompt: Callable[[Option], str]) -> list[float]:
-        pairs = [
-            (_ids(tokenizer, prompt(o), start=True), _ids(tokenizer, o.text))
-            for item in task.items
-            for o in item.options
-        ]
+        pairs = [encoder.continued(prompt(o), o.text) for item in task.items for o in item.options]
         scores = likelihoods(model, pairs, batch_tokens=batch_tokens)
         return [s.log / (s.tokens if task.scoring == "calibrated" else 1) for s in scores]
 
@@ -111,12 +109,6 @@ def choice_scores(
         flat -= np.array(of(lambda option: option.null))
     ends = np.cumsum([len(item.options) for item in task.items])[:-1]
     return list(np.split(flat, ends))
-
-
-def _ids(tokenizer: Any, text: str, *, start: bool = False) -> list[int]:
-    """Tokens of a text; one that starts a document has before it what it has in training."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return document_start(tokenizer) + ids if start else ids
 
 
 def _softmax(scores: Floats) -> Floats:
@@ -150,7 +142,8 @@ def calibration_error(confidence: Floats, right: Floats) -> float:
 
 
 def _write(model: LanguageModel, tokenizer: Any, task: TextTask) -> TaskScore:
-    prompts = [_ids(tokenizer, item.prompt, start=True) for item in task.items]
+    encoder = Encoder(tokenizer)
+    prompts = [encoder.context(item.prompt) for item in task.items]
     made: list[list[int]] = []
     for i in range(0, len(prompts), _GENERATED_ROWS):
         batch = prompts[i : i + _GENERATED_ROWS]

@@ -108,7 +108,9 @@ def stored_type(folder: Path) -> torch.dtype:
     Of one in float64: float32, which is the widest that training and export compute in.
     """
     files = tensor_files(folder)
-    name = next(n for n in files if n.endswith((_EMBEDDINGS, _HEAD)))
+    name = next((n for n in files if n.endswith((_EMBEDDINGS, _HEAD))), None)
+    if name is None:
+        raise ValueError(f"{folder} holds no embedding: expected the checkpoint of a decoder")
     with _opened(files[name]) as file:
         kind = STORED_TYPES.get(file.get_slice(name).get_dtype(), torch.float32)
     return torch.float32 if kind == torch.float64 else kind

@@ -14,6 +14,7 @@ import copy
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +29,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 20):
+    raise ImportError(
+        "widths that differ by layer need transformers >= 5.20, and this is "
+        f"{transformers.__version__}: update it, or run the model from its ONNX file"
+    )
 
 
 class _PerLayer(PreTrainedModel):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
     check_plan(plan, shape)
     layers = tuple(
         replace(
-            _narrow_attention(layer, plan.site(i, "attention"), plan.space),
+            narrow_attention(layer, plan.site(i, "attention").kept, plan.space),
             channels=plan.site(i, "mlp").width,
         )
         for i, layer in enumerate(shape.layers)
@@ -118,11 +119,12 @@ def narrow_shape(shape: ModelShape, plan: Plan) -> ModelShape:
     return replace(shape, layers=layers)
 
 
-def _narrow_attention(layer: LayerShape, site: SitePlan, space: StructureSpace) -> LayerShape:
+def narrow_attention(layer: LayerShape, kept: tuple[int, ...], space: StructureSpace) -> LayerShape:
+    """A dense layer whose attention keeps these structures."""
     if space == "groups":
-        return replace(layer, heads=site.width * layer.group_heads, kv_heads=site.width)
-    pairs = site.kept if site.width < site.size else None
-    return replace(layer, head_dim=2 * site.width, rope_pairs=pairs)
+        return replace(layer, heads=len(kept) * layer.group_heads, kv_heads=len(kept))
+    whole = 2 * len(kept) == layer.head_dim
+    return replace(layer, head_dim=2 * len(kept), rope_pairs=None if whole else kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +158,18 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan. Raises ValueError when the file is not one of a known schema."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
         space = raw.get("space", "groups")
         if raw["schema"] != SCHEMAS[space]:
             raise ValueError(f"schema {raw['schema']!r}, expected {SCHEMAS[space]}")
-        sites = tuple(SitePlan(**{**site, "kept": tuple(site["kept"])}) for site in raw["sites"])
+        sites = tuple(_site(site) for site in raw["sites"])
         return Plan(family=raw["family"], sites=sites, space=space)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a plan of atp-edge: {error!r}") from error
+
+
+def _site(raw: dict[str, Any]) -> SitePlan:
+    site = SitePlan(**{**raw, "kept": tuple(raw["kept"])})
+    if not all(type(number) is int for number in (site.layer, site.size, *site.kept)):
+        raise ValueError(f"layer, size and kept of {raw} are no whole numbers")
+    return site

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from atp_export.consumers import context_of
+import torch
 from rich.table import Table
+from rich.text import Text
 
 from atp_edge.config import Config
 from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.decision.generator import WIDTH
+from atp_edge.decision.projection import project
 from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.plan import narrow_shape, plan_of
+from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.summary import megabytes, millions
-from atp_edge.training.setup import BYTES_PER_PARAMETER, feasible_of, source_config
+from atp_edge.training.setup import feasible_of, shipped_of, source_config
 
 _FP32 = 4
 
@@ -21,19 +25,19 @@ def cost_table(config: Config) -> Table:
     """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
     source = source_config(config)
     shape, feasible = model_shape(source), feasible_of(config, source)
-    count = count_parameters(shape)
-    slim = feasible.fixed + feasible.allowed
-    each = BYTES_PER_PARAMETER[config.export.precision]
-    shown = Table(title=f"{config.model}, {config.data}, {config.budget}", title_justify="left")
+    slim, shipped = even_shape(shape, feasible), shipped_of(config, source)
+    count, left = count_parameters(shape), count_parameters(slim)
+    title = Text(f"{config.model}, {config.data}, {config.budget}")
+    shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
     shown.add_column("dense", justify="right", no_wrap=True)
-    shown.add_column("slim, at most", justify="right", no_wrap=True)
-    shown.add_row("decoder parameters", millions(count.decoder), millions(slim))
-    shown.add_row("all parameters", millions(count.whole), millions(slim + count.around))
+    shown.add_column("slim, about", justify="right", no_wrap=True)
+    shown.add_row("decoder parameters", millions(count.decoder), millions(left.decoder))
+    shown.add_row("all parameters", millions(count.whole), millions(left.whole))
     shown.add_row(
-        f"weights as {config.export.precision}",
-        megabytes(count.whole * each),
-        megabytes((slim + count.around) * each),
+        f"onnx/ in {config.export.precision}",
+        f"{shipped.bytes(shape) / 1e6:.1f} MB",
+        f"{shipped.bytes(slim) / 1e6:.1f} MB",
     )
     own = source.max_position_embeddings
     shown.add_row("context, tokens", f"{own:,}", f"{context_of(source, config.export.context):,}")
@@ -43,6 +47,13 @@ def cost_table(config: Config) -> Table:
     shown.add_row("train tokens", f"{config.train_tokens:,}", f"{config.train_tokens:,}")
     shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, shape, feasible)))
     return shown
+
+
+def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
+    """A decoder that meets the budget and loses the same share at every site."""
+    masks = project([torch.linspace(1, 0, s.size) for s in feasible.sites], feasible).masks
+    kept = [tuple(mask.nonzero().flatten().tolist()) for mask in masks]
+    return narrow_shape(shape, plan_of(shape, kept, feasible.sites[0].space))
 
 
 def _training_bytes(config: Config, shape: ModelShape, feasible: FeasibleDecisions) -> int:

@@ -7,15 +7,15 @@ import itertools
 import time
 from pathlib import Path
 
-from atp_export.consumers import context_of
 from atp_export.export import export_onnx
-from atp_export.quantization.quantize import Quantizer
 
-from atp_edge.config import Config, ExportConfig
+from atp_edge.config import Config
 from atp_edge.model.loading import load_config
+from atp_edge.model.storage import context_of
+from atp_edge.pipeline.inputs import provenance_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import model_source, splits_of
+from atp_edge.training.setup import model_source, quantizer_of, splits_of
 
 PROVENANCE_VERSIONS = ("atp-edge", "torch", "transformers", "onnx")
 
@@ -64,14 +64,6 @@ def _of_context(checkpoint: Path, asked: int) -> str:
     return f" for {shipped:,} tokens of the model's {own:,} (--export-context)"
 
 
-def quantizer_of(settings: ExportConfig) -> Quantizer:
-    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
-    by any (`bench rounding`)."""
-    if settings.quantizer != "auto":
-        return settings.quantizer
-    return "gptq" if settings.precision == "int4" else "nearest"
-
-
 def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
     trained = run.metrics()["train"]
     versions = {name: importlib.metadata.version(name) for name in PROVENANCE_VERSIONS}
@@ -79,6 +71,7 @@ def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "source_model": Path(config.model).name,
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
+        **provenance_of(run),
         "licence": _licence(model_source(config.model)),
         **versions,
     }

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from atp_export.consumers import context_of
 from atp_export.export import check_exportable
 
 from atp_edge.config import Config
 from atp_edge.model.families import model_shape
-from atp_edge.model.loading import check_model
-from atp_edge.pipeline.export import quantizer_of
-from atp_edge.run.folder import StageName
+from atp_edge.model.loading import CONFIG, check_model
+from atp_edge.model.storage import context_of
+from atp_edge.run.records import StageName
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
     model_source,
+    quantizer_of,
     source_config,
     tokenizer_of,
 )
@@ -25,15 +25,18 @@ from atp_edge.training.setup import (
 def check_run(config: Config, stages: Sequence[StageName]) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
     model or a setting. The model is read once, a tensor at a time."""
-    source = source_config(config)
-    model_shape(source)
-    feasible_of(config, source)
-    check_export(config, source)
-    check_lengths(config, source)
     if "verify" in stages:
         check_provable(config)
+    folder, source = model_source(config.model), source_config(config)
+    try:
+        model_shape(source)
+        check_export(config, source)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    feasible_of(config, source)
+    check_lengths(config, source)
     check_text_fits(config, source, tokenizer_of(config))
-    check_model(model_source(config.model), trust_remote_code=config.trust_remote_code)
+    check_model(folder, trust_remote_code=config.trust_remote_code)
 
 
 def check_export(config: Config, source: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from atp_edge.model.plan import Plan, read_plan
 from atp_edge.pipeline.summary import of_batch, rows_of
 from atp_edge.pipeline.verdict import verdict_of
 from atp_edge.run.files import read_json, write_atomically
-from atp_edge.run.folder import STAGES, RunFolder
+from atp_edge.run.folder import RunFolder
 from atp_edge.run.history import Record, read_history
 from atp_edge.run.progress import Progress
+from atp_edge.run.records import STAGES
 
 DENSE, SLIM, TARGET = "#8a94a6", "#0f8b8d", "#d1495b"
 SMOOTHING_STEPS = 8
@@ -25,11 +27,17 @@ SMOOTHING_STEPS = 8
 
 def report(config: Config, run: RunFolder, progress: Progress) -> None:
     """metrics.json, history and plan -> report.html."""
-    write_report(run.path)
+    stale = run.stale()
+    for name, why in stale.items():
+        progress.say(f"the figures of {name} are of other files than there are now: {why}")
+    write_report(run.path, stale)
 
 
-def write_report(run: Path) -> Path:
-    """Write run/report.html from the run's metrics, history and plan; stages not run are named."""
+def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
+    """Write run/report.html from the run's metrics, history and plan; stages not run are named.
+
+    stale: stages whose figures no longer hold, and why.
+    """
     metrics = read_json(run / "metrics.json")
     history = read_history(run)
     plan = read_plan(run / "plan.json") if (run / "plan.json").exists() else None
@@ -54,6 +62,7 @@ def write_report(run: Path) -> Path:
         rows=rows_of(metrics),
         figures={name: _html(figure) for name, figure in figures.items() if figure is not None},
         missing=[s for s in STAGES[:-1] if s not in metrics],
+        stale=stale or {},
         metrics=metrics,
         environment=metrics.get("bench", {}).get("environment", {}),
         config=config.read_text() if config.exists() else "",

@@ -1,28 +1,140 @@
 """The stages of a run in their order: each reads the run's folder and adds to it.
 
 Each can be run again alone. A stage is imported when it runs: what one needs, others need not load.
+What a stage leaves holds as long as all that it read and wrote is what it was (see
+atp_edge.run.records).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from atp_edge.config import Config
-from atp_edge.run.folder import AFTER, RunFolder, StageName
+from atp_edge.run.errors import NotProvenError, Stopped
+from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.hashes import difference, files_sha256
+from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
+from atp_edge.run.records import HISTORY, WORK, StageName
 
 Stage = Callable[[Config, RunFolder, Progress], None]
 
 
+def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -> RunFolder:
+    """These stages of a run, new or gone on with: those that are not done, or no longer.
+
+    Nothing is written before model, text and settings are known to be fit for it.
+    """
+    from atp_edge.pipeline.inputs import inputs_of
+    from atp_edge.training.setup import splits_of
+
+    run, inputs = RunFolder(Path(config.out)), inputs_of(config)
+    if not run.config_toml.exists():
+        progress.say("reading the domain text")
+        splits_of(config)
+    with run.held(), _saying_what_is_saved(run):
+        open_run(config, inputs, progress.say)
+        run.void_damaged(progress.say)
+        for name in names:
+            if not _done(name, config, run, progress.say):
+                run_stage(name, config, run, progress)
+    return run
+
+
+@contextmanager
+def taken_up(run: RunFolder, progress: Progress, *, source: bool) -> Iterator[Config]:
+    """A run that is there, for this process alone, and its settings.
+
+    source: whether its model and text are read. Raises ValueError when they are not what the run
+    began with.
+    """
+    config = run.config()
+    with run.held(), _saying_what_is_saved(run):
+        run.adopt(config, progress.say)
+        run.void_damaged(progress.say)
+        if source:
+            from atp_edge.pipeline.inputs import inputs_of
+
+            pin_sources(run.path, inputs_of(config), progress.say)
+        yield config
+
+
+@contextmanager
+def measured(name: str, run: RunFolder) -> Iterator[None]:
+    """Record a bench of a run, so that its figures go when what they are of does."""
+    read = run.records.reads(name)
+    yield
+    run.records.keep(name, read=read)
+
+
 def run_stage(name: StageName, config: Config, run: RunFolder, progress: Progress) -> None:
-    """One stage of a run. Raises ValueError when the one whose work it reads has not ended."""
-    before = AFTER.get(name)
-    if before and before not in run.metrics():
+    """One stage of a run, and what read other work of it than there is now is void.
+
+    Raises ValueError when what it reads is not there, or not as it was left.
+    """
+    if name == "report":
+        _check_history(run)
+        _stage(name)(config, run, progress)
+        return
+    run.require_read(name)
+    run.void(name)
+    read, settings = run.records.reads(name), settings_of(config, name)
+    try:
+        _stage(name)(config, run, progress)
+    except NotProvenError as error:
+        run.records.keep(name, read=read, settings=settings, failed=str(error))
+        raise
+    run.records.keep(name, read=read, settings=settings)
+    for other, why in run.records.outdated_by(name).items():
+        progress.say(f"{other} no longer holds: {why}")
+        run.void(other)
+
+
+def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], None]) -> bool:
+    """Whether a stage is done and what it left holds; says so, or why it is done again."""
+    if name == "report":
+        return False
+    trouble = run.records.trouble(name, settings_of(config, name))
+    if trouble is None:
+        say(f"{name}: done before")
+    elif name in run.metrics():
+        say(f"{name} again: {trouble}")
+    return trouble is None
+
+
+def _check_history(run: RunFolder) -> None:
+    """Raise ValueError for a history that is not what training wrote: nothing makes it again."""
+    trained, now = run.records.get("train"), files_sha256(run.path, [HISTORY])
+    wrote = {k: v for k, v in trained.wrote.items() if k == HISTORY} if trained else {}
+    if wrote and now and (changed := difference(wrote, now)):
         raise ValueError(
-            f"{run.path}: {name} reads what {before} leaves, and {before} has not ended; run "
-            f"{run.command(before)}"
+            f"{run.path}: {changed}; put it back, or delete it and the report has no curves"
         )
-    _stage(name)(config, run, progress)
+
+
+@contextmanager
+def _saying_what_is_saved(run: RunFolder) -> Iterator[None]:
+    """Note on a Stopped what of the run is saved, and how to go on."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.add_note(_saved(run))
+        raise
+
+
+def _saved(run: RunFolder) -> str:
+    from atp_edge.training.loop import saved_step
+
+    if not run.config_toml.exists():
+        return "nothing was written"
+    done = [name for name in WORK if name in run.records.names]
+    saved = [f"{', '.join(done)} done"] if done else []
+    if "train" not in done and (step := saved_step(run.path)):
+        saved.append(step)
+    kept = "; ".join(saved) or "nothing of the training yet"
+    return f"saved: {kept}; go on with `atp-edge run --config {run.config_toml}`"
 
 
 def _stage(name: StageName) -> Stage:

@@ -45,10 +45,16 @@ class _Fold:
 
 
 def solve_damped(gram: Tensor, wanted: Tensor, damping: float) -> Tensor:
-    """gram^-1 wanted, `damping` of its mean diagonal added to the gram [n, n] in place."""
+    """gram^-1 wanted, `damping` of its mean diagonal added to the gram [n, n] in place.
+
+    Raises FloatingPointError for a gram that is not finite: the model diverges on its text.
+    """
     gram.diagonal().add_(damping * gram.diagonal().mean())
     # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
-    return torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if failed or not torch.isfinite(lower).all():
+        raise FloatingPointError("what a projection reads is no longer finite")
+    return torch.cholesky_solve(wanted, lower)
 
 
 def _solve(gram: Tensor, module: MaskedLoraLinear, mask: Tensor) -> _Fold:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,42 +23,71 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def file_atomically(path: Path) -> Iterator[Path]:
     """A path beside `path`, renamed into place when the block ends without an error.
 
-    Raises OSError, which says how much room there is, when the file does not fit.
+    It is on the disk before it has the name. Raises OSError, which says how much room there is,
+    when the file does not fit.
     """
     with _beside(path) as beside:
         yield beside
+        _sync(beside)
         beside.replace(path)
+        _sync(path.parent)
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """A fresh folder beside `path`, renamed into place when the block ends without an error.
 
-    Raises OSError, which says how much room there is, when the files in it do not fit.
+    The old folder is set aside until the new one has its name: a kill leaves either, and `settle`
+    puts right what it leaves. Raises OSError, which says how much room there is, when the files do
+    not fit.
     """
+    settle(path)
     with _beside(path) as beside:
         beside.mkdir()
         yield beside
-        shutil.rmtree(path, ignore_errors=True)
+        for made in (*beside.rglob("*"), beside):
+            _sync(made)
+        if os.path.lexists(path):
+            path.rename(_aside(path))
         beside.rename(path)
+        _sync(path.parent)
+    _remove(_aside(path))
+
+
+def settle(path: Path) -> None:
+    """Put right what a kill left of `folder_atomically`: the old folder back, if no new one has
+    its name."""
+    _remove(_partial(path))
+    if os.path.lexists(path):
+        _remove(_aside(path))
+    elif os.path.lexists(_aside(path)):
+        _aside(path).rename(path)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file beside `path` and rename it into place."""
     with file_atomically(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A free name beside `path`, in a folder that is there; what an error leaves is removed."""
+    """A free name beside `path`, in a folder that is there; what an error leaves is put right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = _partial(path)
     _remove(beside)
     try:
         yield beside
-    except Exception as error:
-        _remove(beside)
+    except BaseException as error:
+        settle(path)
         if _lacks_room(error):
             free = shutil.disk_usage(path.parent).free
             raise OSError(
@@ -67,8 +97,19 @@ def _beside(path: Path) -> Iterator[Path]:
         raise
 
 
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    if os.name == "nt":  # It opens no folder, and syncs nothing that is open to be read.
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -91,8 +132,9 @@ def file_lock(path: Path, *, waiting: Callable[[], object] | None = None) -> Ite
     The system lifts the lock of a process that is killed. waiting: called where another process
     holds it, before waiting until that one ends. Raises TakenError where none is given.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    named = path.resolve()  # `.` has no name
+    named.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(named.with_name(f".{named.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -109,8 +151,20 @@ def file_lock(path: Path, *, waiting: Callable[[], object] | None = None) -> Ite
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one when there is no file."""
-    loaded: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """The JSON object in a file, or an empty one when there is no file.
+
+    Raises ValueError naming the file when it holds anything else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        loaded = json.loads(path.read_bytes())
+        if not isinstance(loaded, dict):
+            raise ValueError(f"expected an object, found {type(loaded).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put it back, or delete it and what it held is made again"
+        ) from None
     return loaded
 
 
@@ -123,3 +177,11 @@ def update_json(path: Path, section: str, value: Any) -> None:
     """Set one section of a JSON file; the others stay, also those that a process adds meanwhile."""
     with file_lock(path, waiting=lambda: None):
         write_json(path, read_json(path) | {section: value})
+
+
+def drop_from_json(path: Path, sections: Collection[str]) -> None:
+    """Remove sections of a JSON file, where it has them."""
+    with file_lock(path, waiting=lambda: None):
+        held = read_json(path)
+        if held.keys() & set(sections):
+            write_json(path, {k: v for k, v in held.items() if k not in sections})

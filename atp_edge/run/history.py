@@ -39,11 +39,20 @@ class Record:
 
 
 def read_history(folder: Path) -> list[Record]:
-    """Every step on record in a run's folder."""
+    """Every step on record in a run's folder. Raises ValueError naming the line that is none."""
     path = folder / "history.jsonl"
     if not path.exists():
         return []
-    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {number}: no step of a run ({error}); put the file back, or delete "
+                "it and the report has no curves"
+            ) from None
+    return records
 
 
 def diverges(records: Sequence[Record]) -> str | None:

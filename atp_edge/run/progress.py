@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
+from rich.text import Text
 
 from atp_edge.run.history import Record
 
@@ -52,7 +53,7 @@ class Terminal:
         self.bars.stop()
 
     def say(self, text: str) -> None:
-        self.bars.console.print(f"[dim]·[/dim] {text}", highlight=False)
+        self.bars.console.print(Text.assemble(("·", "dim"), " ", text), highlight=False)
 
     def phase(self, name: str, first: int, last: int, target_share: float | None) -> None:
         self.first, self.target = first, target_share

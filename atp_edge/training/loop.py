@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,11 +81,12 @@ def run_phase(
     ours = [r for r in read_history(folder) if r.phase == learner.phase and r.step < state.step]
     while state.step < learner.last_step and not 0 < may_be_worse <= state.worse:
         began = time.perf_counter()
-        record = learner.step(state.step)
-        ours.append(replace(record, seconds=time.perf_counter() - began))
-        trouble = diverges(ours)
-        if trouble is not None:
-            state = _go_back(checkpoints, state, f"step {record.step}: {trouble}")
+        record, trouble = _step(learner, state.step)
+        if record is not None:
+            ours.append(replace(record, seconds=time.perf_counter() - began))
+            trouble = diverges(ours)
+        if record is None or trouble is not None:
+            state = _go_back(checkpoints, state, f"step {state.step}: {trouble}")
             learner.rate = state.rate
             ours = [r for r in ours if r.step < state.step]
             say(f"{learner.phase}, {trouble}; back to step {state.step} at rate x{state.rate:g}")
@@ -105,6 +107,24 @@ def run_phase(
     return state
 
 
+def _step(learner: Learner, index: int) -> tuple[Record | None, str | None]:
+    """A step's record, or why it could not be made.
+
+    Raises FloatingPointError where the learning rates cannot be the cause: before any update.
+    """
+    try:
+        record = learner.step(index)
+    except FloatingPointError as error:
+        return None, str(error)
+    if index == learner.first_step and not math.isfinite(record.loss):
+        raise FloatingPointError(
+            f"the loss is {record.loss} before the first update of the {learner.phase} phase: the "
+            "model's own outputs are not finite on this text, whatever the learning rates. Try "
+            "--train-precision no; if it stays, the weights or the text are at fault"
+        )
+    return record, None
+
+
 def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> PhaseState:
     """The last checkpoint at half the rate; FloatingPointError when that was tried often enough."""
     if len(state.returns) >= MOST_RETURNS:
@@ -118,15 +138,61 @@ def _go_back(checkpoints: _Checkpoints, state: PhaseState, trouble: str) -> Phas
 
 
 def phase_begun(folder: Path) -> Phase | None:
-    """The phase that a run's last checkpoint is of, if it has one; reads next to nothing of it."""
+    """The phase that a run's last checkpoint is of, if it has one."""
     saved = _read_last(folder / "checkpoint", mmap=True)
     return saved["phase"] if saved else None
 
 
+def saved_step(folder: Path) -> str | None:
+    """What a run's last checkpoint holds, in words, if it can be read."""
+    try:
+        saved = _read_last(folder / "checkpoint", mmap=True)
+    except ValueError:
+        return None
+    return f"{saved['phase']} up to step {saved['state']['step']}" if saved else None
+
+
+def drop_damaged(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove checkpoints of a run that are not what was saved, so that the phase begins anew."""
+    checkpoints = folder / "checkpoint"
+    try:
+        saved = _read_last(checkpoints, mmap=True)
+        if saved and math.isfinite(saved["state"]["best_loss"]):
+            _read_checked(checkpoints / "best.pt", mmap=True)
+    except (ValueError, FileNotFoundError) as error:
+        say(str(error))
+        for name in ("state.pt", "best.pt"):
+            (checkpoints / name).unlink(missing_ok=True)
+
+
 def _read_last(folder: Path, *, mmap: bool = False) -> Any:
-    """What state.pt holds, or None. mmap: tensors are read as they are touched."""
+    """What state.pt holds, or None. mmap: tensors are read as they are touched.
+
+    Raises ValueError when it is damaged.
+    """
     path = folder / "state.pt"
-    return torch.load(path, weights_only=True, mmap=mmap) if path.exists() else None
+    if not path.exists():
+        return None
+    saved = _read_checked(path, mmap=mmap)
+    if not isinstance(saved, dict) or saved.keys() != {"phase", "state", "learner"}:
+        raise ValueError(f"{path} is no checkpoint; without it the phase begins anew")
+    return saved
+
+
+def _read_checked(path: Path, *, mmap: bool = False) -> Any:
+    """What a checkpoint holds. Raises ValueError when its bytes have not the checksums that its
+    archive gives them: torch does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is not what was saved")
+        return torch.load(path, weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is gone; without it the phase begins anew") from None
+    except Exception as error:  # Damaged bytes are read as anything, and raise as much.
+        raise ValueError(
+            f"{path} is damaged ({error}); without it the phase begins anew"
+        ) from error
 
 
 class _Checkpoints:
@@ -156,7 +222,7 @@ class _Checkpoints:
         return replace(state, best_loss=loss, best_step=state.step, worse=0)
 
     def load_best(self) -> None:
-        best = torch.load(self.folder / "best.pt", weights_only=True)
+        best = _read_checked(self.folder / "best.pt")
         self.learner.load_state_dict(self.learner.state_dict() | {"parameters": best})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,13 +27,13 @@ def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     dense_config = source_config(config)
     base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
     model = add_recovery_adapter(base, config, read_plan(run.plan))
-    state = load_file(run.checkpoint / f"{name}.safetensors")
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    path = run.checkpoint / f"{name}.safetensors"
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:  # cut, or of other sizes
+        raise ValueError(f"{path} is damaged ({error}); run {run.command('train')}") from error
     if unexpected or [m for m in missing if "lm_head" not in m]:
-        raise ValueError(
-            f"{run.checkpoint / name}.safetensors does not fit {run.plan}: "
-            "run `atp-edge train` again"
-        )
+        raise ValueError(f"{path} does not fit {run.plan}: run `atp-edge train` again")
     return model.eval()
 
 

@@ -17,7 +17,7 @@ from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
 from atp_edge.training.joint import prepare_joint
 from atp_edge.training.learners import Tuner
-from atp_edge.training.loop import Learner, PhaseState, run_phase
+from atp_edge.training.loop import Learner, PhaseState, drop_damaged, run_phase
 from atp_edge.training.measure import figures_of, loss_of
 from atp_edge.training.narrow_state import load_narrow_peft, save_narrow_peft
 from atp_edge.training.setup import (
@@ -105,13 +105,18 @@ PARTS: dict[str, Part] = {
 
 
 def run_part(name: str, context: TrainContext) -> dict[str, Any]:
-    """The figures of a part of training and the seconds it took; run unless the folder has them."""
-    if name not in context.run.parts():
-        began = time.perf_counter()
+    """The figures of a part of training and the seconds it took; run unless the folder has what it
+    made, as it made it."""
+    run, say = context.run, context.progress.say
+    if trouble := run.records.trouble(name):
+        if name in run.parts():
+            say(f"{name} again: {trouble}")
+        drop_damaged(run.path, say)
+        began, read = time.perf_counter(), run.records.reads(name)
         figures = PARTS[name](context)
         context.accelerator.free_memory()  # Else it holds the part's optimizers and their weights.
-        context.run.add_part(name, figures | {"seconds": time.perf_counter() - began})
-    found: dict[str, Any] = context.run.parts()[name]
+        run.add_part(name, figures | {"seconds": time.perf_counter() - began}, read)
+    found: dict[str, Any] = run.parts()[name]
     return found
 
 

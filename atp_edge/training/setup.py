@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from atp_edge.config import Config
+from atp_edge.config import Config, ExportConfig, Quantizer
 from atp_edge.data.documents import Corpus
 from atp_edge.data.domains import demo_model_folder
 from atp_edge.data.encoding import check_tokenizer
@@ -19,15 +20,16 @@ from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
+from atp_edge.model.export_size import Shipped, files_beside
 from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
+from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What `train.precision` computes in; no entry: fp32."""
-BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 
 FROM_THE_HUB = [
     "*.json",
@@ -98,14 +100,49 @@ def feasible_of(config: Config, dense_config: Any) -> FeasibleDecisions:
     """The feasible decisions of a run; ValueError when its budget cannot be met, or its structures
     not be scored."""
     check_start(config.decision.start, config.decision.space)
+    budget = parse_budget(config.budget)
+    if budget.kind == "bytes" and config.export.keep_adapter:
+        _check_adapter(config)
     return feasible_decisions(
         model_shape(dense_config),
-        parse_budget(config.budget),
+        budget,
         widths=config.widths,
         width_multiple=config.decision.width_multiple,
-        bytes_per_parameter=BYTES_PER_PARAMETER[config.export.precision],
         structures=config.decision.space,
+        shipped=shipped_of(config, dense_config) if budget.kind == "bytes" else None,
     )
+
+
+def shipped_of(config: Config, dense_config: Any) -> Shipped:
+    """How the run's model ships: what its bytes follow from."""
+    settings = config.export
+    head_dim = model_shape(dense_config).layers[0].head_dim
+    storage = Storage(
+        flavour=settings.flavour,
+        precision=settings.precision,
+        quantizer=quantizer_of(settings),
+        rotary=(context_of(dense_config, settings.context), head_dim // 2),
+        adapter_rank=config.lora.rank if settings.keep_adapter else None,
+    )
+    beside = files_beside(dense_config, tokenizer_of(config), config.decision.space)
+    return Shipped(storage=storage, beside=beside)
+
+
+def _check_adapter(config: Config) -> None:
+    if config.recovery.adapter == "ranks":
+        raise ValueError(
+            "a budget in bytes counts the adapter that export.keep_adapter ships, whose ranks "
+            "follow from the decision with recovery.adapter = 'ranks': take recovery.adapter = "
+            "'lora', or another budget"
+        )
+
+
+def quantizer_of(settings: ExportConfig) -> Quantizer:
+    """The quantizer asked for; of int4's the one that loses least, where int8 loses next to nothing
+    by any (`bench rounding`)."""
+    if settings.quantizer != "auto":
+        return settings.quantizer
+    return "gptq" if settings.precision == "int4" else "nearest"
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
@@ -134,9 +171,10 @@ def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedToke
         )
 
 
+@lru_cache(maxsize=1)
 def splits_of(config: Config) -> Splits:
     """The run's three splits, disjoint by document; no block twice where the text suffices. Of the
-    test split, the blocks that the run is tested on, spread over it."""
+    test split, the blocks that the run is tested on, spread over it. (Read once for all stages.)"""
     tokenizer = tokenizer_of(config)
     check_text_fits(config, source_config(config), tokenizer)
     corpus = corpus_of(config, tokenizer)

@@ -1,7 +1,7 @@
 """Rivals measured in turns, round by round: what else the machine does falls on all of them.
 
-Ratios are taken within a round (paired.py). Before the rounds comes one that is not counted: it
-fills caches and makes what is made once.
+Ratios are taken within a round (paired.py). One round before the others is not counted: it warms
+up.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def interleaved_rounds(
     order: Order = alternating,
     warm_up: Callable[[list[str]], Any] | None = None,
 ) -> dict[str, list[T]]:
-    """As `interleaved_timing`, of rounds that take turns of their own.
+    """As `interleaved_timing`, where one function measures a whole round: rivals may take turns
+    within it too.
 
-    measure: one round of the names in this order. warm_up: the round that is not counted; by
+    measure: one round, of the names in this order. warm_up: the round that is not counted; by
     default one like the others. Raises ValueError for less than one round.
     """
     names = list(names)

@@ -11,16 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from atp_export.export import BITS, export_onnx
-from atp_export.quantization.quantize import Quantizer
+from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from atp_export.runtime import perplexity as onnx_perplexity
 
+from atp_edge.config import Quantizer
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.storage import BITS
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
+
+
+def check_asked(precisions: Sequence[str], quantizers: Sequence[str]) -> None:
+    """Raise ValueError for a precision that is not rounded to, or a quantizer that is none."""
+    for name, asked, known in (("precision", precisions, tuple(BITS)),
+                               ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
+        if not set(asked) <= set(known):
+            raise ValueError(f"--{name} {', '.join(asked)}: expected {', '.join(known)}")
 
 
 def bench_rounding(
@@ -30,10 +39,7 @@ def bench_rounding(
 
     By default int4, by every quantizer. Raises ValueError for names that are not known.
     """
-    for name, given, known in (("precision", precisions, tuple(BITS)),
-                               ("quantizer", quantizers, get_args(Quantizer))):  # fmt: skip
-        if not set(given) <= set(known):
-            raise ValueError(f"--{name} {', '.join(given)}: expected {', '.join(known)}")
+    check_asked(precisions, quantizers)
     run = RunFolder(out)
     config = run.config()
     run.require("slim")

@@ -99,7 +99,7 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     )
 
 
-def put(made: TrainingBench, variant: Variant) -> None:
+def apply_variant(made: TrainingBench, variant: Variant) -> None:
     """The variant's decision on the model; B drawn anew, zero where a removed one is to be zero."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def gradients(made: TrainingBench) -> dict[str, Tensor]:
 
 def largest_error(made: TrainingBench, variant: Variant) -> float:
     """The largest relative difference of a factor's gradient from that of multiplied masks."""
-    put(made, variant)
+    apply_variant(made, variant)
     ours = gradients(made)
     masks = [mask.float() for mask in variant.masks]
     set_decision(made.model, masks, "base", skip=False)
@@ -169,7 +169,7 @@ def timed_steps(
     """Medians in milliseconds and ratios to all kept with their quartiles, by variant."""
 
     def once(variant: Variant) -> dict[str, float]:
-        put(made, variant)
+        apply_variant(made, variant)
         device = made.batch.input_ids.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return {name: step(made) for name, step in STEPS.items()}

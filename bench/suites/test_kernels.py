@@ -17,7 +17,7 @@ from atp_bench.kernels.lora import LoraCase, error_of, make_inputs, rivals, time
 from atp_bench.kernels.run import SHAPES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOKENS = 4096 if DEVICE == "cuda" else 64
+TOKENS, DTYPE = (4096, "bf16") if DEVICE == "cuda" else (128, "fp32")
 NAMES = (
     "peft, adapters as the model",
     "weights sliced beforehand",
@@ -33,7 +33,7 @@ def test_forward_and_backward(
     benchmark: Any, name: str, shape: tuple[int, int], kept: float
 ) -> None:
     case = LoraCase(
-        in_features=shape[0], out_features=shape[1], rank=16, tokens=TOKENS, kept=kept, dtype="bf16"
+        in_features=shape[0], out_features=shape[1], rank=16, tokens=TOKENS, kept=kept, dtype=DTYPE
     )
     made = make_inputs(case, DEVICE)
     layer = rivals(made, compiled=False)[name]

@@ -12,21 +12,6 @@ from atp_edge.model.loading import load_tokenizer
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import read_json, write_json
 
-LONGEST_CONTEXT = 8192
-"""Unless another one is asked for: tables and caches of 131,072 tokens are for few devices."""
-
-
-def context_of(config: Any, asked: int) -> int:
-    """Tokens, prompt and new ones together, that an export is made for; 0: the model's own context,
-    but `LONGEST_CONTEXT` at most. Raises ValueError for more than the model has."""
-    own: int = config.max_position_embeddings
-    if asked > own:
-        raise ValueError(
-            f"a context of {asked} tokens (--export-context): the model was made for {own}; ask "
-            "for that many or fewer"
-        )
-    return asked or min(own, LONGEST_CONTEXT)
-
 
 def describe(
     checkpoint: Path,

@@ -7,33 +7,39 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import onnx
 import torch
 from torch import Tensor
 
+from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.checkpoint import build_on_meta
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.loading import load_config
+from atp_edge.model.storage import BITS, Storage, context_of
 from atp_edge.run.files import folder_atomically
 from atp_export.adapter import write_adapter
-from atp_export.consumers import context_of, describe
+from atp_export.consumers import describe
 from atp_export.graph.builder import GraphBuilder
-from atp_export.graph.decoder import OPERATORS, Flavour, build_decoder
+from atp_export.graph.decoder import OPERATORS, DecoderWriter
 from atp_export.graph.flavour import Rotary
 from atp_export.graph.flavour_onnx import PORTABLE_OPSET
 from atp_export.graph.flavour_ort import check_head_dims
-from atp_export.graph.linear import Storage
+from atp_export.graph.matrix import MatrixWriter
 from atp_export.manifest import write_manifest
 from atp_export.quantization.calibrate import input_grams
-from atp_export.quantization.quantize import Bits, Quantizer
 from atp_export.weights import CheckpointWeights
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-BITS: dict[Precision, Bits] = {"int8": 8, "int4": 4}
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+WINDOWED_OPSET = 24
+RUNTIMES: dict[Flavour, dict[str, str]] = {
+    "ort": {"plain": "1.24", "quantized": "1.24"},
+    "standard": {"plain": "1.23", "quantized": "1.23"},
+    "portable": {"plain": "1.17", "quantized": "1.20"},
+}
+"""The first ONNX Runtime that computes a flavour's files rightly (`make test-large` tries them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +84,30 @@ def export_onnx(
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
     positions = context_of(config, context)
-    metadata = {"flavour": flavour, "precision": precision} | dict(provenance or {})
+    kind = "quantized" if precision in BITS else "plain"
+    metadata = {
+        "flavour": flavour,
+        "precision": precision,
+        "onnxruntime": f">={RUNTIMES[flavour][kind]}",
+        **(provenance or {}),
+    }
     if precision in BITS:
         metadata = {"quantizer": quantizer} | metadata
+    rotary = rotary_tables(config, positions)
     storage = Storage(
-        bits=BITS.get(precision),
-        contrib=OPERATORS[flavour].contrib,
+        flavour=flavour,
+        precision=precision,
+        rotary=(rotary.cos.shape[0], rotary.cos.shape[1]),
         quantizer=quantizer,
-        grams={} if calibration is None else input_grams(checkpoint, calibration),
-        adapters=adapters is not None,
+        adapter_rank=None if adapters is None else 0,
     )
+    grams = {} if calibration is None else input_grams(checkpoint, calibration)
     with folder_atomically(out) as beside:
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
-        build_decoder(g, shape, weights, rotary_tables(config, positions), flavour, storage)
-        path = g.finish(
-            opset=_opset(flavour, precision), contrib=storage.contrib, metadata=metadata
-        )
+        matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
+        DecoderWriter(g, shape, matrices, rotary).write()
+        opset = _opset(flavour, precision, shape)
+        path = g.finish(opset=opset, contrib=storage.fused, metadata=metadata)
         check_model(path)
         for name, peft in (adapters or {}).items():
             write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
@@ -141,7 +155,11 @@ def _check_calibration(quantizer: Quantizer, calibration: Tensor | None) -> None
         )
 
 
-def _opset(flavour: Flavour, precision: Precision) -> int:
+def _opset(flavour: Flavour, precision: Precision, shape: ModelShape) -> int:
+    if flavour == "ort" and any(layer.sliding_window for layer in shape.layers):
+        # GroupQueryAttention of ONNX Runtime 1.23 sees another window, without a word: an opset
+        # that came after it keeps such a model from being opened there.
+        return WINDOWED_OPSET
     if flavour == "portable":
         return PORTABLE_OPSET["quantized" if precision in BITS else "plain"]
     return OPERATORS[flavour].opset

@@ -46,7 +46,7 @@ def write_manifest(folder: Path, metadata: Mapping[str, str]) -> None:
             "bytes": path.stat().st_size,
         }
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != folder / MANIFEST
     }
     content = {"schema": SCHEMA, "provenance": dict(metadata), "files": files}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=2) + "\n")

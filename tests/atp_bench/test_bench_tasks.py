@@ -14,7 +14,7 @@ from atp_edge.cli import app
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model
 from atp_edge.run.folder import RunFolder
-from tests.tiny import PLANS, dense_run
+from tests.tiny import PLANS, dense_run, record
 
 TASK = """
 task: clauses
@@ -36,6 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolde
     tokenizer, dense = AutoTokenizer.from_pretrained(run.dense), load_narrow(run.dense)
     save_narrow(narrow_model(dense, PLANS["per-layer"](dense)), tokenizer, run.slim)
     export_onnx(run.slim, run.onnx)
+    record(run, "train", "shrink", "export")
     return run
 
 

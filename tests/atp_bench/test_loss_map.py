@@ -20,7 +20,7 @@ from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import Plan, plan_of, read_plan, write_plan
 from atp_edge.model.structures import sites_of
 from atp_edge.run.folder import RunFolder
-from tests.tiny import dense_run, tiny_model
+from tests.tiny import dense_run, record, tiny_model
 
 
 def cut_at(model: torch.nn.Module, layer: int, kind: str) -> Plan:
@@ -65,6 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolde
     folder = tmp_path_factory.mktemp("losses")
     run = dense_run(folder, real_folder, **{"dataset.block_tokens": 64, "dataset.test_blocks": 3})
     write_plan(cut_at(load_narrow(run.dense), 0, "attention"), run.plan)
+    record(run, "train")
     return run
 
 
@@ -76,6 +77,7 @@ def test_the_command_shows_tokens_and_sites_that_add_up(run: RunFolder, tmp_path
         runner.invoke(app, command, catch_exceptions=False)
     tokenizer = AutoTokenizer.from_pretrained(run.dense)
     save_narrow(narrow_model(load_narrow(run.dense), read_plan(run.plan)), tokenizer, run.slim)
+    record(run, "shrink")
     result = runner.invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80

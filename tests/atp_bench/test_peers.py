@@ -13,16 +13,17 @@ from atp_bench.engines.genai import build
 from atp_bench.peers.compare import Models, bytes_per_step, compare
 from atp_bench.peers.table import comparison_table
 from atp_bench.peers.targets import targets_of
-from atp_bench.peers.untrained_cut import Policy, cut, cut_plan
+from atp_bench.peers.untrained_cut import cut, cut_plan
 from atp_export.export import export_onnx
 from atp_export.runtime import Session, generate_tokens
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
-from atp_edge.config import Config, to_toml, with_values
+from atp_edge.config import Config, WidthsPolicy
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, shares
+from atp_edge.settings import to_toml, with_values
 from tests.tiny import tiny_model
 
 SMOLLM2 = ModelShape(
@@ -38,7 +39,7 @@ SMOLLM2 = ModelShape(
 
 
 @pytest.mark.parametrize("policy", ["uniform", "per-layer"])
-def test_a_cut_keeps_just_below_its_share(policy: Policy) -> None:
+def test_a_cut_keeps_just_below_its_share(policy: WidthsPolicy) -> None:
     plan = cut_plan(SMOLLM2, 0.6, policy)
     slim = narrow_shape(SMOLLM2, plan)
     assert 0.58 < shares(SMOLLM2, slim).decoder <= 0.6
@@ -63,6 +64,22 @@ def test_bytes_per_step_are_the_matrices_and_the_cache(tmp_path: Path) -> None:
     found = bytes_per_step(tmp_path / "onnx", 10)
     # Above: positions and masks, a few numbers; nothing like a matrix.
     assert weights + cache <= found < weights + cache + 500
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("flavour", ["ort", "standard", "portable"])
+def test_bytes_per_step_of_levels_leave_out_the_embedding(
+    tmp_path: Path, flavour: Any, tied: bool
+) -> None:
+    """A token reads a row of it, whether it is a table of its own or the head's levels."""
+    model = tiny_model("llama", tied=tied, hidden_size=96, intermediate_size=64, vocab_size=512)
+    save_narrow(model, None, tmp_path / "dense")
+    export_onnx(tmp_path / "dense", tmp_path / "onnx", precision="int4", flavour=flavour)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if "proj" in name) + 512 * 96
+    # Half a byte a weight, four bytes a block of 32; norms in fp32.
+    weights = matrices * (16 + 4) // 32 + 7 * 96 * 4
+    found = bytes_per_step(tmp_path / "onnx", 0)
+    assert weights <= found < weights + 1000
 
 
 @pytest.mark.parametrize("engine", ["atp-edge", GENAI])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from atp_edge.config import RECIPES, Config, configured, keys, read_config, to_toml, with_values
+from atp_edge.config import RECIPES, Config
+from atp_edge.settings import configured, keys, read_config, to_toml, with_values
 
 
 def test_toml_there_and_back(tmp_path: Path) -> None:

@@ -71,14 +71,25 @@ def test_widths_that_no_block_divides(
     assert report.logits_relative_error > 0
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_tied_embeddings_share_the_heads_blocks(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_tied_embeddings_share_the_heads_blocks(
+    tmp_path: Path, flavour: str, precision: str
+) -> None:
     model = tiny_model("llama", tied=True, hidden_size=96, vocab_size=512)
-    folder = exported(tmp_path, model, precision=precision)
+    folder = exported(tmp_path, model, precision=precision, flavour=flavour)
     assert verify(folder, model, Numbers(), PROMPTS, new_tokens=4, precision=precision).passed
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-    tables = [t.name for t in graph.initializer if 512 in t.dims and len(t.dims) > 1]
-    assert sorted(tables) == ["lm_head.blocks", "lm_head.scales"]
+    of_vocabulary = ("lm_head", "embed", "model.embed_tokens")
+    places = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in graph.initializer
+        if tensor.name.startswith(of_vocabulary) and tensor.external_data
+    ]
+    stored = {place["offset"]: int(place["length"]) for place in places}
+    # A scale of four bytes for every 32 levels.
+    expected = {"fp16": 512 * 96 * 2, "int8": 512 * (96 + 12), "int4": 512 * (48 + 12)}
+    assert sum(stored.values()) == expected[precision]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -181,8 +192,8 @@ def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
 _EXPORT = """
 import sys
 from pathlib import Path
-from atp_bench.memory import peak_rss_bytes
-from atp_export.graph import export_onnx
+from atp_bench.engines.memory import peak_rss_bytes
+from atp_export.export import export_onnx
 small, big, out, precision = sys.argv[1:]
 export_onnx(Path(small), Path(out) / "small", precision=precision)
 before = peak_rss_bytes()

@@ -21,6 +21,7 @@ from atp_bench.interleaved_timing import interleaved_rounds
 from atp_bench.paired import ratios
 from atp_edge.run.environment import environment
 
+# What a model generates before the next one's turn.
 TURN_TOKENS = 8
 
 

@@ -56,7 +56,7 @@ def _rivals(case: AttentionCase) -> dict[str, Attention]:
 
 
 def _error(rival: Attention, made: list[Tensor], dy: Tensor) -> float:
-    """Of the output, dq, dk and dv."""
+    """The largest error of the output, dq, dk and dv against float64."""
 
     def results(attention: Attention, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
         inputs = [t.detach().requires_grad_() for t in inputs]

@@ -154,7 +154,7 @@ def rivals(made: Inputs, *, compiled: bool) -> dict[str, Layer]:
 
 
 def error_of(layer: Layer, made: Inputs) -> float:
-    """Of y and of its gradients.
+    """The largest error of y and of its gradients against float64.
 
     A narrow output is compared with the kept columns. peft keeps factors of its own: only the
     gradient of x is compared there.

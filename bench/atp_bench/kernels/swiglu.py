@@ -75,7 +75,7 @@ def _fresh(made: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def swiglu_error(rival: Swiglu, made: tuple[Tensor, ...]) -> float:
-    """Of h, de, du and dmask."""
+    """The largest error of h, de, du and dmask against float64."""
     dh = made[3]
     exact = [t.double().requires_grad_() for t in made[:3]]
     want = reference.masked_swiglu(*exact)

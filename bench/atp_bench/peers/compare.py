@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 from atp_export.export import export_onnx
@@ -22,6 +22,7 @@ from atp_bench.engines.genai import build, check_precision
 from atp_bench.engines.latency import BenchReport, bench_onnx
 from atp_bench.peers.targets import targets_of
 from atp_bench.peers.untrained_cut import cut
+from atp_edge.config import WidthsPolicy
 
 PEERS = (GENAI,)
 PEER_DENSE = f"{GENAI} dense"
@@ -44,7 +45,7 @@ class Models:
 def demo_models(dense: Path, folder: Path, share: float, say: Callable[[str], None]) -> Models:
     """The dense model, and two cuts of it (uniform and per-layer widths) without any training."""
     slims, kept = {}, {}
-    for policy in ("uniform", "per-layer"):
+    for policy in get_args(WidthsPolicy):
         say(f"cutting a slim model of {policy} widths")
         slims[f"slim {policy}"] = folder / f"slim-{policy}"
         kept[policy] = cut(dense, slims[f"slim {policy}"], share, policy)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
+from atp_edge.config import WidthsPolicy
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.loading import load_model, load_tokenizer
@@ -12,11 +12,10 @@ from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import Plan, all_kept, narrow_shape, plan_of, shares
 from atp_edge.model.structures import count_parameters, fixed_layer_parameters, sites_of
 
-Policy = Literal["uniform", "per-layer"]
 _MULTIPLE = 32
 
 
-def cut_plan(shape: ModelShape, share: float, policy: Policy) -> Plan:
+def cut_plan(shape: ModelShape, share: float, policy: WidthsPolicy) -> Plan:
     """A plan that keeps at most `share` of the decoder's parameters, MLP widths multiples of 32.
 
     uniform: every KV group stays, all MLPs alike. per-layer: every third layer loses a KV group
@@ -42,7 +41,7 @@ def cut_plan(shape: ModelShape, share: float, policy: Policy) -> Plan:
     return plan_of(shape, kept)
 
 
-def cut(dense: Path, out: Path, share: float, policy: Policy) -> float:
+def cut(dense: Path, out: Path, share: float, policy: WidthsPolicy) -> float:
     """Write a cut checkpoint of a Hugging Face folder; returns the share it kept."""
     model = load_model(dense)
     shape = model_shape(model.config)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
-from atp_edge.config import RECIPES, Config, with_values
+from atp_edge.config import RECIPES, Config
 from atp_edge.decision.baselines import BASELINES
+from atp_edge.settings import with_values
 
 Preset = Literal["quick", "cpu", "gpu"]
 LAYERS = "two-stage: whole layers"

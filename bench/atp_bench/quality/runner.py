@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from atp_bench.quality.cells import LAYERS, Cell
 from atp_bench.quality.results import Result, add_result, read_results
 from atp_bench.tasks import recovery_where_able, tasks_of
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.splits import Splits
 from atp_edge.decision.baselines import without_least_layers
@@ -37,6 +37,7 @@ from atp_edge.run.errors import TakenError
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.progress import Progress
+from atp_edge.settings import with_values
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.learners import Tuner
 from atp_edge.training.measure import figures_of, loss_of

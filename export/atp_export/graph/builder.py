@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from atp_edge.model.storage import ALIGNMENT, INLINE_BYTES, Kind, Stored
+
 ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
@@ -21,10 +23,18 @@ ONNX_TYPES = {
     torch.int32: TensorProto.INT32,
     torch.uint8: TensorProto.UINT8,
 }
+STORED_TYPES: dict[Kind, int] = {
+    "fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+    "int8": TensorProto.INT8,
+    "int4": TensorProto.INT4,
+    "uint8": TensorProto.UINT8,
+}
 DATA_FILE = "model.onnx.data"
-# Consumers map external tensors into memory at page boundaries.
-_ALIGNMENT = 4096
-_INLINE_BYTES = 1024
+# Opset 23 came with IR 11, of which nothing is used: 10 opens in runtimes that do not know 11.
+_HIGHEST_IR = 10
 
 
 class GraphBuilder:
@@ -72,13 +82,32 @@ class GraphBuilder:
         """A tensor as it is; the small ones stay in the header."""
         return self.raw(name, ONNX_TYPES[tensor.dtype], tensor.shape, _bytes(tensor))
 
+    def store(self, stored: Stored, values: NDArray[Any]) -> str:
+        """A tensor that the model's storage describes, by its bytes."""
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        assert raw.nbytes == stored.nbytes, f"{stored} cannot hold {raw.nbytes} bytes"
+        return self.raw(stored.name, STORED_TYPES[stored.kind], stored.dims, raw)
+
+    def view(self, name: str, kind: int, shape: Sequence[int], of: str) -> str:
+        """The bytes of another tensor under a name, a type and a shape of its own.
+
+        In the file they are there once. A Reshape would do, but ONNX Runtime folds it into a copy.
+        """
+        (source,) = (t for t in self.initializers if t.name == of)
+        proto = TensorProto()
+        proto.CopyFrom(source)
+        proto.name, proto.data_type, proto.dims[:] = name, kind, shape
+        self.initializers.append(proto)
+        self._names.add(name)
+        return name
+
     def raw(self, name: str, kind: int, shape: Sequence[int], raw: NDArray[np.uint8]) -> str:
         """A tensor by its bytes: row-major, two 4-bit values a byte, the first one low."""
         proto = TensorProto(name=name, dims=shape, data_type=kind)
-        if raw.nbytes <= _INLINE_BYTES:
+        if raw.nbytes <= INLINE_BYTES:
             proto.raw_data = raw.tobytes()
         else:
-            self.data.write(b"\0" * (-self.data.tell() % _ALIGNMENT))
+            self.data.write(b"\0" * (-self.data.tell() % ALIGNMENT))
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (
                 ("location", DATA_FILE),
@@ -123,8 +152,12 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", opset)]
         if contrib:
             opsets.append(helper.make_opsetid("com.microsoft", 1))
+        lowest = helper.find_min_ir_version_for(opsets, ignore_unknown=True)
         model = helper.make_model(
-            graph, opset_imports=opsets, producer_name="atp-edge", ir_version=10
+            graph,
+            opset_imports=opsets,
+            producer_name="atp-edge",
+            ir_version=min(lowest, _HIGHEST_IR),
         )
         helper.set_model_props(model, metadata)
         path = self.folder / "model.onnx"

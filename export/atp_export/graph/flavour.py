@@ -68,7 +68,6 @@ class Operators:
     """
 
     opset: int
-    contrib: bool
     packed_qkv: bool
     inputs: Callable[[GraphBuilder, ModelShape, str, str, Rotary], Shared]
     norm: Callable[[GraphBuilder, str, str, float, str], str]
@@ -132,5 +131,4 @@ def add_then_norm(
 
 def rms_normalization(g: GraphBuilder, x: str, weight: str, eps: float, name: str) -> str:
     """ai.onnx RMSNormalization (opset 23): onnx.checker refuses ONNX Runtime's own name for it."""
-    out: str = g.node("RMSNormalization", [x, weight], name=name, axis=-1, epsilon=eps)
-    return out
+    return g.node("RMSNormalization", [x, weight], name=name, axis=-1, epsilon=eps)

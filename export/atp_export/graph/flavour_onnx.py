@@ -91,7 +91,6 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
 
 STANDARD = Operators(
     opset=23,
-    contrib=False,
     packed_qkv=False,
     inputs=_inputs,
     norm=rms_normalization,
@@ -134,8 +133,7 @@ def _portable_norm(g: GraphBuilder, x: str, weight: str, eps: float, name: str) 
     normed = g.node("Div", [wide, spread])
     if narrow:
         normed = g.node("CastLike", [normed, x])
-    out: str = g.node("Mul", [normed, weight], name=name)
-    return out
+    return g.node("Mul", [normed, weight], name=name)
 
 
 def _portable_attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
@@ -161,29 +159,25 @@ def _portable_attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: s
     mixed = g.node("MatMul", [g.node("Softmax", [scores], axis=-1), values])
     heads = g.node("Reshape", [mixed, g.constant([0, size.heads, -1, size.head_dim])])
     rows = g.node("Transpose", [heads], perm=[0, 2, 1, 3])
-    out: str = g.node("Reshape", [rows, g.constant([0, 0, -1])], name=f"attention.{layer.index}")
-    return out
+    return g.node("Reshape", [rows, g.constant([0, 0, -1])], name=f"attention.{layer.index}")
 
 
 def _heads(g: GraphBuilder, x: str, head_dim: int) -> str:
     """[B, S, heads * D] -> [B, heads, S, D]."""
     split = g.node("Reshape", [x, g.constant([0, 0, -1, head_dim])])
-    out: str = g.node("Transpose", [split], perm=[0, 2, 1, 3])
-    return out
+    return g.node("Transpose", [split], perm=[0, 2, 1, 3])
 
 
 def _rotate(g: GraphBuilder, x: str, cos: str, sin: str) -> str:
     """x cos + (-x2, x1) sin, halves of the last axis."""
     first, second = g.node("Split", [x], outputs=2, axis=-1, num_outputs=2)
     turned = g.node("Concat", [g.node("Neg", [second]), first], axis=-1)
-    out: str = g.node("Add", [g.node("Mul", [x, cos]), g.node("Mul", [turned, sin])])
-    return out
+    return g.node("Add", [g.node("Mul", [x, cos]), g.node("Mul", [turned, sin])])
 
 
 PORTABLE_OPSET = {"plain": 18, "quantized": 21}
 PORTABLE = Operators(
     opset=PORTABLE_OPSET["plain"],
-    contrib=False,
     packed_qkv=False,
     inputs=_portable_inputs,
     norm=_portable_norm,

@@ -56,8 +56,9 @@ def _padded_on_the_right(g: GraphBuilder, ids: str, mask: str) -> tuple[str, str
     """The tokens [B, S] with those that are real first, as GroupQueryAttention wants them; and for
     each that came its place among all [B * S]. Padding goes anywhere: nobody looks at it.
 
-    Of a prefill the mask's first S entries tell what is real; after it S is 1, or the batch is,
-    without padding. All by operators that leave nothing on the host, for CUDA graphs.
+    Of a prefill the mask's first S entries tell what is real. After it S is 1, where there is
+    nothing to move, or the batch is, without padding. All by operators that leave nothing on the
+    host, for CUDA graphs.
     """
     count = g.node("Shape", [ids], start=1, end=2)
     real = g.node("Slice", [mask, g.constant([0]), count, g.constant([1])], name="real")
@@ -67,7 +68,8 @@ def _padded_on_the_right(g: GraphBuilder, ids: str, mask: str) -> tuple[str, str
     ones = g.node("Cast", [g.node("Equal", [ids, ids])], to=INT64)
     each = g.node("ReduceSum", [ones, g.constant([1])], keepdims=1)
     before = g.node("CumSum", [each, g.constant(0)], exclusive=1)
-    return moved, g.node("Add", [slots, before], name="places")
+    within = g.node("Max", [slots, g.constant(0)])
+    return moved, g.node("Add", [within, before], name="places")
 
 
 def _add_norm(
@@ -104,7 +106,6 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
 
 FUSED = Operators(
     opset=23,
-    contrib=True,
     packed_qkv=True,
     inputs=_inputs,
     norm=rms_normalization,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import PROJECTIONS, Projection
+from atp_edge.model.storage import EMBEDDING, HEAD
 
 # The first of several projections that read one input, by the others.
 BESIDE: dict[str, Projection] = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
@@ -23,9 +24,9 @@ BESIDE: dict[str, Projection] = {"k_proj": "q_proj", "v_proj": "q_proj", "up_pro
 def input_grams(checkpoint: Path, ids: Tensor) -> dict[str, Tensor]:
     """X^T diag(w) X [in, in] over token blocks [N, T], by the name of the module that reads X (the
     first of several), in fp32. w: of every token, the squared size of d loss / d output, summed
-    over the projections that read X. Under lm_head what the vocabulary head reads; where its matrix
-    is the embeddings' as well, plus G^T G, G [T, in] being d loss / d embeddings' output: an error
-    in a token's row meets that too.
+    over the projections that read X. Under lm_head what the vocabulary head reads, and under
+    model.embed_tokens G^T G, G [T, in] being d loss / d embeddings' output, which an error in a
+    token's row meets. Where both are one matrix, lm_head holds the sum.
 
     All layers' grams are held at once, K^2 * 4 bytes each: 0.2 GB for a model of 135M parameters,
     more than the weights for the largest; and one block's activations. Raises ValueError when there
@@ -53,13 +54,13 @@ def input_grams(checkpoint: Path, ids: Tensor) -> dict[str, Tensor]:
         parent, _, own = path.rpartition(".")
         if own in PROJECTIONS:
             module.register_forward_hook(watch(f"{parent}.{BESIDE.get(own, own)}"))
-    model.get_output_embeddings().register_forward_hook(watch("lm_head"))
+    model.get_output_embeddings().register_forward_hook(watch(HEAD))
     embed = model.get_input_embeddings()
+    table = HEAD if model.config.tie_word_embeddings else EMBEDDING
     for block in ids:
         # The gradient goes back to the embeddings' output, through what no weight asks for.
         embedded = embed(block[None]).requires_grad_()
         model(inputs_embeds=embedded, labels=block[None], use_cache=False).loss.backward()
-        if model.config.tie_word_embeddings:
-            weighted = embedded.grad[0]
-            grams["lm_head"] += weighted.T @ weighted
+        met = embedded.grad[0].T @ embedded.grad[0]
+        grams[table] = grams[table].add_(met) if table in grams else met
     return grams

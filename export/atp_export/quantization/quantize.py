@@ -12,7 +12,7 @@ How values are rounded is the quantizer's:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 from torch import Tensor
 
+from atp_edge.config import Quantizer
+from atp_edge.model.storage import BLOCK, Bits
 from atp_export.quantization.gptq import gptq
-
-BLOCK = 32
-Bits = Literal[4, 8]
-Quantizer = Literal["nearest", "k-quant", "gptq"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class QuantizedMatrix:
     """A matrix [K, N] in blocks of 32 along K; the last block is padded.
 
     packed: [N, blocks, 32 * bits / 8] unsigned, as com.microsoft MatMulNBits reads them; scales:
@@ -45,6 +43,15 @@ class Blocks:
     zeros: NDArray[np.uint8] | None = None
     bits: Bits
     rows: int
+
+    def arrays(self, *, fused: bool) -> list[NDArray[Any]]:
+        """Levels, scales and, where there are any, zero points, as the tensors of `Storage.matrix`
+        hold them."""
+        if fused:
+            levels, scales, zeros = self.packed, self.scales, self.zeros
+        else:
+            (levels, scales), zeros = self.transposed(), self.transposed_zeros()
+        return [levels, scales] if zeros is None else [levels, scales, zeros]
 
     def transposed(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The same numbers as ai.onnx DequantizeLinear reads them, blocks along axis 0: signed
@@ -62,7 +69,7 @@ class Blocks:
 
 def quantize(
     matrix: Tensor, bits: Bits, quantizer: Quantizer = "nearest", gram: Tensor | None = None
-) -> Blocks:
+) -> QuantizedMatrix:
     """Round a matrix [K, N] to 2^bits levels a block.
 
     gram: X^T X [K, K] of the matrix's calibration inputs X, its rows weighted or not, for gptq; a
@@ -76,7 +83,7 @@ def quantize(
         blocks, columns = scales.shape
         padded = torch.full((blocks * BLOCK, columns), middle, dtype=torch.uint8)
         padded[: len(levels)] = levels
-        return Blocks(
+        return QuantizedMatrix(
             packed=_packed(padded.T.numpy(), bits).reshape(columns, blocks, -1),
             scales=np.ascontiguousarray(scales.T.numpy()),
             bits=bits,
@@ -85,10 +92,10 @@ def quantize(
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
     weight = np.ascontiguousarray(matrix.float().numpy())
     packed, scale, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
-    return Blocks(packed=packed, scales=scale, bits=bits, rows=len(matrix))
+    return QuantizedMatrix(packed=packed, scales=scale, bits=bits, rows=len(matrix))
 
 
-def _k_quant(matrix: Tensor, bits: Bits) -> Blocks:
+def _k_quant(matrix: Tensor, bits: Bits) -> QuantizedMatrix:
     rows, columns = matrix.shape
     blocks = -(-rows // BLOCK)
     weight = np.zeros((columns, blocks * BLOCK), np.float32)
@@ -97,7 +104,7 @@ def _k_quant(matrix: Tensor, bits: Bits) -> Blocks:
     with np.errstate(divide="ignore", invalid="ignore"):
         levels, scales, zeros = quant_tensor_k_quant_cpu(weight, bits, BLOCK)
     levels = levels.astype(np.uint8).reshape(columns, -1)
-    return Blocks(
+    return QuantizedMatrix(
         packed=_packed(levels, bits).reshape(columns, blocks, -1),
         scales=scales.astype(np.float32).reshape(columns, blocks),
         zeros=_packed(zeros.reshape(columns, blocks), bits),

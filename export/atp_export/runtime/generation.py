@@ -46,9 +46,9 @@ class Generation:
         """
         if session.context is not None and capacity > session.context:
             raise ValueError(
-                f"{capacity} tokens, prompt and new ones, do not fit the context of "
-                f"{session.context} that {session.folder} was exported with: shorten the prompt, "
-                "ask for fewer tokens, or export with a larger --export-context"
+                f"{capacity} tokens to read (a prompt, and the new ones but the last) do not fit "
+                f"the context of {session.context} that {session.folder} was exported with: "
+                "shorten the prompt, ask for fewer, or export with a larger --export-context"
             )
         self.session, self.batch, self.capacity = session, batch, capacity
         length = capacity if session.shared_cache else 0

@@ -23,9 +23,9 @@ from atp_export.verification.places import COS, SCALE, SIN, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
-# Rounded to the nearest level a weight moves by half a step. The symmetric quantizer's range has one
-# level less on one side, so that the last one there may stand for a weight one step further out;
-# k-quant cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
+# Rounded to the nearest level a weight moves by half a step. The symmetric quantizer has one level
+# less on one side, so that the last one there may stand for a weight one step further out; k-quant
+# cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
 NEAREST_STEPS = 0.5 + 1e-3
 STEPS_AT_THE_END = {"nearest": 1 + 1e-3, "k-quant": 2.0}
 # gptq moves a weight by what its neighbours' rounding asks for: up to 9 steps, and a block by up to

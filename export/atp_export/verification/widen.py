@@ -195,8 +195,9 @@ class _Graph:
 
     def _make_dequantized(self, name: str, node: NodeProto, inputs: list[str]) -> None:
         def read() -> tuple[Quantized, bool]:
-            values, scales, *zeros = map(self.value, inputs)
-            return of_dequantize_linear(attributes(node), values, scales, *zeros or [None])
+            values, scales, *rest = map(self.value, inputs)
+            zeros = rest[0] if rest else None
+            return of_dequantize_linear(attributes(node), values, scales, zeros)
 
         def made() -> Array:
             quantized, turned = read()

@@ -10,11 +10,12 @@ from atp_bench.quality.cells import LAYERS, Cell
 from atp_bench.quality.results import Result, read_results
 from atp_bench.quality.runner import run_matrix
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.pipeline.train import train
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder
+from atp_edge.settings import with_values
 from atp_edge.training.narrow_state import load_narrow_peft
 from atp_edge.training.setup import splits_of
 from tests.tiny import QUICK_TO_TRAIN, Silent, dense_run

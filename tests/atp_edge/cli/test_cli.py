@@ -66,12 +66,14 @@ def finished(model_and_data: tuple[str, str], tmp_path_factory: pytest.TempPathF
 
 
 def test_a_run_leaves_every_file_of_the_folder(finished: Path) -> None:
-    for name in ("config.toml", "plan.json", "adapter/adapter_config.json", "slim/config.json",
-                 "slim/model.safetensors", "onnx/model.onnx", "onnx/genai_config.json",
+    for name in ("config.toml", "plan.json", "slim/config.json", "slim/model.safetensors",
+                 "onnx/model.onnx", "onnx/genai_config.json",
                  "onnx/manifest.json", "onnx/tokenizer.json", "metrics.json",
                  "history.jsonl"):  # fmt: skip
         assert (finished / name).is_file(), name
     metrics = json.loads((finished / "metrics.json").read_text())
+    worth = metrics["train"]["adapter"]["written"]
+    assert (finished / "adapter" / "adapter_config.json").is_file() == worth
     assert all(proof["passed"] for proof in metrics["verify"]["providers"].values())
     assert metrics["shrink"]["decoder_share"] <= 0.6
     assert metrics["train"]["masked_narrow_max_error"] < 1e-3
@@ -88,15 +90,28 @@ def test_the_report_is_one_self_contained_page_of_all_figures(finished: Path) ->
         assert title in page, title
 
 
-def test_the_adapter_loads_by_plain_peft_on_the_dense_model(
-    finished: Path, model_and_data: tuple[str, str]
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def test_an_adapter_is_judged_on_the_dense_model(finished: Path) -> None:
+    """It loads by plain peft where it is written: tests/atp_edge/training/test_dense_adapter.py."""
+    judged = json.loads((finished / "metrics.json").read_text())["train"]["adapter"]
+    assert judged["blocks"] > 0
+    assert judged["written"] == (judged["share"] >= 0.5)
+    assert judged["written"] or "of what tuning that model buys" in judged["why"]
 
-    dense = AutoModelForCausalLM.from_pretrained(model_and_data[0])
-    loaded = PeftModel.from_pretrained(dense, finished / "adapter")
-    assert any("lora_" in name for name, _ in loaded.named_parameters())
+
+def test_generate_looks_at_what_was_shipped(finished: Path, tmp_path: Path) -> None:
+    """Its size always; every byte of it when asked."""
+    folder = tmp_path / "onnx"
+    shutil.copytree(finished / "onnx", folder)
+    asked = ["generate", "The licence", "--out", str(folder), "--max-new-tokens", "2"]
+    data = folder / "model.onnx.data"
+    content = data.read_bytes()
+    data.write_bytes(content[:100] + bytes(9) + content[109:])
+    shown = atp_edge(*asked, "--check", code=2)
+    assert "model.onnx.data is not what was shipped" in " ".join(shown.split())
+    data.write_bytes(content + b"x")
+    shown = " ".join(atp_edge(*asked, code=2).split())
+    assert f"({len(content) + 1} bytes) is not what was shipped ({len(content)} bytes)" in shown
+    assert "Traceback" not in shown
 
 
 def test_a_finished_run_is_not_run_again(finished: Path, model_and_data: tuple[str, str]) -> None:
@@ -213,7 +228,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         process.send_signal(signal.SIGKILL)
         process.wait()
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
-    assert (tmp_path / "said-2").read_text().count("bringing the layers") < 2
+    assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
     assert (out / "plan.json").read_text() == (finished / "plan.json").read_text()
     weights = "slim/model.safetensors"

@@ -170,6 +170,18 @@ def test_templates_that_cannot_be_read_are_refused(template: str, message: str) 
         segments(template, TWO_TURNS)
 
 
+def test_a_template_that_needs_a_question_reads_a_system_prompt_before_it() -> None:
+    needs = "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    needs += "{{ raise_exception('no user turn') }}{% endif %}"
+    system = {"role": "system", "content": "Be brief."}
+    made = segments(needs + CHATML, [system, *TWO_TURNS])
+    assert learned(made) == ["Yes.<|im_end|>", "Also yes.<|im_end|>"]
+    with pytest.raises(
+        ValueError, match=r"the chat template fails \(TemplateError: no user turn\)"
+    ):
+        segments(needs + CHATML, [system, TWO_TURNS[1]])
+
+
 def test_a_template_may_change_the_words() -> None:
     shouting = "{% for m in messages %}{{ m.content | upper }}</s>{% endfor %}"
     assert learned(segments(shouting, TWO_TURNS)) == ["YES.</s>", "ALSO YES.</s>"]

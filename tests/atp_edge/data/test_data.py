@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.data.documents import Document, Segment
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.near_copies import without_near_copies
 from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import make_splits, split_documents
 from atp_edge.losses import language_loss
+from atp_edge.settings import with_values
 from atp_edge.training.setup import splits_of
 from tests.tiny import tiny_model
 from tests.tiny_tokenizers import CHATML, tokenizer_of

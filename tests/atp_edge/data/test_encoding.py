@@ -181,6 +181,8 @@ def test_a_prompt_has_the_ids_it_is_asked_with(kind: str, prompt: str, completio
     assert ids[: len(asked)] == asked
     assert labels == [-100] * len(asked) + ids[len(asked) :]
     assert ids[-1] == EOS
+    assert Encoder(tokenizer).continued(prompt, completion) == (asked, ids[len(asked) : -1])
+    assert Encoder(tokenizer).context(prompt) == asked
     if prompt or kind in ("byte-level", "llama-3"):  # others read "Yes" alone as " Yes"
         assert tokenizer.decode(ids[1:-1]) == prompt + completion
 

@@ -57,6 +57,12 @@ def test_tool_calls_need_no_content_and_have_arguments_as_objects(arguments: Any
     assert content.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
 
 
+@pytest.mark.parametrize("none", [[], {}, 0, "", None])
+def test_no_tool_calls_are_none_whatever_stands_for_them(none: Any) -> None:
+    content = of(messages=[USER, ANSWER | {"tool_calls": none}])
+    assert content.messages == [USER, ANSWER]
+
+
 def test_sharegpt() -> None:
     turns = [{"from": "human", "value": "May I?"}, {"from": "gpt", "value": "Yes."}]
     assert talk(conversations=turns) == [("user", "May I?"), ("assistant", "Yes.")]

@@ -47,6 +47,17 @@ messages = st.lists(
     ),
     max_size=5,
 )
+likely = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "assistant"]),
+            "content": st.sampled_from(["a", " b\n", "<|im_end|>", "<think>c</think>d"]),
+        },
+        optional={"tool_calls": st.one_of(calls, scalars), "reasoning_content": scalars},
+    ),
+    min_size=2,
+    max_size=4,
+)
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
 )
@@ -56,6 +67,8 @@ rows = st.one_of(
     anything,
     st.fixed_dictionaries({"text": texts}),
     st.fixed_dictionaries({"messages": messages}, optional={"tools": values}),
+    st.fixed_dictionaries({"messages": likely}),
+    st.fixed_dictionaries({"prompt": likely, "completion": likely}),
     st.fixed_dictionaries({}, optional=dict.fromkeys((*keys, "output", "input", "slice"), values)),
 )
 

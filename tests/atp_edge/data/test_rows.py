@@ -114,10 +114,19 @@ def test_tables_of_objects_have_no_nulls_that_nobody_wrote(tmp_path: Path) -> No
         assert lines(found) == ["row 0", "row 1"]
 
 
-def test_a_folder_of_files_is_read_by_datasets(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "test.jsonl").write_text('{"text": "b"}\n')
-    assert values(list(rows_of(tmp_path))) == [{"text": "a"}]
+def test_of_a_folder_every_file_is_read_or_those_for_training(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\nno\n')
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.txt").write_text("a\n\n\n\nc\n")
+    (tmp_path / "README.md").write_text("of the data")
+    (tmp_path / ".hidden.txt").write_text("x")
+    (tmp_path / "a.png").write_bytes(b"x")
+    found = list(rows_of(tmp_path))
+    assert [row.value and row.value["text"] for row in found] == ["a", "c", "b", None]
+    assert found[3].place == f"{tmp_path / 'b.jsonl'}, line 2"
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.jsonl").write_text('{"text": "d"}\n')
+    assert values(list(rows_of(tmp_path))) == [{"text": "d"}]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "folder"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.config import Config, StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.baselines import (
     BASELINES,
@@ -21,6 +21,7 @@ from atp_edge.decision.projection import project
 from atp_edge.model.families import model_shape
 from atp_edge.model.plan import check_plan, narrow_shape, plan_of, shares
 from atp_edge.model.structures import count_parameters
+from atp_edge.settings import with_values
 from atp_edge.training import setup as inputs
 from tests.tiny import tiny_model
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atp_edge.config import StructureSpace
+from atp_edge.config import StructureSpace, WidthsPolicy
 from atp_edge.decision.budget import (
     FeasibleDecisions,
     allowed_parameters,
@@ -16,8 +19,10 @@ from atp_edge.decision.budget import (
     parse_budget,
 )
 from atp_edge.decision.projection import project
+from atp_edge.model.export_size import Shipped
 from atp_edge.model.families import LayerShape, ModelShape
 from atp_edge.model.plan import narrow_shape, plan_of, shares
+from atp_edge.model.storage import Storage
 from atp_edge.model.structures import count_parameters, sites_of
 
 
@@ -153,13 +158,91 @@ def test_a_budget_that_is_none_names_what_was_expected(text: str) -> None:
         parse_budget(text)
 
 
-def test_budgets_of_the_whole_model_and_of_bytes_count_the_embeddings() -> None:
+def test_budgets_of_the_whole_model_count_the_embeddings() -> None:
     shape = shape_of()
     count = count_parameters(shape)
-    whole = allowed_parameters(parse_budget("model-params=0.8"), shape, 4.0)
+    whole = allowed_parameters(parse_budget("model-params=0.8"), shape)
     assert whole + count.around <= 0.8 * count.whole < whole + count.around + 1
-    size = allowed_parameters(parse_budget("bytes=100KB"), shape, 4.0)
-    assert size == 25_000 - count.around
+
+
+def shipped_as(shape: ModelShape, **settings: object) -> Shipped:
+    storage = Storage(rotary=(256, shape.layers[0].head_dim // 2), **settings)  # type: ignore[arg-type]
+    return Shipped(storage=storage, beside=10_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    share=st.floats(0.5, 1.0),
+    multiple=st.integers(1, 12),
+    seed=st.integers(0, 10_000),
+    structures=STRUCTURES,
+    widths=st.sampled_from(["per-layer", "uniform"]),
+    flavour=st.sampled_from(["ort", "standard", "portable"]),
+    precision=st.sampled_from(["fp32", "fp16", "int8", "int4"]),
+    tied=st.booleans(),
+)
+def test_a_projection_ships_no_more_bytes_than_the_budget_and_no_step_less(
+    share: float,
+    multiple: int,
+    seed: int,
+    structures: StructureSpace,
+    widths: WidthsPolicy,
+    flavour: str,
+    precision: str,
+    tied: bool,
+) -> None:
+    """Whatever blocks and pages round up to. Sizes of a site differ from step to step."""
+    shape = replace(shape_for(structures, channels=300), tied=tied, hidden=144)
+    shipped = shipped_as(shape, flavour=flavour, precision=precision)
+    asked = int(share * shipped.bytes(shape))
+    feasible = feasible_decisions(
+        shape,
+        parse_budget(f"bytes={asked}B"),
+        widths=widths,
+        width_multiple=multiple,
+        structures=structures,
+        shipped=shipped,
+    )
+    draw = torch.Generator().manual_seed(seed)
+    masks = project([torch.randn(s.size, generator=draw) for s in feasible.sites], feasible).masks
+    kept = [tuple(m.nonzero().flatten().tolist()) for m in masks]
+    slim = narrow_shape(shape, plan_of(shape, kept, structures))
+    assert shipped.bytes(slim) <= asked
+    places = [-(-len(k) // step) for k, step in zip(kept, feasible.steps, strict=True)]
+    spent = sum(cost[at] for cost, at in zip(feasible.costs, places, strict=True))
+    # The columns that a layer keeps of the rotary tables are counted with their longest names.
+    assert (
+        0 <= spent + asked - feasible.room - shipped.bytes(slim) <= 2000 or spent == feasible.room
+    )
+    more = [
+        cost[at + 1] - cost[at]
+        for cost, at in zip(feasible.costs, places, strict=True)
+        if at + 1 < len(cost)
+    ]
+    if widths == "per-layer":
+        assert all(spent + step > feasible.room for step in more)
+    else:
+        assert len(more) == 0 or spent + sum(more) > feasible.room
+
+
+def test_a_budget_in_bytes_that_is_too_small_names_one_that_is_met() -> None:
+    shape = shape_of(kv_heads=8, family="llama", hidden=64, channels=256)
+    shipped = shipped_as(shape, flavour="ort", precision="int4")
+
+    def decisions(budget: str, widths: WidthsPolicy) -> FeasibleDecisions:
+        return feasible_decisions(
+            shape, parse_budget(budget), widths=widths, width_multiple=32, shipped=shipped
+        )
+
+    for widths in get_args(WidthsPolicy):
+        with pytest.raises(ValueError, match=r"bytes=20KB cannot be met.* bytes=\d+KB") as refused:
+            decisions("bytes=20KB", widths)
+        nearest = str(refused.value).rsplit(" ", 1)[1]
+        feasible = decisions(nearest, widths)
+        masks = project([torch.randn(s.size) for s in feasible.sites], feasible).masks
+        assert {int(m.sum()) for m in masks[1::2]} == {32}
+    with pytest.raises(ValueError, match="give `shipped`"):
+        feasible_decisions(shape, parse_budget("bytes=1MB"), widths="uniform", width_multiple=32)
 
 
 @pytest.mark.parametrize("structures", ["groups", "head-dims"])

@@ -24,7 +24,7 @@ class Letters:
 
     eos_token_id = 0
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) % 97 for c in text]}
 
     def batch_decode(self, rows: list[list[int]]) -> list[str]:

@@ -20,6 +20,7 @@ from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.compact_site import CompactSite
 from atp_edge.masking.lora import add_lora, lora_layer
+from atp_edge.model.structures import Masks
 from tests.tiny import FAMILIES, PAIR_FAMILIES, tiny_model
 
 IDS = torch.randint(0, 97, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -44,19 +45,19 @@ def lora_model(
     return model
 
 
-def masks(*kept: tuple[int, ...]) -> list[Tensor]:
+def masks(*kept: tuple[int, ...]) -> Masks:
     """Layers' attention groups that stay, of 3; of the 40 channels every third goes, plus a few."""
     found = []
     for layer, groups in enumerate(kept):
         channels = torch.arange(40) % 3 != layer
         found += [torch.isin(torch.arange(3), torch.tensor(groups)), channels]
-    return found
+    return Masks(found)
 
 
 DECISION = masks((0, 2), (1,), (0, 1, 2))
 # Of structure space `head-dims`: RoPE pairs, of 8.
 PAIRS = [torch.isin(torch.arange(8), torch.tensor(kept)) for kept in ((0, 2, 5), (7,), range(8))]
-PAIR_DECISION = [m for pair in zip(PAIRS, DECISION[1::2], strict=True) for m in pair]
+PAIR_DECISION = Masks(m for pair in zip(PAIRS, DECISION[1::2], strict=True) for m in pair)
 
 
 def gradients(model: PeftModel, others: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from atp_edge.config import Config, StructureSpace, with_values
+from atp_edge.config import Config, StructureSpace
 from atp_edge.decision.generator import DecisionGenerator
 from atp_edge.decision.importance import (
     starting_logits,
@@ -21,6 +21,7 @@ from atp_edge.decision.importance import (
 from atp_edge.losses import distilled_loss
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run.history import Record
+from atp_edge.settings import with_values
 from atp_edge.training.learners import JointLearner, Tuner
 from atp_edge.training.loop import run_phase
 from tests.atp_edge.decision.test_importance import importance_to

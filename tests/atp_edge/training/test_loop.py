@@ -12,16 +12,38 @@ from accelerate import Accelerator
 from atp_edge.data.blocks import Blocks
 from atp_edge.run.history import Record, diverges, read_history
 from atp_edge.training.learners import Tuner
-from atp_edge.training.loop import run_phase
+from atp_edge.training.loop import drop_damaged, run_phase
 from tests.atp_edge.training.test_learners import CONFIG, learner
 from tests.tiny import BLOCKS, TRAIN_IDS, lora_model
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_rates(
+    tmp_path: Path,
+) -> None:
     made = learner()
     with torch.no_grad():
         next(iter(made.tuned.parameters.values())).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"diverges .*the loss is nan.*--lora-lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan before the first update") as no:
+        run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
+    assert "--lora-lr" not in str(no.value)
+
+
+@pytest.mark.parametrize("wild", ["nan", "raises"])
+def test_a_loss_that_is_not_finite_later_stops_with_advice(tmp_path: Path, wild: str) -> None:
+    made = learner()
+    step = made.step
+
+    def diverging(index: int) -> Record:
+        record = step(index)
+        if index < 6:
+            return record
+        if wild == "raises":
+            raise FloatingPointError("what a projection reads is no longer finite")
+        return dataclasses.replace(record, loss=float("nan"))
+
+    made.step = diverging  # type: ignore[method-assign]
+    said = "the loss is nan" if wild == "nan" else "no longer finite"
+    with pytest.raises(FloatingPointError, match=rf"diverges .*{said}.*--lora-lr"):
         run_phase(made, folder=tmp_path, save_every=4, on_record=lambda r: None)
 
 
@@ -105,3 +127,46 @@ def test_patience_is_a_share_of_the_phase(
     )
     assert state.step == ends
     assert (state.best_step if state.worse else state.step) == keeps
+
+
+@pytest.mark.parametrize("name", ["state.pt", "best.pt"])
+def test_a_damaged_checkpoint_is_never_read(tmp_path: Path, name: str) -> None:
+    def made() -> Tuner:
+        tuner = Tuner(lora_model(), BLOCKS, CONFIG, Accelerator(cpu=True), phase="dense",
+                      validation=BLOCKS.first(2))  # fmt: skip
+        run_phase(tuner, folder=tmp_path, save_every=4, on_record=lambda r: None, patience=0.5)
+        return tuner
+
+    weights = [w.detach().numpy().tobytes() for w in made().tuned.parameters.values()]
+    file = tmp_path / "checkpoint" / name
+    kept = {f: f.read_bytes() for f in file.parent.iterdir()}
+    assert set(kept) == {file.parent / "state.pt", file.parent / "best.pt"}
+    said: list[str] = []
+    drop_damaged(tmp_path, said.append)
+    assert said == []
+    places = [kept[file].index(weight) for weight in weights if weight in kept[file]]
+    assert len(places) > 20
+    flipped = [bytearray(kept[file]) for _ in places]
+    for content, place in zip(flipped, places, strict=True):
+        content[place] ^= 4
+    damages = [*map(bytes, flipped), kept[file][:-200], b"weights", b""]
+    for damaged in damages:
+        file.write_bytes(damaged)
+        drop_damaged(tmp_path, said.append)
+        assert f"{file} is damaged" in said[-1]
+        assert "without it the phase begins anew" in said[-1]
+        assert list(file.parent.iterdir()) == []
+        for path, content in kept.items():
+            path.write_bytes(content)
+    assert len(said) == len(damages)
+    file.unlink()
+    drop_damaged(tmp_path, said.append)
+    assert (f"{file} is gone" in said[-1]) == (name == "best.pt")
+    if name == "state.pt":
+        for damaged, trouble in (
+            (damages[0], "is damaged"),
+            (kept[file.parent / "best.pt"], "is no"),
+        ):
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"{file} {trouble}"):
+                made()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.optim import AdamW
 
-from atp_edge.config import Config, with_values
+from atp_edge.config import Config
 from atp_edge.model.narrow import merge, narrow_peft
+from atp_edge.settings import with_values
 from atp_edge.training import phases, teacher
 from atp_edge.training.adapters import add_recovery_adapter, redistributed_ranks
 from atp_edge.training.phases import run_part

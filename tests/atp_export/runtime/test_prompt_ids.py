@@ -11,7 +11,6 @@ from atp_export.runtime import generator
 
 from atp_edge.data.documents import Document, Segment
 from atp_edge.data.encoding import Encoder
-from atp_edge.evaluation.task_scores import _ids
 from tests.tiny_tokenizers import CHATML, KINDS, LLAMA_3, tokenizer_of
 
 TEXT = "You may copy"
@@ -46,8 +45,9 @@ def test_a_prompt_has_one_set_of_ids(
     made = generator.Generator(tmp_path)
     made.generate([TEXT], max_new_tokens=2)
     list(made.stream(TEXT, max_new_tokens=2))
-    trained, _ = Encoder(tokenizer).encode(Document((Segment(TEXT),)))
-    scored = _ids(tokenizer, TEXT, start=True)
+    encoder = Encoder(tokenizer)
+    trained, _ = encoder.encode(Document((Segment(TEXT),)))
+    scored = encoder.context(TEXT)
     theirs = tokenizer(TEXT)["input_ids"]
     assert asked == [theirs, theirs]
     assert trained == [*theirs, tokenizer.eos_token_id]

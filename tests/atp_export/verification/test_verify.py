@@ -220,7 +220,7 @@ def test_an_adapter_is_proven_switched_on(tmp_path: Path, flavour: str, precisio
     plan = per_layer_plan(tiny_model("qwen2"))
     base = narrow_model(tiny_model("qwen2"), plan)
     peft = {name: tmp_path / name for name in ("law", "code")}
-    for seed, (name, path) in enumerate(peft.items()):
+    for seed, path in enumerate(peft.values()):
         narrow_peft(with_lora(tiny_model("qwen2"), seed), plan).save_pretrained(path)
     folder = exported(tmp_path, base, flavour=flavour, precision=precision, adapters=peft)
     report = proven(folder, base, precision, adapters=peft)

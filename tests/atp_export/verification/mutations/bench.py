@@ -282,8 +282,9 @@ def _in_this_process(model: str, flavour: str, precision: str, begin: int, only:
         for i, fault in enumerate(export.faults()):
             if i >= begin and only in fault.of:
                 about = {"of": fault.of, "where": fault.where, "kind": fault.kind}
-                print(json.dumps({"begins": i, "fault": about}), flush=True)
-                print(json.dumps(asdict(export.outcome(fault))), flush=True)
+                for line in ({"begins": i, "fault": about}, asdict(export.outcome(fault))):
+                    sys.stdout.write(json.dumps(line) + "\n")
+                    sys.stdout.flush()
 
 
 if __name__ == "__main__":

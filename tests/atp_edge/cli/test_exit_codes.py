@@ -1,0 +1,127 @@
+"""Exit codes, and what is printed beside them: as it is, whatever it holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import pytest
+
+from atp_edge import cli
+from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
+
+COMMAND = [sys.executable, "-c", "from atp_edge.cli import main; main()"]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int | str | None:
+    """The exit code of the command line where a command does this."""
+    monkeypatch.setattr(cli, "app", work)
+    with pytest.raises(SystemExit) as code:
+        cli.main()
+    return code.value.code
+
+
+def raising(error: BaseException) -> Callable[[], NoReturn]:
+    def work() -> NoReturn:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotProvenError("x[/y].jsonl"), 1),
+        (ValueError("x[/y].jsonl"), 2),
+        (OSError("x[/y].jsonl"), 2),
+        (FloatingPointError("x[/y].jsonl"), 3),
+        (ConditionNotMetError("x[bold]y :smile:"), 4),
+    ],
+)
+def test_an_error_has_its_code_and_its_text_as_it_is(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, raising(error)) == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("kept"), RuntimeError("shapes"), TypeError("[/x]")])
+def test_a_fault_of_ours_is_a_traceback_to_report_and_never_not_proven(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, raising(error)) == 5
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert f"{type(error).__name__}: {error}" in shown
+    assert "internal error: please report it with all of this (Python 3." in shown
+    assert "torch " in shown
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_what_is_saved(
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except Stopped as stopped:
+            stopped.add_note("saved: nothing of x[/y] yet")
+            raise
+
+    assert ended(monkeypatch, work) == code
+    assert capsys.readouterr().err == f"stopped by {number.name}: saved: nothing of x[/y] yet\n"
+
+
+def unheard(program: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of a program whose output nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    return done.returncode, done.stderr
+
+
+def test_a_closed_output_is_no_error_and_stops_no_work() -> None:
+    assert unheard([*COMMAND, "--help"]) == (0, "")
+    work = """
+from atp_edge import cli
+from atp_edge.run.errors import NotProvenError
+def work():
+    for i in range(3):
+        cli.console.print(f"step {i}")
+    print("a library's own words")
+    raise NotProvenError("worked to its end")
+cli.app = work
+cli.main()
+"""
+    assert unheard([sys.executable, "-c", work]) == (1, "error: worked to its end\n")
+
+
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = cli.app
+    for file in ("x[/y].toml", "x[bold]y.toml"):
+        monkeypatch.setattr(sys, "argv", ["atp-edge", "train", "--config", file])
+        assert ended(monkeypatch, app) == 2
+        assert f"error: {file}: no such file" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["atp-edge", "train", "x[/y]"])
+    assert ended(monkeypatch, app) == 2
+    assert "(x[/y])" in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""`--config` with a run's own config.toml: the run is where the file lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atp_edge.cli.flags import _values_in
+from atp_edge.config import Config
+from atp_edge.run.folder import open_run
+from atp_edge.settings import with_values
+
+
+def test_a_moved_run_goes_on_by_its_own_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = open_run(with_values(Config(), {"out": "here", "seed": 3}))
+    run.add_part("other", {})
+    assert _values_in(run.config_toml)["out"] == "here"
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert _values_in(Path("there/config.toml"))["out"] == "there"
+    assert _values_in(Path("there/config.toml"))["seed"] == 3
+
+
+def test_a_configuration_that_is_no_run_s_says_where_the_run_is(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('out = "runs/notes"\n')
+    assert _values_in(tmp_path / "config.toml") == {"out": "runs/notes"}

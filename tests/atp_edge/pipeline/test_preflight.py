@@ -1,0 +1,174 @@
+"""What a later stage would refuse is refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atp_edge.pipeline.preflight import check_run
+from atp_edge.run.folder import STAGES
+from atp_edge.settings import configured
+from tests.sources import change, edit, save_source
+from tests.tiny_tokenizers import tokenizer_of
+
+SETTINGS: dict[str, Any] = {
+    "dataset.block_tokens": 32,
+    "decision.width_multiple": 4,
+    "bench.prompt_tokens": 8,
+    "bench.new_tokens": 4,
+    "budget": "params=0.7",
+}
+
+
+def checked(source: Path, stages: Any = STAGES, **settings: Any) -> None:
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    check_run(configured(SETTINGS | {"model": str(source)} | given), stages)
+
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0} | more}
+
+
+NARROW = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        ({"hidden_act": "relu"}, {}, r"config\.json: hidden_act 'relu' is not supported"),
+        (rope("dynamic"), {}, r"config\.json: rope_type 'dynamic' is not supported; expected def"),
+        (
+            rope("longrope", original_max_position_embeddings=64, **NARROW),
+            {},
+            "rope_type 'longrope' is not supported",
+        ),
+        (
+            rope("linear", partial_rotary_factor=0.5),
+            {},
+            r"RoPE turns 8 of a head's 16 dimensions \(partial_rotary_factor\)",
+        ),
+        ({}, {"export__context": 300}, r"context of 300 tokens .*the model was made for 256"),
+        ({}, {"dataset__block_tokens": 257}, "dataset.block_tokens = 257: the model reads 256"),
+        (
+            {},
+            {"dataset__block_tokens": 128, "export__precision": "fp16", "export__context": 64},
+            "dataset.block_tokens = 128: what fp16 costs is measured on whole blocks",
+        ),
+        (
+            {},
+            {"bench__prompt_tokens": 600},
+            r"bench\.prompt_tokens = 600 and bench\.new_tokens = 4 need 605 positions, and the exp",
+        ),
+        ({}, {"bench__prompt_tokens": 61, "export__context": 64}, "context is 64; take fewer"),
+        ({}, {"budget": "params=0.001"}, "the smallest budget for this model is params="),
+        ({}, {"export__precision": "bf16"}, "a whole run proves what it ships"),
+        ({}, {"export__quantizer": "gptq"}, "quantizer gptq rounds int8 and int4 weights, not fp"),
+        (
+            {},
+            {"export__keep_adapter": True, "recovery__adapter": "dora"},
+            "DoRA's magnitudes; take lora or ranks",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "has a quantization_config .fp8."),
+        ({"num_hidden_layers": 4}, {}, r"layers\.3\.\S+: it is missing"),
+    ],
+    ids=str,
+)
+def test_models_and_settings_are_refused_at_once(
+    tmp_path: Path, config: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    save_source(tmp_path, config=config)
+    with pytest.raises(ValueError, match=message):
+        checked(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("head_dim", [100, 40, 72])
+def test_a_head_that_the_fused_operator_refuses_needs_the_standard_flavour(
+    tmp_path: Path, head_dim: int
+) -> None:
+    save_source(tmp_path, head_dim=head_dim)
+    with pytest.raises(ValueError, match=f"head_dim {head_dim} is no multiple of 16.*flavour stan"):
+        checked(tmp_path)
+    checked(tmp_path, export__flavour="standard")
+
+
+def no_eos() -> Any:
+    tokenizer = tokenizer_of("byte-level", bos=False)
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+def one_token_more() -> Any:
+    tokenizer = tokenizer_of("byte-level", bos=False)
+    tokenizer.add_tokens(["<law>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "sizes", "message"),
+    [
+        (no_eos, {"eos_token_id": 1}, "no eos_token"),
+        (one_token_more, {"vocab_size": len(one_token_more()) - 1}, "'<law>' has the id"),
+    ],
+)
+def test_a_tokenizer_that_does_not_go_with_the_model_is_refused(
+    tmp_path: Path, tokenizer: Callable[[], Any], sizes: dict[str, int], message: str
+) -> None:
+    save_source(tmp_path, tokenizer=tokenizer(), **sizes)
+    with pytest.raises(ValueError, match=message):
+        checked(tmp_path)
+
+
+def test_a_vocabulary_padded_beyond_its_tokens_is_taken(tmp_path: Path) -> None:
+    checked(save_source(tmp_path, vocab_size=1024))
+
+
+def test_weights_are_looked_at(tmp_path: Path) -> None:
+    change(save_source(tmp_path), lambda t: t["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has 48 values that are nan"):
+        checked(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_every_rope_that_is_written_passes(tmp_path: Path, kind: str) -> None:
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    more = {"linear": {}, "yarn": {}, "llama3": bands}[kind]
+    long_before = {} if kind == "linear" else {"original_max_position_embeddings": 64}
+    checked(save_source(tmp_path, config=rope(kind, **more, **long_before)))
+
+
+def test_what_no_stage_that_runs_would_refuse_passes(tmp_path: Path) -> None:
+    """bf16 in training alone, a card in another encoding, weights of half precision."""
+    save_source(tmp_path, dtype=torch.bfloat16)
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: mit\n---\nCaf\xe9\n")
+    checked(tmp_path, ("train",), export__precision="bf16")
+
+
+def test_a_model_of_the_hub_is_checked_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network: the folder that a download leaves, of links to blobs."""
+    from huggingface_hub import constants
+
+    source = save_source(tmp_path / "source")
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "blobs").mkdir()
+    for i, file in enumerate(sorted(source.iterdir())):
+        blob = cached / "blobs" / f"{i:040}"
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    checked(Path("someone/tiny"))
+    with pytest.raises(ValueError, match="'someone/else': neither a folder with"):
+        checked(Path("someone/else"))
+    edit(snapshot / "config.json", hidden_act="gelu")
+    with pytest.raises(ValueError, match=r"models--someone--tiny.*hidden_act 'gelu'"):
+        checked(Path("someone/tiny"))
