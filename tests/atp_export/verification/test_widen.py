@@ -1,4 +1,4 @@
-"""The fp32 form: what levels mean is what the runtime makes of them, and nothing rounds any more."""
+"""The fp32 form: levels mean what the runtime makes of them, and nothing rounds any more."""
 
 from __future__ import annotations
 
