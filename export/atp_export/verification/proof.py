@@ -96,7 +96,7 @@ class Proof:
                 lambda: first_divergence(
                     self.beside,
                     self.reference,
-                    self.asked.texts[1],
+                    self.asked.texts[0][:SHORT_TEXT_TOKENS],
                     provider=CPU,
                     bound=FP32_LARGEST,
                 )
@@ -116,7 +116,7 @@ class Proof:
                     self.folder,
                     self.beside,
                     layers,
-                    self.asked.texts[1],
+                    self.asked.texts[0][:SHORT_TEXT_TOKENS],
                     provider=session.provider,
                     bound=max(self.bound, FP32_LARGEST),
                 )
