@@ -50,7 +50,7 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     }
     if config.export.precision != "fp32":
         progress.say("measuring what the rounded weights cost on the test split")
-        figures["quality"] = _rounding_cost(run.onnx, model, test, adapters)
+        figures["quality"] = rounding_cost(run.onnx, model, test, adapters)
     run.add_metrics("verify", figures)
     _require(slim, run.onnx, run.slim)
     _require(dense, run.onnx_dense, run.dense)
@@ -91,7 +91,7 @@ def _figures(proofs: Proofs) -> dict[str, Any]:
     return {provider: asdict(proof) for provider, proof in proofs.items()}
 
 
-def _rounding_cost(
+def rounding_cost(
     folder: Path, exact: nn.Module, blocks: Blocks, adapters: Mapping[str, Path]
 ) -> dict[str, float]:
     """Perplexity of blocks by the ONNX model, and over the fp32 checkpoint's; both with the adapter

@@ -98,8 +98,13 @@ def test_the_portable_flavour_needs_no_new_operators(
 
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_may_be_padded_on_either_side(tmp_path: Path, side: str, flavour: str) -> None:
-    session = Session(exported(tmp_path, tiny_model("llama"), flavour=flavour))
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_batch_may_be_padded_on_either_side(
+    tmp_path: Path, side: str, window: int | None, flavour: str
+) -> None:
+    model = tiny_model("mistral")
+    model.config.sliding_window = window
+    session = Session(exported(tmp_path, model, flavour=flavour))
     rows = [[5, 6, 7], [1, 2, 3, 4, 5]]
     tokens, mask = np.zeros((2, 5), np.int64), np.zeros((2, 5), np.int64)
     for i, row in enumerate(rows):

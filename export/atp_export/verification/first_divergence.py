@@ -19,16 +19,14 @@ from atp_export.runtime.session import Session, load
 def first_divergence(
     folder: Path, model: Any, ids: Sequence[int], *, provider: str, bound: float
 ) -> str:
-    """Name the first part whose output differs by more than `bound` of the hidden states' spread
-    from that of a PyTorch model.
-
-    The embedding, layer i (counted from 0), the final norm, or else the vocabulary head.
-    """
+    """Name the first part whose output differs by more than `bound` of its spread from that of a
+    PyTorch model: the embedding, layer i (counted from 0), the final norm, the vocabulary head."""
     device = next(model.parameters()).device
     expected = model(torch.tensor([list(ids)], device=device), output_hidden_states=True)
-    theirs = [h[0].float().cpu().numpy() for h in expected.hidden_states]
-    names = _hidden_names(folder, len(theirs) - 1)
-    ours = _hidden_states(folder, [output for output, _ in names.values()], ids, provider)
+    every = (*expected.hidden_states, expected.logits)
+    theirs = [states[0].float().cpu().numpy() for states in every]
+    names = _output_names(folder, len(expected.hidden_states) - 1)
+    ours = _outputs(folder, [output for output, _ in names.values()], ids, provider)
     parts = {part: (ours[output], theirs[index]) for part, (output, index) in names.items()}
     return _first(parts, bound)
 
@@ -37,10 +35,10 @@ def first_divergence_of_graphs(
     folder: Path, other: Path, layers: int, ids: Sequence[int], *, provider: str, bound: float
 ) -> str:
     """The same against another graph of the same model, run in fp32 on the CPU."""
-    names = _hidden_names(folder, layers)
+    names = _output_names(folder, layers)
     outputs = [output for output, _ in names.values()]
-    ours = _hidden_states(folder, outputs, ids, provider)
-    theirs = _hidden_states(other, outputs, ids, "CPUExecutionProvider")
+    ours = _outputs(folder, outputs, ids, provider)
+    theirs = _outputs(other, outputs, ids, "CPUExecutionProvider")
     parts = {part: (ours[output], theirs[output]) for part, (output, _) in names.items()}
     return _first(parts, bound)
 
@@ -50,11 +48,13 @@ def _first(parts: Mapping[str, tuple[Floats, Floats]], bound: float) -> str:
         error = float(np.sqrt(np.mean((ours - theirs) ** 2))) / float(theirs.std())
         if not error <= bound:
             return f"{part} is the first to differ, by {error:.2e} of its output's spread"
-    return "every layer agrees: it is the vocabulary head that differs"
+    tokens = len(next(iter(parts.values()))[0])
+    return f"of {tokens} tokens read at once no part differs"
 
 
-def _hidden_names(folder: Path, layers: int) -> dict[str, tuple[str, int]]:
-    """Part -> (the graph's name of its output, which of transformers' hidden states it is)."""
+def _output_names(folder: Path, layers: int) -> dict[str, tuple[str, int]]:
+    """Part -> (the graph's name of its output, which of transformers' hidden states it is; after
+    the last of them, the logits)."""
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     present = {name for node in graph.node for name in node.output}
     names = {"the embedding": ("embed", 0)}
@@ -65,21 +65,24 @@ def _hidden_names(folder: Path, layers: int) -> dict[str, tuple[str, int]]:
         if found is not None:
             names[f"layer {i - 1}"] = (found, i)
     names[f"layer {layers - 1} or the final norm"] = ("final_norm", layers)
+    names["the vocabulary head"] = ("logits", layers + 1)
     return names
 
 
-def _hidden_states(
+def _outputs(
     folder: Path, outputs: Sequence[str], ids: Sequence[int], provider: str
 ) -> dict[str, Floats]:
-    """Hidden states [S, H] of the exported graph by name, asked for as further outputs.
+    """Values [S, ..] of the exported graph by name.
 
-    The graph's own stay outputs: a cache that is none shares its buffer with what it grew from,
-    and ONNX Runtime then finds it too small.
+    What is no output yet is asked for as a further one. The graph's own stay: a cache that is no
+    output shares its buffer with what it grew from, and ONNX Runtime then finds it too small.
     """
     session = Session(folder, provider=provider)
     path = folder / "model.onnx"
     model = onnx.load(path, load_external_data=False)
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
+    own = {value.name for value in model.graph.output}
+    further = [name for name in outputs if name not in own]
+    model.graph.output.extend(map(helper.make_empty_tensor_value_info, further))
     whole = load(path, model.SerializeToString(), session.provider)
     feed: dict[str, Any] = {
         "input_ids": np.array([ids], np.int64),

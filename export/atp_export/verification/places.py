@@ -17,6 +17,8 @@ from torch import Tensor
 from atp_export.verification.widen import Widened, attributes
 
 COS, SIN = "rotary.cos", "rotary.sin"
+SCALE = "scale."
+"""Of a head_dim: what attention scores are multiplied by, where the operator does not know it."""
 _PACKED = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp))\.((?:(?:q|k|v|o|gate|up|down)_?)+)$")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,23 @@ Floats = NDArray[np.float32]
 
 
 class Reference:
-    """The architecture of `model` with other parameters and rotary tables; `model` stays as it is.
+    """The architecture of `model` with other numbers in it; between calls the model is as it was.
 
-    state: parameters by name, tied ones each by its own. cos, sin: [positions, head_dim / 2].
+    state: parameters by name, tied ones each by its own. cos, sin: rotary tables, [positions,
+    head_dim / 2]. scales: what attention scores are multiplied by, by head_dim, where the file has
+    a tensor for it.
     """
 
-    def __init__(self, model: Any, state: Mapping[str, Tensor], cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self,
+        model: Any,
+        state: Mapping[str, Tensor],
+        cos: Tensor,
+        sin: Tensor,
+        scales: Mapping[int, float],
+    ) -> None:
         device = next(model.parameters()).device
-        self.model = model
+        self.model, self.scales = model, scales
         self.state = {name: tensor.to(device) for name, tensor in state.items()}
         self.tables = tuple(torch.cat([half, half], -1).to(device) for half in (cos, sin))
 
@@ -33,22 +43,30 @@ class Reference:
     def double(self) -> Reference:
         """The same in float64."""
         state = {name: tensor.double() for name, tensor in self.state.items()}
-        halves = (table[:, : table.shape[1] // 2].double() for table in self.tables)
-        return Reference(copy.deepcopy(self.model).double(), state, *halves)
+        cos, sin = (table[:, : table.shape[1] // 2].double() for table in self.tables)
+        return Reference(copy.deepcopy(self.model).double(), state, cos, sin, self.scales)
 
     def __call__(self, ids: Tensor, **options: Any) -> Any:
         """The model's output for ids [B, T]."""
-        hook = self.model.model.rotary_emb.register_forward_hook(self._turns, with_kwargs=True)
+        options["use_cache"] = False
+        with self._other_numbers():
+            return functional_call(self.model, self.state, (ids,), options, tie_weights=False)
+
+    @contextmanager
+    def _other_numbers(self) -> Iterator[None]:
+        """Rotary tables and scales in place of the model's."""
+        attentions = [layer.self_attn for layer in self.model.model.layers]
+        own = [attention.scaling for attention in attentions]
+        for attention in attentions:
+            attention.scaling = self.scales.get(attention.head_dim, attention.scaling)
+        rotary = self.model.model.rotary_emb
+        hook = rotary.register_forward_hook(self._turns, with_kwargs=True)
         try:
-            return functional_call(
-                self.model,
-                self.state,
-                (ids,),
-                options | {"use_cache": False},
-                tie_weights=False,
-            )
+            yield
         finally:
             hook.remove()
+            for attention, scaling in zip(attentions, own, strict=True):
+                attention.scaling = scaling
 
     def _turns(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         positions = kwargs["position_ids"] if "position_ids" in kwargs else args[1]

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from atp_export.verification.blocks import Quantized
 from atp_export.verification.checks import Check, at_most, none_of
-from atp_export.verification.places import COS, SIN, Place, places_of
+from atp_export.verification.places import COS, SCALE, SIN, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
-# Rounded to the nearest level a weight moves by half a step; the symmetric quantizer's range has
-# one level less on one side, so that the last one there may stand for a weight a step further out.
-# k-quant cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
+# Rounded to the nearest level a weight moves by half a step. The symmetric quantizer has one level
+# less on one side, so that the last one there may stand for a weight one step further out; k-quant
+# cuts off what its search finds dear (1.34 steps at most, SmolLM2-135M's embeddings).
 NEAREST_STEPS = 0.5 + 1e-3
 STEPS_AT_THE_END = {"nearest": 1 + 1e-3, "k-quant": 2.0}
 # gptq moves a weight by what its neighbours' rounding asks for: up to 9 steps, and a block by up to
@@ -43,7 +43,7 @@ class Stored:
     """What the file holds of a model.
 
     state: every parameter, from the file where it is the model's own, rounded; where it is not, the
-    model's, so that logits show the difference. cos, sin: [positions, head_dim / 2], likewise.
+    model's, so that logits show the difference. cos, sin, scales: likewise (see Reference).
     """
 
     checks: tuple[Check, ...]
@@ -51,6 +51,7 @@ class Stored:
     state: Mapping[str, Tensor]
     cos: Tensor
     sin: Tensor
+    scales: Mapping[int, float]
 
 
 @torch.no_grad()
@@ -66,28 +67,29 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         held: Tensor = place.of(torch.from_numpy(tensors(place.tensor)))
         # A projection without a bias, packed with one that has some, has zeros there.
         expected = own[name].cpu() if name in own else torch.zeros(held.shape)
-        levels = widened.quantized.get(place.tensor)
-        moved = 0.0
-        fault = None
         if held.shape != expected.shape:
-            fault = f"{name} is {list(held.shape)}, not {list(expected.shape)}"
-        elif levels is None:
+            differing.append(f"{name} is {list(held.shape)}, not {list(expected.shape)}")
+            continue
+        levels = widened.quantized.get(place.tensor)
+        if levels is None:
             fault = _difference(held, expected, name, _type(widened, place.tensor))
+            differing += [fault] if fault else []
+            right = fault is None
         else:
             moved = _moved(held, expected, levels().rows(place.rows), widened.quantizer)
             rounded.append((moved, f"{name} lies {moved:.2f} times as far as its levels allow"))
-        if fault is not None:
-            differing.append(fault)
-        elif moved <= 1 and name in own:
+            right = moved <= 1
+        if right and name in own:
             state[name] = held
     worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
     tables, wrong = _tables(widened, tensors, model)
+    scales, wrong_scales = _scales(widened, tensors)
     missing = [name for name in own if name not in places and not _silent(name, own)]
     return Stored(
         checks=(
             none_of("finite", list(widened.not_finite), "tensor that is not finite"),
             none_of("places", missing, "parameter that the file does not hold"),
-            none_of("weights", differing, "tensor that is not the model's"),
+            none_of("weights", differing + wrong_scales, "tensor that is not the model's"),
             at_most("rounding", worst[0], 1.0, worst[1]),
             none_of("rotary", wrong, "rotary table that is not the model's"),
         ),
@@ -95,6 +97,7 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         state=state,
         cos=tables[0],
         sin=tables[1],
+        scales=scales,
     )
 
 
@@ -164,3 +167,17 @@ def _tables(
             faults.append(fault)
     cos, sin = own if faults else stored
     return (cos, sin), faults
+
+
+def _scales(widened: Widened, tensors: Tensors) -> tuple[dict[int, float], list[str]]:
+    """The scales of attention scores by head_dim that the file holds, and those that are wrong."""
+    scales, faults = {}, []
+    for name in (tensor for tensor in tensors.protos if tensor.startswith(SCALE)):
+        size = int(name.removeprefix(SCALE))
+        held, own = torch.from_numpy(tensors(name)).reshape(1), torch.tensor([size**-0.5])
+        fault = _difference(held, own, name, _type(widened, name))
+        if fault:
+            faults.append(fault)
+        else:
+            scales[size] = float(held)
+    return scales, faults

@@ -42,7 +42,7 @@ class Tensors:
         proto = self._proto(name)
         dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
         if proto.data_location != TensorProto.EXTERNAL:
-            return numpy_helper.to_array(proto)
+            return numpy_helper.to_array(proto).copy()
         raw = self._mapped(proto)
         if "int4" in dtype.name:
             inline = TensorProto(dims=proto.dims, data_type=proto.data_type, raw_data=raw.tobytes())

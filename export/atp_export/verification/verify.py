@@ -57,7 +57,7 @@ class VerifyReport:
     position_mean_error: tuple[float, ...]
     """Both by position in the long text, over the vocabulary."""
     rounding: Rounding | None
-    """Distances to the model in float64; measured where fp32 differs by more than its bound."""
+    """Distances to the model in float64; measured only where fp32 is beyond its bound."""
     departs: str | None
     """Where the graph first leaves its model; looked for only when the logits do."""
 
