@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 
-from atp_edge.model.checkpoint import build_on_meta
+from atp_edge.model.narrow import build_model
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.places import rows_of, weights_of
 
@@ -33,7 +33,7 @@ def with_adapter(
     state: Mapping[str, Tensor], factors: Mapping[str, NDArray[Any]], config: Any, peft: Path
 ) -> tuple[dict[str, Tensor], Check]:
     """A state with the file's low-rank changes added, and how far these lie from peft's."""
-    own = PeftModel.from_pretrained(build_on_meta(config), peft, low_cpu_mem_usage=True)
+    own = PeftModel.from_pretrained(build_model(config, torch.float32), peft)
     adapted, worst = dict(state), (0.0, "no projection has a LoRA")
     changes = _changes(factors, state)
     for path, module in own.get_base_model().named_modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         rows.append(ids)
         return iter(())
 
-    monkeypatch.setattr(generator, "Session", lambda *_, **__: None)
+    monkeypatch.setattr(generator, "Session", lambda *_, **__: SimpleNamespace(ends={2}))
     monkeypatch.setattr(generator, "generate_tokens", generate)
     monkeypatch.setattr(generator, "stream_tokens", stream)
     return rows

