@@ -33,8 +33,8 @@ from atp_export.verification.widen import widen
 
 # Two fp32 computations, over the spread of the logits: 2.4e-6 (root mean square) and 1.5e-5 (the
 # largest) on the dense SmolLM2-135M, less on tiny models.
-# Two orders of summation in fp32 lay 2.1e-5 apart on a trained model of hidden size 8; an epsilon ten
-# times too large moves logits by 4e-4.
+# Two orders of summation in fp32 lay 2.1e-5 apart on a trained model of hidden size 8; an epsilon
+# ten times too large moves logits by 4e-4.
 FP32_BOUND, FP32_LARGEST = 5e-5, 1e-4
 # What ships against the same in fp32, root mean square over the spread. Measured on the dense
 # SmolLM2-135M: fp16 0.0034, int8 0.045, int4 0.042 (the activations of both are int8). bf16 has 8
