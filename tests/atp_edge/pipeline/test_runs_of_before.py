@@ -101,7 +101,7 @@ def test_a_finished_run_counts_as_finished(writable: Path) -> None:
     for stage in ("train", "shrink", "export", "bench"):
         assert f"{stage}: done before" in shown
     # Its records are made of what is there, but for the proof: that is made anew.
-    assert "comparing ONNX with PyTorch" in shown
+    assert "comparing the slim ONNX model with PyTorch" in shown
     again = call("run", "--config", "finished/config.toml", folder=writable)
     assert "verify: done before" in again
     assert (writable / "finished" / "report.html").is_file()
