@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.model import modeling_per_layer
 from atp_edge.model.families import ModelShape, model_shape
@@ -34,16 +36,30 @@ def save_narrow(
     """
     dtype = stored_type(like) if like else model.dtype
     state = {name: x.detach().to(dtype) for name, x in model.named_parameters()}  # tied ones once
+    settings = like / GENERATION if like and (like / GENERATION).is_file() else None
     with folder_atomically(folder) as beside:
-        model.save_pretrained(beside, state_dict=state)
+        with _plain_generation(model) if settings else nullcontext():
+            model.save_pretrained(beside, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
-        if like and (like / GENERATION).is_file():
-            shutil.copyfile(like / GENERATION, beside / GENERATION)
+        if settings:
+            shutil.copyfile(settings, beside / GENERATION)
         _state_type(beside / "config.json", dtype)
         if model.config.is_heterogeneous:
             _ship_modelling_file(model, beside)
         add_legacy_keys(beside)
+
+
+@contextmanager
+def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """The model with plain generation settings: of those that it reads (a temperature without
+    sampling), transformers below 5.23 refuses to save some."""
+    settings, plain = model.generation_config, GenerationConfig.from_model_config(model.config)
+    model.generation_config = plain
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 @torch.no_grad()
