@@ -128,6 +128,9 @@ class TrainConfig:
     """The loop."""
 
     batch_blocks: int = field(default=1, metadata={"help": "blocks a step", "least": 1})
+    micro_blocks: int = field(
+        default=0, metadata={"help": "of them through the model at once; 0: all"}
+    )
     precision: Literal["bf16", "fp16", "no"] = field(
         default="bf16", metadata={"help": "autocast; no: fp32"}
     )

@@ -72,6 +72,20 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
 
 
 def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
+    from atp_edge.pipeline.launch import check_ranks, follow, leading
+    from atp_edge.run import ranks
+    from atp_edge.run.progress import Terminal
+
+    ranks.join()
+    check_ranks(config)
+    if not ranks.is_main():
+        follow(config, Terminal(Console(quiet=True)))
+        return
+    with leading():
+        _lead(config, names, dry_run=dry_run)
+
+
+def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.stages import run_stages

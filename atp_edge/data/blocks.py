@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -76,14 +75,6 @@ def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, mos
 def _cut(tokens: list[int], starts: list[int], size: int) -> Tensor:
     rows = [tokens[start : start + size] for start in starts]
     return torch.tensor(rows, dtype=torch.long).view(len(rows), size)
-
-
-def batches(
-    blocks: Blocks, *, batch_blocks: int, seed: int, start_step: int = 0
-) -> Iterator[Blocks]:
-    """Endless batches [batch_blocks, T]; the batch of a step follows from the seed and the step."""
-    for step in itertools.count(start_step):
-        yield drawn(blocks, step * batch_blocks, batch_blocks, seed=seed)
 
 
 def drawn(blocks: Blocks, first: int, count: int, *, seed: int) -> Blocks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from atp_export.export import check_exportable
 
 from atp_edge.config import Config
@@ -27,6 +28,7 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     model or a setting. The model is read once, a tensor at a time."""
     if "verify" in stages:
         check_provable(config)
+    check_precision(config)
     folder, source = model_source(config.model), source_config(config)
     try:
         model_shape(source)
@@ -38,6 +40,20 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     check_text_fits(config, source, tokenizer_of(config))
     read_generation(folder)
     check_model(folder, trust_remote_code=config.trust_remote_code)
+
+
+def check_precision(config: Config) -> None:
+    """The device computes in the type that training does."""
+    cuda = torch.cuda.is_available()
+    if (
+        cuda
+        and config.train.precision == "bf16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ValueError(
+            f"train.precision = 'bf16': {torch.cuda.get_device_name()} does not compute in it; "
+            "take --train-precision fp16"
+        )
 
 
 def check_export(config: Config, source: Any) -> None:

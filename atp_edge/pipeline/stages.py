@@ -140,9 +140,9 @@ def _saved(run: RunFolder) -> str:
 def _stage(name: StageName) -> Stage:
     match name:
         case "train":
-            from atp_edge.pipeline.train import train
+            from atp_edge.pipeline.launch import train_together
 
-            return train
+            return train_together
         case "shrink":
             from atp_edge.pipeline.shrink import shrink
 

@@ -11,6 +11,7 @@ from atp_kernels import backend_name
 from atp_edge.config import Config
 from atp_edge.data.splits import Splits
 from atp_edge.model.plan import read_plan
+from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.dense_adapter import save_adapter
@@ -19,7 +20,10 @@ from atp_edge.training.setup import TrainContext, accelerate, splits_of
 
 
 def train(config: Config, run: RunFolder, progress: Progress) -> None:
-    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/."""
+    """Learn the plan and the slim model's weights; writes dense/, plan.json and adapter/.
+
+    Called on every rank of a launch; rank 0 writes.
+    """
     began = time.perf_counter()
     accelerator = accelerate(config)
     progress.say("reading the domain text")
@@ -34,6 +38,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     )
     parts = {name: run_part(name, context) for name in PARTS}
     adapter = save_adapter(context, read_plan(run.plan))
+    if not ranks.is_main():
+        return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}
     run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
 

@@ -29,6 +29,7 @@ from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF, model_shape
 from atp_edge.model.hooks import read_under
 from atp_edge.model.structures import Masks, to_rows
+from atp_edge.run import ranks
 
 DAMPING = 1e-1
 
@@ -91,12 +92,13 @@ class Repair:
             module.register_forward_pre_hook(partial(self._measure, mask))
             for module, mask in zip(self.modules, masks, strict=True)
         ]
-        read_under(hooks, model.get_base_model(), blocks.input_ids)
+        read_under(hooks, model.get_base_model(), ranks.shared(blocks.input_ids))
 
     def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()
         with torch.autocast(z.device.type, enabled=False):
             self.grams.append(z.T @ z)
+            ranks.add_up(self.grams[-1:])
             self.folds.append(_solve(self.grams[-1], module, mask))
             _add(module, self.folds[-1], 1)
 

@@ -33,6 +33,7 @@ from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF
 from atp_edge.model.hooks import read_under, removed_after
 from atp_edge.reconstruction.repair import solve_damped
+from atp_edge.run import ranks
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -44,9 +45,9 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
 
     blocks: text [N, T], in one batch.
     """
-    student = model.get_base_model()
-    ours, calls = _into_layers(student, blocks.input_ids)
-    theirs, their_calls = _into_layers(teacher, blocks.input_ids)
+    student, ids = model.get_base_model(), ranks.shared(blocks.input_ids)
+    ours, calls = _into_layers(student, ids)
+    theirs, their_calls = _into_layers(teacher, ids)
     for i, layer in enumerate(student.model.layers):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
@@ -85,7 +86,9 @@ def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
     """What z [B, T, in] must be multiplied by to come nearest to `missing` [B, T, H]: [in, H]."""
     z, missing, target = (x.flatten(0, 1) for x in (z, missing, target))
     weighted = z / target.square().sum(-1, keepdim=True)
-    return solve_damped(weighted.T @ z, weighted.T @ missing, DAMPING)
+    gram, wanted = weighted.T @ z, weighted.T @ missing
+    ranks.add_up([gram, wanted])
+    return solve_damped(gram, wanted, DAMPING)
 
 
 def _into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:

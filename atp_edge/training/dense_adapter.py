@@ -17,6 +17,7 @@ from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import widen_lora
 from atp_edge.model.plan import Plan
+from atp_edge.run import ranks
 from atp_edge.run.files import folder_atomically, read_json, write_json
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.measure import loss_of
@@ -37,15 +38,17 @@ def save_adapter(context: TrainContext, plan: Plan) -> dict[str, Any]:
         wide = _widened(context, plan)
         judged = _worth(wide, context)
         if judged["share"] >= LEAST_SHARE:
-            with folder_atomically(run.adapter) as beside:
-                write_peft(wide, beside, config)
+            if ranks.is_main():
+                with folder_atomically(run.adapter) as beside:
+                    write_peft(wide, beside, config)
             return judged | {"written": True}
         why = (
             f"on the dense model it buys {judged['share']:.0%} of what tuning that model buys, "
             f"less than {LEAST_SHARE:.0%}: the kept weights were tuned beside it"
         )
     context.progress.say(f"no adapter/: {why}")
-    shutil.rmtree(run.adapter, ignore_errors=True)
+    if ranks.is_main():
+        shutil.rmtree(run.adapter, ignore_errors=True)
     return judged | {"written": False, "why": why}
 
 

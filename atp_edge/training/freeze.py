@@ -14,6 +14,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import merge, narrow_peft
 from atp_edge.model.plan import Plan, plan_of, shares, write_plan
 from atp_edge.model.structures import Masks
+from atp_edge.run import ranks
 from atp_edge.training.adapters import add_recovery_adapter
 from atp_edge.training.learners import JointLearner
 from atp_edge.training.measure import loss_of
@@ -59,8 +60,9 @@ def freeze(frozen: FrozenModel, context: TrainContext) -> dict[str, Any]:
     match_layers(narrow, config.control_steps, context)
     if config.recovery.adapter != "lora":
         narrow = add_recovery_adapter(merge(narrow), config, frozen.plan)
-    save_narrow_peft(narrow, context.run, "frozen")
-    write_plan(frozen.plan, context.run.plan)
+    if ranks.is_main():
+        save_narrow_peft(narrow, context.run, "frozen")
+        write_plan(frozen.plan, context.run.plan)
     loss = loss_of(narrow, context.splits.test, context.accelerator)
     return {
         "perplexity": loss.perplexity,

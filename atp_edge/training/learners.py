@@ -6,7 +6,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,34 +24,17 @@ from atp_edge.decision.generator import DecisionGenerator, decide
 from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
 from atp_edge.decision.projection import project
 from atp_edge.decision.regularizer import group_lasso, proximal_step
-from atp_edge.evaluation.text_loss import perplexity
-from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.masking.apply import set_decision
 from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
+from atp_edge.run import ranks
 from atp_edge.run.history import Phase, Record
+from atp_edge.training.measure import loss_of
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
+from atp_edge.training.step import add_gradients, step_loss
 from atp_edge.training.stream import BatchStream
 
 GENERATOR_WARMUP = 10  # of its own steps
-
-
-def step_loss(
-    model: PeftModel,
-    teacher: PreTrainedModel | None,
-    batch: Blocks,
-    config: Config,
-    *,
-    layers: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled; `layers`:
-    also by the distance to its layers, if the settings weigh it."""
-    if teacher is None:
-        loss = language_loss(model, batch)
-        return loss, loss.detach()
-    settings = config.recovery
-    hidden = settings.distill_hidden if layers else 0.0
-    return distilled_loss(model, teacher, batch, settings.distill, hidden)
 
 
 class Tuner:
@@ -87,23 +70,24 @@ class Tuner:
             warmup=self.config.train.warmup,
             decay=True,
         )
-        batch = self.stream(index)
-        with self.accelerator.autocast():
-            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
-        self.tuned.step(loss, rate)
+        plain = add_gradients(
+            self.stream(index),
+            lambda blocks: step_loss(self.model, self.teacher, blocks, self.config),
+            self.accelerator,
+        )
+        self.tuned.step(rate)
         return Record(
             step=index,
             phase=self.phase,
-            loss=float(plain),
+            loss=plain,
             lr=rate * self.config.lora.lr,
-            tokens=(index + 1) * batch.input_ids.numel(),
+            tokens=self.stream.tokens_until(index + 1),
         )
 
     def validate(self) -> float | None:
         if self.validation is None:
             return None
-        with self.accelerator.autocast():
-            return math.log(perplexity(self.model, self.validation))
+        return loss_of(self.model, self.validation, self.accelerator).mean
 
     def state_dict(self) -> dict[str, Any]:
         return self.tuned.state_dict()
@@ -156,7 +140,7 @@ class JointLearner:
     @torch.no_grad()
     def _without_noise(self) -> Masks:
         masks = project(self.generator(), self.feasible).masks
-        return Masks(mask.to(self.accelerator.device) for mask in masks)
+        return _agreed(mask.to(self.accelerator.device) for mask in masks)
 
     def freeze(self) -> Masks:
         """The last decision, without noise: bool [size] a site. Evaluation and the end use it."""
@@ -208,22 +192,26 @@ class JointLearner:
             scored(self.model, self.feasible) if follows else nullcontext([])
         )
         with scoring as scores:
-            with self.accelerator.autocast():
-                batch = self.decision_stream(before)
-                # Without the layers' distance: importance is in units of the prediction loss.
-                task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
-            loss = task + budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
-            self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
+            # Without the layers' distance: importance is in units of the prediction loss.
+            plain = add_gradients(
+                self.decision_stream(before),
+                lambda b: step_loss(self.model, self.teacher, b, self.config, layers=False),
+                self.accelerator,
+                beside=budget_penalty(soft_share, self.feasible.target_share, settings.penalty),
+            )
+        parameters = list(self.generator.parameters())
+        ranks.add_up(p.grad for p in parameters if p.grad is not None)
+        self.accelerator.clip_grad_norm_(parameters, self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
         self.tuned.requires_grad_(True)
         if follows:
+            ranks.add_up(scores)
             self._follow(scores, before)
-        self._hold(Masks(mask.detach() >= 0.5 for mask in decision.masks))
+        self._hold(_agreed(mask.detach() >= 0.5 for mask in decision.masks))
         return replace(
             record,
-            decision_loss=float(plain),
+            decision_loss=plain,
             soft_share=float(soft_share.detach()),
             churn=self._settle(),
         )
@@ -260,15 +248,17 @@ class JointLearner:
         set_decision(self.model, self.masks, settings.placement)
         # The strength grows through the phase, so that groups reach zero at the freeze.
         strength = settings.strength * (index + 1) / self.last_step
-        batch = self.stream(index)
-        with self.accelerator.autocast():
-            loss, plain = step_loss(self.model, self.teacher, batch, self.config)
-        if settings.regularizer == "lasso":
-            loss = loss + strength * 1e-3 * group_lasso(self.model, self.masks)
-        self.tuned.step(loss, rate)
+        lasso = settings.regularizer == "lasso"
+        plain = add_gradients(
+            self.stream(index),
+            lambda blocks: step_loss(self.model, self.teacher, blocks, self.config),
+            self.accelerator,
+            beside=strength * 1e-3 * group_lasso(self.model, self.masks) if lasso else None,
+        )
+        self.tuned.step(rate)
         if settings.regularizer == "proximal":
             proximal_step(self.model, self.masks, strength * lr)
-        return float(plain), lr, (index + 1) * batch.input_ids.numel()
+        return plain, lr, self.stream.tokens_until(index + 1)
 
     def validate(self) -> float | None:
         """None: the decision is still moving."""
@@ -290,3 +280,10 @@ class JointLearner:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.importance = state["importance"]
         self._settle()
+
+
+def _agreed(masks: Iterable[Tensor]) -> Masks:
+    """Rank 0's decision: sums in another order may part two ranks where structures tie."""
+    decision = Masks(masks)
+    ranks.take_from_main(decision)
+    return decision

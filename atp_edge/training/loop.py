@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically, write_atomically
 from atp_edge.run.history import Phase, Record, diverges, read_history
 
@@ -98,8 +99,9 @@ def run_phase(
                 ours[-1] = replace(ours[-1], validation_loss=loss)
                 state = checkpoints.judge(state, loss)
             checkpoints.save(state)
-            lines = (json.dumps(asdict(r)) for r in (*past, *ours))
-            write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
+            if ranks.is_main():
+                lines = (json.dumps(asdict(r)) for r in (*past, *ours))
+                write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
         on_record(ours[-1])
     if state.worse:
         checkpoints.load_best()
@@ -196,19 +198,25 @@ def _read_checked(path: Path, *, mmap: bool = False) -> Any:
 
 
 class _Checkpoints:
-    """state.pt: the last checkpoint of the phase; best.pt: its best parameters."""
+    """state.pt: the last checkpoint of the phase; best.pt: its best parameters.
+
+    Rank 0 writes, all read: nobody writes while another may still read.
+    """
 
     def __init__(self, folder: Path, learner: Learner) -> None:
         self.folder, self.learner = folder, learner
 
     def save(self, state: PhaseState) -> PhaseState:
         content = {"phase": self.learner.phase, "state": asdict(state)}
-        _save(self.folder / "state.pt", content | {"learner": self.learner.state_dict()})
+        if ranks.is_main():
+            _save(self.folder / "state.pt", content | {"learner": self.learner.state_dict()})
         return state
 
     def load(self) -> PhaseState | None:
         """Put the learner where it was, if the last checkpoint is of its phase."""
+        ranks.wait()
         saved = _read_last(self.folder)
+        ranks.wait()
         if saved is None or saved["phase"] != self.learner.phase:
             return None
         self.learner.load_state_dict(saved["learner"])
@@ -218,11 +226,14 @@ class _Checkpoints:
         """Count a validation; the best one so far is kept."""
         if loss >= state.best_loss:
             return replace(state, worse=state.worse + 1)
-        _save(self.folder / "best.pt", self.learner.state_dict()["parameters"])
+        if ranks.is_main():
+            _save(self.folder / "best.pt", self.learner.state_dict()["parameters"])
         return replace(state, best_loss=loss, best_step=state.step, worse=0)
 
     def load_best(self) -> None:
+        ranks.wait()
         best = _read_checked(self.folder / "best.pt")
+        ranks.wait()
         self.learner.load_state_dict(self.learner.state_dict() | {"parameters": best})
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from atp_edge.config import Config
+from atp_edge.run import ranks
 
 
 def rate_of_step(done: int, *, steps: int, warmup: float, decay: bool) -> float:
@@ -51,9 +52,9 @@ class TunedWeights:
         made = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
         self.optimizer = accelerator.prepare(made)
 
-    def step(self, loss: Tensor, rate: float) -> None:
-        """Backward, and a step at this share of the peak rates."""
-        self.accelerator.backward(loss)
+    def step(self, rate: float) -> None:
+        """A step at this share of the peak rates, by the gradients of all ranks."""
+        ranks.add_up(p.grad for p in self.parameters.values() if p.grad is not None)
         self.accelerator.clip_grad_norm_(self.parameters.values(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]

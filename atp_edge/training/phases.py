@@ -13,6 +13,7 @@ from typing import Any
 from atp_edge.model.checkpoint import round_weights, save_narrow
 from atp_edge.model.loading import stored_type
 from atp_edge.model.narrow import merge
+from atp_edge.run import ranks
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
 from atp_edge.training.joint import prepare_joint
@@ -51,7 +52,8 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     state = drive(learner, context)
     source = model_source(config.model)
     merged = round_weights(merge(tuned), stored_type(source))
-    save_narrow(merged, tokenizer_of(config), run.dense, like=source)
+    if ranks.is_main():
+        save_narrow(merged, tokenizer_of(config), run.dense, like=source)
     loss = loss_of(merged, splits.test, context.accelerator)
     return {
         "untuned_perplexity": untuned.perplexity,
@@ -92,7 +94,8 @@ def recover(context: TrainContext) -> dict[str, Any]:
     )
     context.progress.phase("recovery", config.control_steps, config.steps, None)
     state = drive(learner, context)
-    save_narrow_peft(narrow, context.run, "tuned")
+    if ranks.is_main():
+        save_narrow_peft(narrow, context.run, "tuned")
     return figures_of(loss_of(narrow, splits.test, context.accelerator)) | phase_summary(state)
 
 
@@ -108,14 +111,19 @@ def run_part(name: str, context: TrainContext) -> dict[str, Any]:
     """The figures of a part of training and the seconds it took; run unless the folder has what it
     made, as it made it."""
     run, say = context.run, context.progress.say
-    if trouble := run.records.trouble(name):
+    trouble = ranks.from_main(run.records.trouble(name) if ranks.is_main() else None)
+    if trouble:
         if name in run.parts():
             say(f"{name} again: {trouble}")
-        drop_damaged(run.path, say)
+        if ranks.is_main():
+            drop_damaged(run.path, say)
+        ranks.wait()
         began, read = time.perf_counter(), run.records.reads(name)
         figures = PARTS[name](context)
         context.accelerator.free_memory()  # Else it holds the part's optimizers and their weights.
-        run.add_part(name, figures | {"seconds": time.perf_counter() - began}, read)
+        if ranks.is_main():
+            run.add_part(name, figures | {"seconds": time.perf_counter() - began}, read)
+        ranks.wait()
     found: dict[str, Any] = run.parts()[name]
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from atp_edge.pipeline.preflight import check_run
+from atp_edge.pipeline.preflight import check_precision, check_run
 from atp_edge.run.folder import STAGES
 from atp_edge.settings import configured
 from tests.sources import change, edit, save_source
@@ -172,3 +172,12 @@ def test_a_model_of_the_hub_is_checked_in_its_cache(
     edit(snapshot / "config.json", hidden_act="gelu")
     with pytest.raises(ValueError, match=r"models--someone--tiny.*hidden_act 'gelu'"):
         checked(Path("someone/tiny"))
+
+
+def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match=r"'bf16': Tesla T4 does not compute in it; .*fp16"):
+        check_precision(configured({}))
+    check_precision(configured({"train.precision": "fp16"}))

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
 from atp_edge.config import Config
-from atp_edge.data.domains import legal_texts
-from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import export, stages
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.pipeline.stages import run_stages, taken_up
@@ -30,7 +27,7 @@ from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
 from atp_edge.settings import configured
-from tests.tiny import QUICK_TO_TRAIN, Silent, tiny_model
+from tests.tiny import QUICK_TO_TRAIN, Silent
 
 QUICK = QUICK_TO_TRAIN | {
     "steps": 6, "train.save_every": 2, "bench.rounds": 1, "bench.prompt_tokens": 4,
@@ -39,18 +36,6 @@ QUICK = QUICK_TO_TRAIN | {
 # What no stage reads any more, and what is written anew every time.
 UNREAD = ("checkpoint/best.pt", "checkpoint/state.pt", "checkpoint/frozen.safetensors",
           "checkpoint/parts.json", "report.html")  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Path:
-    """A folder with a tiny model and text for it."""
-    folder = tmp_path_factory.mktemp("source")
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
-    save_narrow(model, tokenizer, folder / "model")
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 def settings(source: Path, out: Path, **values: Any) -> Config:

@@ -1,0 +1,86 @@
+"""A run launched as several processes: rank 0 runs its stages, the others train with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atp_edge.config import Config
+from atp_edge.run import ranks
+from atp_edge.run.environment import PACKAGES, version
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+
+TRAIN = "train"
+LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "gloo", "Gloo")
+"""In the message of a collective that another rank no longer answers."""
+
+
+def check_ranks(config: Config) -> None:
+    """Raise ValueError where a step's blocks do not share out evenly over the ranks."""
+    blocks = config.train.batch_blocks
+    if blocks % ranks.size():
+        raise ValueError(
+            f"train.batch_blocks = {blocks} on {ranks.size()} ranks: expected a multiple of the "
+            f"ranks. Take --train-batch-blocks {ranks.size()}, or start fewer ranks"
+        )
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Rank 0's whole work; the others are let go where they were not called to train."""
+    try:
+        yield
+    finally:
+        ranks.from_main(None)
+
+
+def follow(config: Config, progress: Progress) -> None:
+    """Any other rank's whole work: wait until rank 0 trains, and train with it."""
+    if ranks.from_main(None) == TRAIN:
+        train_together(config, RunFolder(Path(config.out)), progress)
+
+
+def train_together(config: Config, run: RunFolder, progress: Progress) -> None:
+    """The training stage, on every rank at once; they part at its end.
+
+    Raises OSError when another rank is lost: nothing is left to do but to start again.
+    """
+    from atp_edge.pipeline.train import train
+
+    try:
+        if ranks.is_main():
+            ranks.from_main(TRAIN)
+        ranks.check_same(_start(config))
+        train(config, run, progress)
+    except RuntimeError as error:
+        if ranks.size() > 1 and any(word in str(error) for word in LOST):
+            raise OSError(
+                "another rank has ended (its own output says why); start all of them again, as "
+                "many as you like: training goes on from its last checkpoint"
+            ) from error
+        raise
+    finally:
+        ranks.leave()
+
+
+def _start(config: Config) -> dict[str, Any]:
+    """What must be the same on every rank, by name."""
+    from atp_edge.pipeline.inputs import inputs_of
+    from atp_edge.run.hashes import value_sha256
+
+    inputs = inputs_of(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        **{f"{name}'s version": version(name) for name in ("atp-edge", *PACKAGES)},
+        "the kind of device": device,
+        "the settings": value_sha256(inputs["settings"]),
+        **{
+            f"the {kind}'s SHA-256": value_sha256(inputs[kind]["files"])
+            for kind in ("model", "tokenizer", "template", "data")
+        },
+    }
