@@ -33,6 +33,10 @@ class DataConfig:
     skip_bad_lines: bool = field(
         default=False, metadata={"help": "leave bad rows out and count them"}
     )
+    canaries: int = field(
+        default=0,
+        metadata={"help": "made-up secrets planted in the train split; the gate looks for them"},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +186,16 @@ class BenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Ship or do not ship."""
+
+    profile: Literal["default", "clinical", "legal"] = field(
+        default="default", metadata={"help": "thresholds; see docs/gate.md"}
+    )
+    config: str = field(default="", metadata={"help": "TOML of thresholds, over the profile's"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -209,6 +223,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
+    gate: GateConfig = GateConfig()
 
     @property
     def control_steps(self) -> int:

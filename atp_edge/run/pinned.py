@@ -20,7 +20,7 @@ from atp_edge.settings import keys, values_of
 SOURCES = ("model", "tokenizer", "template", "data")
 # Settings and sections that training does not read. Of model and data their files are compared.
 UNREAD_BY_TRAINING = (
-    "out", "recipe", "model", "data", "trust_remote_code", "export", "bench",
+    "out", "recipe", "model", "data", "trust_remote_code", "export", "bench", "gate",
 )  # fmt: skip
 
 

@@ -150,13 +150,20 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return load_tokenizer(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
-def corpus_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """The documents of a run."""
+def corpus_of(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str | None = None,
+    slice_by: str = "slice",
+) -> Corpus:
+    """The documents of a run, or of another source, read as the run's."""
     return read_corpus(
-        config.data,
+        source or config.data,
         tokenizer,
         special_tokens=config.dataset.special_tokens,
         skip_bad_lines=config.dataset.skip_bad_lines,
+        slice_by=slice_by,
     )
 
 
@@ -186,6 +193,8 @@ def splits_of(config: Config) -> Splits:
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
+        canaries=config.dataset.canaries,
+        blocks_read=config.train_blocks,
     )
     report = replace(
         splits.report,
