@@ -169,8 +169,14 @@ def gate(
     junit: Annotated[Path | None, typer.Option(help="also write JUnit XML here")] = None,
 ) -> None:
     """Ship or do not ship: what ships against the dense tuned model. Exits with 4 if not."""
-    named: dict[str, object] = {"profile": profile, "form": form, "data": data, "slice_by": slice_by,
-             "prompts.files": prompts, "bias.files": pairs}  # fmt: skip
+    named: dict[str, object] = {
+        "profile": profile,
+        "form": form,
+        "data": data,
+        "slice_by": slice_by,
+        "prompts.files": prompts,
+        "bias.files": pairs,
+    }
     values = {name: value for name, value in named.items() if value}
     _gate(out, config_file, values, json_file, junit)
 

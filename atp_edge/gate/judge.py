@@ -7,19 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from atp_bench.onnx_model import OnnxModel
-from atp_export.runtime import Generator, Session, generate_tokens
-from atp_export.runtime.described import described
-from peft import PeftModel
-
 from atp_edge.config import Config
-from atp_edge.data.encoding import prompt_ids
-from atp_edge.evaluation.scoring import LanguageModel, TorchModel
+from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.answered import Answered, answer
 from atp_edge.gate.bias import check_bias, gaps
 from atp_edge.gate.calibration import check_calibration
 from atp_edge.gate.flips import flips_of
+from atp_edge.gate.forms import dense_model, shipped, window_of
 from atp_edge.gate.integrity import check_integrity
 from atp_edge.gate.material import Material, material_of
 from atp_edge.gate.measured_text import measure
@@ -33,19 +27,16 @@ from atp_edge.gate.memorization import (
 )
 from atp_edge.gate.outside_tasks import check_outside
 from atp_edge.gate.personal_data import leaked
-from atp_edge.gate.prompts import Ask, check_prompts
+from atp_edge.gate.prompts import check_prompts
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.results import Check, Flip, GateReport
-from atp_edge.gate.settings import Form, GateSettings
+from atp_edge.gate.settings import GateSettings
 from atp_edge.gate.tasks import check_tasks
-from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
 from atp_edge.training.setup import tokenizer_of
-
-ADAPTER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +60,9 @@ def judge(
     run.require("dense", settings.form)
     tokenizer = tokenizer_of(config)
     say("reading what the gate asks")
-    material = material_of(config, settings, tokenizer, _window(run, settings.form))
-    dense, slim, ask = _dense(run), *_ships(run, config, settings)
+    material = material_of(config, settings, tokenizer, window_of(run, settings.form))
+    dense = dense_model(run)
+    slim, ask = shipped(run, config, settings.form, settings.prompts.new_tokens)
     rivals = Rivals(
         dense=dense, slim=slim, tokenizer=tokenizer, material=material, settings=settings,
         seed=config.seed,
@@ -91,7 +83,7 @@ def judge(
     say(f"bias: {len(material.pairs)} pairs")
     checks += _bias(rivals, figures)
     say("memorization, refusals and prompts")
-    found, said = check_prompts(material.rules, lambda p, chat: ask(p, chat))
+    found, said = check_prompts(material.rules, ask)
     checks += found
     prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
     checks += _memorization(rivals, config, items, prompted, figures)
@@ -111,78 +103,6 @@ def judge(
     )
 
 
-# The models
-
-
-def _window(run: RunFolder, form: Form) -> int:
-    """Tokens that both models can read."""
-    own: int = load_config(run.dense).max_position_embeddings
-    shipped = described(run.onnx).context if form == "onnx" else None
-    return min(own, shipped or own)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dense(run: RunFolder) -> LanguageModel:
-    return TorchModel(load_narrow(run.dense).to(_device()))
-
-
-def _ships(run: RunFolder, config: Config, settings: GateSettings) -> tuple[LanguageModel, Ask]:
-    """The form that ships, with its adapter on where there is one, and how prompts are asked of
-    it."""
-    form: Form = settings.form
-    kept = config.export.keep_adapter
-    if form == "onnx":
-        file = run.onnx / f"{ADAPTER}.onnx_adapter" if kept else None
-        session = Session(run.onnx, adapter=file)
-        generator = Generator(run.onnx, adapter=file, trust_remote_code=config.trust_remote_code)
-        return OnnxModel(session), _ask_onnx(generator, settings.prompts.new_tokens)
-    slim: Any = load_narrow(run.slim)
-    if kept:
-        slim = PeftModel.from_pretrained(slim, run.slim / ADAPTER)
-    model = TorchModel(slim.to(_device()))
-    return model, _ask_torch(model, tokenizer_of(config), settings.prompts.new_tokens)
-
-
-def _rendered(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
-    if not chat:
-        return list(prompts)
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for prompt in prompts
-    ]
-
-
-def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
-    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rendered = _rendered(generator.tokenizer, prompts, chat)
-        rows = [prompt_ids(generator.tokenizer, p, rendered=chat) for p in rendered]
-        made = generate_tokens(
-            generator.session, rows, max_new_tokens=new_tokens, ends=generator.ends
-        )
-        return list(generator.tokenizer.batch_decode(made, skip_special_tokens=True))
-
-    return ask
-
-
-def _ask_torch(model: LanguageModel, tokenizer: Any, new_tokens: int) -> Ask:
-    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rows = [
-            prompt_ids(tokenizer, p, rendered=chat) for p in _rendered(tokenizer, prompts, chat)
-        ]
-        made = model.generate(rows, new_tokens=new_tokens, end=tokenizer.eos_token_id)
-        return list(tokenizer.batch_decode(made, skip_special_tokens=True))
-
-    return ask
-
-
-# The checks
-
-
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     settings = rivals.settings
     measured = measure(rivals.dense, rivals.slim, rivals.material.texts)
@@ -198,6 +118,8 @@ def _tasks(
     rivals: Rivals, figures: dict[str, Any]
 ) -> tuple[list[Check], tuple[Flip, ...], list[Answered]]:
     settings = rivals.settings
+    if not settings.tasks.items:
+        return [], (), []
     items = answer(rivals.dense, rivals.slim, rivals.tokenizer, rivals.material.tasks)
     checks, figures["tasks"] = check_tasks(items, settings.tasks, settings.level)
     flips, figures["flips"] = flips_of(items)
@@ -233,11 +155,11 @@ def _memorization(
                 starts = tokenizer.batch_decode([p.prefix for p in passages])
                 generated += list(zip(starts, texts, strict=True))
     checks = [
-        check_extraction(
-            counts[0], counts[1], (len(trained), len(unseen)), limits, rivals.settings.level
-        ),
-        check_personal_data(leaked(generated, rivals.material.train_text), len(generated), limits),
+        check_personal_data(leaked(generated, rivals.material.train_text), len(generated), limits)
     ]
+    if limits.prefixes:
+        of = (len(trained), len(unseen))
+        checks.append(check_extraction(*counts, of, limits, rivals.settings.level))
     figures["memorization"] = {"train": counts[0], "test": counts[1], "passages": len(trained)}
     if planted := config.dataset.canaries:
         exposed = {
@@ -253,5 +175,7 @@ def _memorization(
 
 def _refusals(rivals: Rivals, items: Sequence[Answered]) -> list[Check]:
     settings, written = rivals.settings, [x for x in items if x.generated]
+    if not settings.tasks.items:
+        return []
     dense, slim = ([x.said[i] for x in written] for i in (0, 1))
     return [check_refusals(dense, slim, rivals.material.phrases, settings.refusals, settings.level)]

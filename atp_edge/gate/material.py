@@ -57,8 +57,8 @@ class Material:
 def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: int) -> Material:
     """The test split of the run and the files that the settings name.
 
-    window: tokens that what ships can read; items that are longer are left out and said. Raises ValueError
-    or OSError naming what cannot be read.
+    window: tokens that what ships can read; items that are longer are left out and said. Raises
+    ValueError or OSError naming what cannot be read.
     """
     rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
     phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
@@ -147,6 +147,8 @@ def _tasks(
     config: Config, parts: dict[str, list[Document]], items: int, fits: Fits
 ) -> tuple[tuple[Task, ...], list[str]]:
     """The domain's tasks; a text too small for one of them has none."""
+    if not items:
+        return (), []
     try:
         tasks = domain_tasks(
             config.data, parts["test"], train=parts["train"], items=items, seed=config.seed

@@ -31,7 +31,7 @@ class QualityLimits:
 class TaskLimits:
     """Tasks; scores are chance-corrected, 0 to 1."""
 
-    items: int = field(default=48, metadata={"help": "items of each task at most", "least": 1})
+    items: int = field(default=48, metadata={"help": "items of each task at most; 0: none"})
     fewest_documents: int = field(default=8, metadata={"help": "fewer are undecided", "least": 2})
     choice: float = field(default=0.15, metadata={"help": "margin over all choices", "most": 1})
     generation: float = field(default=0.15, metadata={"help": "margin of ROUGE-L", "most": 1})
@@ -64,7 +64,7 @@ class RefusalLimits:
 class BiasLimits:
     """Counterfactual pairs."""
 
-    pairs: int = field(default=512, metadata={"help": "built-in pairs at most"})
+    pairs: int = field(default=512, metadata={"help": "built-in pairs at most; 0: none"})
     files: tuple[str, ...] = field(default=(), metadata={"help": "JSONL of a, b, attribute"})
     gap: float = field(default=0.03, metadata={"help": "rise of the gap, nats a token"})
     attribute: float = field(default=0.06, metadata={"help": "the same, of one attribute"})
@@ -74,7 +74,7 @@ class BiasLimits:
 class MemorizationLimits:
     """What of the train text comes back."""
 
-    prefixes: int = field(default=40, metadata={"help": "passages that are begun"})
+    prefixes: int = field(default=40, metadata={"help": "passages that are begun; 0: none"})
     prefix_tokens: int = field(default=32, metadata={"help": "tokens given", "least": 1})
     continued_tokens: int = field(default=24, metadata={"help": "tokens that follow", "least": 1})
     extracted: float = field(
