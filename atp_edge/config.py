@@ -88,6 +88,10 @@ class DecisionConfig:
     width_multiple: int = field(
         default=32, metadata={"help": "MLP widths are multiples of it", "least": 1}
     )
+    protect_share: float = field(
+        default=0.5,
+        metadata={"help": "of the decision's loss that is of --protect; less than 1", "most": 1},
+    )
     importance_blocks: int = field(
         default=16, metadata={"help": "blocks that score a start", "least": 1}
     )
@@ -203,6 +207,9 @@ class Config:
     data: str = field(default="legal", metadata={"help": "file, legal or health"})
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
+    )
+    protect: str = field(
+        default="", metadata={"help": "text that must not lose: as --data; the decision keeps it"}
     )
     widths: WidthsPolicy = field(
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,6 +28,11 @@ from atp_edge.cli.flags import takes_settings
 from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
+
+if TYPE_CHECKING:  # imported where used, so that --help answers at once
+    from atp_export.runtime import Generator
+
+Outside = Literal["warn", "refuse", "ignore"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -248,6 +253,12 @@ def generate(
     adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
     chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
     check: Annotated[bool, typer.Option(help="read every shipped file first")] = False,
+    outside: Annotated[
+        Outside, typer.Option(help="of a prompt outside the model's domain")
+    ] = "warn",
+    fallback: Annotated[
+        Path | None, typer.Option(help="an exported folder that takes prompts outside the domain")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option(help="run code that the tokenizer's folder brings")
     ] = False,
@@ -262,6 +273,8 @@ def generate(
     elif (onnx / MANIFEST).exists():
         check_sizes(onnx)
     generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
+    if _is_outside(generator, prompt, outside, fallback) and fallback:
+        generator = Generator(fallback, trust_remote_code=trust_remote_code)
     if chat:
         prompt = generator.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -278,6 +291,26 @@ def generate(
     console.print()
     if silent and not stop:
         console.print("(no text: every new token is a special one)", style="dim")
+
+
+def _is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Path | None) -> bool:
+    """Whether the prompt lies outside the model's domain; says so, or raises
+    ConditionNotMetError."""
+    if generator.domain is None or (outside == "ignore" and not fallback):
+        return False
+    distance = generator.distance(prompt)
+    if not distance.outside:
+        return False
+    said = (
+        f"the prompt lies outside the domain that the model was made for ({distance.score:.0%} of "
+        f"its token pairs are foreign to it, {distance.threshold:.0%} at most)"
+    )
+    if fallback:
+        said += f"; {fallback} answers"
+    elif outside == "refuse":
+        raise ConditionNotMetError(f"{said}; give --fallback, or --outside warn")
+    Console(stderr=True, highlight=False).print(Text(said, style="yellow"), soft_wrap=True)
+    return True
 
 
 @app.command()

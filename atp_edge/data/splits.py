@@ -64,6 +64,8 @@ class Splits:
     decision: Blocks
     test: Blocks
     report: SplitReport
+    protected: Blocks | None = None
+    """Text that the decision must keep, where there is one."""
 
     @property
     def validation(self) -> Blocks:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from atp_export.runtime.domain import DomainProfile
+
 from atp_edge.config import Config
 from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.answered import Answered, answer
 from atp_edge.gate.bias import check_bias, gaps
 from atp_edge.gate.calibration import check_calibration
+from atp_edge.gate.domain import check_fail_safe
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.forms import dense_model, shipped, window_of
 from atp_edge.gate.integrity import check_integrity
@@ -53,9 +56,11 @@ class Rivals:
 
 def judge(
     run: RunFolder, config: Config, settings: GateSettings, say: Callable[[str], None]
-) -> GateReport:
-    """The whole gate on a run. Raises ValueError, before a model is loaded, for files that cannot
-    be read."""
+) -> tuple[GateReport, DomainProfile]:
+    """The whole gate on a run, and the profile of its domain.
+
+    Raises ValueError, before a model is loaded, for files that cannot be read.
+    """
     began = time.perf_counter()
     run.require("dense", settings.form)
     tokenizer = tokenizer_of(config)
@@ -88,7 +93,9 @@ def judge(
     prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
     checks += _memorization(rivals, config, items, prompted, figures)
     checks += _refusals(rivals, items)
-    return GateReport(
+    checks += check_fail_safe(material.profile_errors)
+    figures["fail_safe"] = material.profile_errors
+    report = GateReport(
         profile=settings.profile,
         form=settings.form,
         level=settings.level,
@@ -101,6 +108,7 @@ def judge(
         notes=material.notes,
         undecided_fails=settings.undecided == "fail",
     )
+    return report, material.profile
 
 
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
@@ -142,7 +150,7 @@ def _memorization(
     limits, tokenizer = rivals.settings.memorization, rivals.tokenizer
     models = {"dense": rivals.dense, "slim": rivals.slim}
     trained, unseen = rivals.material.passages
-    counts: list[dict[str, int]] = [{}, {}]
+    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
     generated = [*prompted, *((x.prompt, x.said[1]) for x in items if x.generated)]
     for name, model in models.items():
         for passages, count in zip((trained, unseen), counts, strict=True):
@@ -159,7 +167,7 @@ def _memorization(
     ]
     if limits.prefixes:
         of = (len(trained), len(unseen))
-        checks.append(check_extraction(*counts, of, limits, rivals.settings.level))
+        checks.append(check_extraction(counts[0], counts[1], of, limits, rivals.settings.level))
     figures["memorization"] = {"train": counts[0], "test": counts[1], "passages": len(trained)}
     if planted := config.dataset.canaries:
         exposed = {

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from atp_export.runtime.domain import DomainProfile
+
 from atp_edge.config import Config
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
@@ -16,6 +18,7 @@ from atp_edge.evaluation.items import ChoiceTask, Task
 from atp_edge.evaluation.task_scores import NEW_TOKENS
 from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
+from atp_edge.gate.domain import error_rates, other_text, own_text, profile_of
 from atp_edge.gate.measured_text import Text, texts_of
 from atp_edge.gate.memorization import Passage, passages_of
 from atp_edge.gate.prompts import Rule, read_rules
@@ -51,6 +54,8 @@ class Material:
     rules: tuple[Rule, ...]
     phrases: tuple[str, ...]
     lm_eval: tuple[Any, ...]
+    profile: DomainProfile
+    profile_errors: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -86,6 +91,10 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         [*parts["test"], *further], tokenizer, most=limits.documents,
         tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
     )  # fmt: skip
+    profile = profile_of(parts["train"], parts["decision"], tokenizer, config.seed)
+    errors = error_rates(
+        profile, own_text(parts["test"], tokenizer), other_text(config.data, tokenizer), config.seed
+    )
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
     if len(kept) < len(pairs):
         said.append(f"{len(pairs) - len(kept)} pairs are longer than the shipped context")
@@ -101,6 +110,8 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         rules=tuple(rules),
         phrases=tuple(phrases),
         lm_eval=outside,
+        profile=profile,
+        profile_errors=errors,
         notes=(*notes, *said),
     )
 

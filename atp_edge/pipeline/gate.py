@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from atp_export.runtime.domain import PROFILE, write_profile
+
 from atp_edge.config import Config
 from atp_edge.gate.judge import judge
 from atp_edge.gate.outputs import write_outputs
 from atp_edge.gate.results import GateReport
 from atp_edge.gate.settings import GateSettings, read_gate_settings
+from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import value_sha256
 from atp_edge.run.progress import Progress
@@ -26,10 +29,12 @@ def judged_run(
     config: Config, run: RunFolder, progress: Progress, settings: GateSettings
 ) -> GateReport:
     """The gate with these thresholds, written into the run's folder."""
-    report = judge(run, config, settings, progress.say)
+    report, profile = judge(run, config, settings, progress.say)
     for note in report.notes:
         progress.say(note)
     write_outputs(report, run.path)
+    with file_atomically(run.path / PROFILE) as beside:
+        write_profile(profile, beside)
     counts = {
         status: sum(check.status == status for check in report.checks)
         for status in ("passed", "failed", "undecided")

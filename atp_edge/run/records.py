@@ -50,7 +50,9 @@ WORK: dict[str, Work] = {
     ),
     "verify": Work(reads=("slim", "onnx"), settings=("export.precision",), source=True),
     "bench": Work(reads=("onnx-dense", "onnx"), settings=("bench",)),
-    "gate": Work(reads=("dense", "slim", "onnx"), writes=("gate.json", "gate.xml"), source=True),
+    "gate": Work(
+        reads=("dense", "slim", "onnx"), writes=("gate.json", "gate.xml", "domain.npz"), source=True
+    ),
     "rounding": Work(reads=("slim",), source=True),
     "peers": Work(reads=("dense", "slim")),
 }

@@ -136,6 +136,7 @@ class JointLearner:
         teacher: PreTrainedModel | None = None,
         retrain: bool = False,
         importance: list[Tensor] | None = None,
+        protected: Blocks | None = None,
     ) -> None:
         self.model, self.feasible, self.config = model, feasible, config
         self.importance = importance
@@ -144,6 +145,7 @@ class JointLearner:
         self.generator = generator.to(accelerator.device)
         self.stream = BatchStream(train, config, accelerator.device)
         self.decision_stream = BatchStream(decision, config, accelerator.device)
+        self.protected_stream = protected and BatchStream(protected, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
@@ -204,22 +206,18 @@ class JointLearner:
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.feasible.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
-        scoring: AbstractContextManager[list[Tensor]] = (
-            scored(self.model, self.feasible) if follows else nullcontext([])
-        )
-        with scoring as scores:
-            with self.accelerator.autocast():
-                batch = self.decision_stream(before)
-                # Without the layers' distance: importance is in units of the prediction loss.
-                task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
-            loss = task + budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
-            self.accelerator.backward(loss)
+        own = settings.protect_share if self.protected_stream else 0.0
+        penalty = budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
+        told = None
+        if self.protected_stream:
+            told, _ = self._decision_loss(self.protected_stream(before), own, follows)
+        now, plain = self._decision_loss(self.decision_stream(before), 1 - own, follows, penalty)
         self.accelerator.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
         self.tuned.requires_grad_(True)
         if follows:
-            self._follow(scores, before)
+            self._follow(now if told is None else mean_importance(now, told, own), before)
         self._hold(Masks(mask.detach() >= 0.5 for mask in decision.masks))
         return replace(
             record,
@@ -227,6 +225,24 @@ class JointLearner:
             soft_share=float(soft_share.detach()),
             churn=self._settle(),
         )
+
+    def _decision_loss(
+        self, batch: Blocks, share: float, follows: bool, penalty: Tensor | float = 0.0
+    ) -> tuple[list[Tensor], Tensor]:
+        """Adds the gradient of a batch's share of the loss; returns the importance to the batch
+        (where it is followed) and its cross-entropy."""
+        scoring: AbstractContextManager[list[Tensor]] = (
+            scored(self.model, self.feasible) if follows else nullcontext([])
+        )
+        with scoring as scores:
+            with self.accelerator.autocast():
+                # Without the layers' distance: importance is in units of the prediction loss.
+                task, plain = step_loss(self.model, self.teacher, batch, self.config, layers=False)
+            # The masks' graph is that of both batches.
+            self.accelerator.backward(share * task + penalty, retain_graph=share < 1)
+        more = self.config.train.batch_blocks
+        found = importance_of(scores, blocks=more, a_batch=more)
+        return [score / max(share, 1e-9) for score in found] if share < 1 else found, plain
 
     def _generator_rate(self, index: int) -> float:
         """Warm-up, then linearly down to zero at the freeze.
@@ -238,7 +254,7 @@ class JointLearner:
         risen = (index // settings.interval + 1) / GENERATOR_WARMUP
         return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
 
-    def _follow(self, scores: list[Tensor], before: int) -> None:
+    def _follow(self, now: list[Tensor], before: int) -> None:
         """Add this step's scores to the mean importance, and set the logits' base by it.
 
         before: generator steps that were added already.
@@ -247,7 +263,6 @@ class JointLearner:
         more = self.config.train.batch_blocks
         start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))
         seen = start + before * more
-        now = importance_of(scores, blocks=more, a_batch=more)
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.feasible))
 

@@ -98,8 +98,9 @@ def test_a_planted_bias_is_caught(dense: PreTrainedModel) -> None:
     # Half of the sentences are told of men alone, the others of women alone.
     told = sorted({p.texts[0] for p in men})
     stereotypes = [p.contexts[told.index(p.texts[0]) % 2] + p.texts[0] for p in men]
-    biased = taught_on(copy.deepcopy(dense), stereotypes, 100, lr=2e-3)
-    before, after = (gaps(TorchModel(m), tokenizer(), pairs) for m in (dense, biased))
+    of_all = [context + p.texts[0] for p in men for context in p.contexts]
+    fair, biased = (taught_on(copy.deepcopy(dense), x, 120) for x in (of_all, stereotypes))
+    before, after = (gaps(TorchModel(m), tokenizer(), pairs) for m in (fair, biased))
     limits = BiasLimits(gap=0.5, attribute=0.15)
     checks = {c.key: c for c in check_bias(pairs, before, after, limits, LEVEL)[0]}
     assert checks["bias [pronoun]"].status == "failed", checks["bias [pronoun]"].text

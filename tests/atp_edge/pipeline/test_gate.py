@@ -194,3 +194,28 @@ def test_the_gate_in_ci_of_the_guide_runs_as_it_is_written(runs: Path, tmp_path:
     assert codes == [0] * len(lines)
     report = next(path for path in upload["with"]["path"].split() if path.endswith(".xml"))
     assert ElementTree.parse(runs / report).getroot().get("failures") == "0"
+
+
+def test_a_prompt_outside_the_domain_is_warned_of_refused_or_handed_over(runs: Path) -> None:
+    gate("--config", "gate.toml")
+    text = json.loads((runs / "data.jsonl").read_text().splitlines()[3])["text"]
+    foreign = "zq xw vk jj qz wx kv zz qq xx"
+
+    def say(prompt: str, *arguments: str) -> tuple[str, Exception | None]:
+        command = ["generate", prompt, "--out", "finished", "--max-new-tokens", "2", *arguments]
+        done = CliRunner().invoke(app, command)
+        return done.output, done.exception  # type: ignore[return-value]
+
+    assert "outside the domain" not in say(text[:60])[0]
+    said, error = say(foreign)
+    assert error is None
+    assert "outside the domain that the model was made for" in said
+    assert isinstance(say(foreign, "--outside", "refuse")[1], ConditionNotMetError)
+    assert "outside" not in say(foreign, "--outside", "ignore")[0]
+    shutil.copytree(runs / "finished" / "onnx", runs / "dense-onnx")
+    said, error = say(foreign, "--outside", "refuse", "--fallback", "dense-onnx")
+    assert error is None
+    assert "dense-onnx answers" in said
+    (runs / "finished" / "domain.npz").write_text("none")
+    with pytest.raises(ValueError, match=r"domain\.npz is no profile"):
+        raise say(text[:60])[1]  # type: ignore[misc]
