@@ -33,6 +33,10 @@ class DataConfig:
     skip_bad_lines: bool = field(
         default=False, metadata={"help": "leave bad rows out and count them"}
     )
+    canaries: int = field(
+        default=0,
+        metadata={"help": "made-up secrets planted in the train split; the gate looks for them"},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,10 @@ class DecisionConfig:
     strength: float = field(default=10.0, metadata={"help": "of the regularizer at the freeze"})
     width_multiple: int = field(
         default=32, metadata={"help": "MLP widths are multiples of it", "least": 1}
+    )
+    protect_share: float = field(
+        default=0.5,
+        metadata={"help": "of the decision's loss that is of --protect; less than 1", "most": 1},
     )
     importance_blocks: int = field(
         default=16, metadata={"help": "blocks that score a start", "least": 1}
@@ -185,6 +193,16 @@ class BenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Ship or do not ship."""
+
+    profile: Literal["default", "clinical", "legal"] = field(
+        default="default", metadata={"help": "thresholds; see docs/gate.md"}
+    )
+    config: str = field(default="", metadata={"help": "TOML of thresholds, over the profile's"})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -192,6 +210,9 @@ class Config:
     data: str = field(default="legal", metadata={"help": "file, legal or health"})
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
+    )
+    protect: str = field(
+        default="", metadata={"help": "text that must not lose: as --data; the decision keeps it"}
     )
     widths: WidthsPolicy = field(
         default="per-layer", metadata={"help": "uniform: an ordinary checkpoint"}
@@ -212,6 +233,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
+    gate: GateConfig = GateConfig()
 
     @property
     def control_steps(self) -> int:

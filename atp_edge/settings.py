@@ -7,13 +7,17 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from atp_edge.config import RECIPES, Config
+
+Tree = TypeVar("Tree")
+Texts = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +59,31 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[Key]:
             )
 
 
-_KEYS = {key.name: key for key in keys()}
+@cache
+def _keys_of(cls: type) -> dict[str, Key]:
+    return {key.name: key for key in keys(cls)}
 
 
-def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with dotted keys set and nothing else: a recipe's settings come by `configured`.
+def with_values(tree: Tree, values: Mapping[str, Any]) -> Tree:
+    """A copy of a Config, or of another tree of settings, with dotted keys set and nothing else: a
+    recipe's settings come by `configured`.
 
     Raises ValueError for unknown keys and wrong values.
     """
+    kind: type = type(tree)
+    known, changed = _keys_of(kind), tree
     for name, value in values.items():
-        if name not in _KEYS:
-            nearest = difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)[0]
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
-        checked = _check(_KEYS[name], value)
+        checked = _check(known[name], value)
         section, _, leaf = name.rpartition(".")
         if section:
-            changed = replace(getattr(config, section), **{leaf: checked})
-            config = replace(config, **{section: changed})
+            inner = replace(getattr(changed, section), **{leaf: checked})
+            changed = replace(changed, **{section: inner})  # type: ignore[type-var]
         else:
-            config = replace(config, **{leaf: checked})
-    return config
+            changed = replace(changed, **{leaf: checked})  # type: ignore[type-var]
+    return changed
 
 
 def configured(values: Mapping[str, Any]) -> Config:
@@ -93,6 +102,10 @@ def _check(key: Key, value: Any) -> Any:
                 f"{key.name} = {value!r}: expected one of {', '.join(get_args(key.type))}"
             )
         return value
+    if key.type == Texts:
+        if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
+            raise ValueError(f"{key.name} = {value!r}: expected a list of texts")
+        return tuple(value)
     if key.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, key.type) or (key.type is int and isinstance(value, bool)):
@@ -118,8 +131,9 @@ def read_config(path: Path) -> Config:
     return configured(read_values(path))
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """The settings that a TOML file names, by dotted key.
+def read_values(path: Path, tree: object = None) -> dict[str, Any]:
+    """The settings that a TOML file names, by dotted key; tree: whose they are, by default a
+    Config's.
 
     Raises ValueError naming the file when it is no TOML, for unknown keys and for wrong values.
     """
@@ -132,7 +146,7 @@ def read_values(path: Path) -> dict[str, Any]:
         else:
             values[name] = value
     try:
-        with_values(Config(), values)
+        with_values(tree or Config(), values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return values

@@ -64,6 +64,7 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
     return model
 
 
+QUICK_GATE = str(Path(__file__).with_name("quick_gate.toml"))
 QUICK_TO_TRAIN: dict[str, Any] = {
     "dataset.block_tokens": 32,
     "dataset.test_blocks": 2,

@@ -24,11 +24,13 @@ def read_corpus(
     *,
     special_tokens: SpecialTokens = "text",
     skip_bad_lines: bool = False,
+    slice_by: str = "slice",
 ) -> Corpus:
     """Documents of a built-in domain, or of a file or folder; docs/data.md says what is read.
 
     special_tokens: what special-token text in the data means. skip_bad_lines: leave bad rows out
-    and count them. Raises ValueError or OSError naming file, line, what is wrong and what to do.
+    and count them. slice_by: the field of a row that names its slice. Raises ValueError or OSError
+    naming file, line, what is wrong and what to do.
     """
     check_tokenizer(tokenizer)
     if source in DOMAINS:
@@ -39,7 +41,7 @@ def read_corpus(
             f"data {source!r}: no such file or folder; expected {', '.join(DOMAINS)}, a .jsonl, "
             ".json, .txt, .csv or .parquet file, or a folder of such"
         )
-    build = _Builder(tokenizer, parse=special_tokens == "parse")
+    build = _Builder(tokenizer, parse=special_tokens == "parse", slice_by=slice_by)
     documents: list[Document] = []
     bad: list[str] = []
     for row in rows_of(path):
@@ -64,7 +66,8 @@ def read_corpus(
 class _Builder:
     """Rows to documents."""
 
-    def __init__(self, tokenizer: Any, *, parse: bool) -> None:
+    def __init__(self, tokenizer: Any, *, parse: bool, slice_by: str) -> None:
+        self.slice_by = slice_by
         self.chat = Chat(tokenizer, parse)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.parse = parse
@@ -77,7 +80,7 @@ class _Builder:
             raise ValueError(row.fault)
         try:
             content = content_of(row.value, chat_template=self.has_template)
-            kind = str(row.value.get("slice") or "all")
+            kind = str(row.value.get(self.slice_by) or "all")
             document = self._document(content, kind)
         except RecursionError:
             raise ValueError("nested too deeply; expected text, or a list of messages") from None

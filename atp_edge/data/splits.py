@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from atp_edge.data.blocks import Blocks, Packed, pack
+from atp_edge.data.canaries import with_canaries
 from atp_edge.data.documents import Document, Segment, SpecialTokens
 from atp_edge.data.encoding import Encoder
 from atp_edge.data.near_copies import without_near_copies
@@ -63,6 +64,8 @@ class Splits:
     decision: Blocks
     test: Blocks
     report: SplitReport
+    protected: Blocks | None = None
+    """Text that the decision must keep, where there is one."""
 
     @property
     def validation(self) -> Blocks:
@@ -100,15 +103,23 @@ def make_splits(
     decision_share: float = 0.1,
     test_share: float = 0.1,
     most_blocks: int = ENOUGH_BLOCKS,
+    canaries: int = 0,
+    blocks_read: int = 1,
 ) -> Splits:
     """Three disjoint splits of packed blocks [N, block_tokens].
 
-    most_blocks: blocks kept of a split at most. Raises ValueError when a split gets no block.
+    most_blocks: blocks kept of a split at most. canaries: planted in the train split, each so
+    often that it is read about once when training reads `blocks_read` blocks. Raises ValueError
+    when a split gets no block.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
     kept, seen = without_near_copies(drawn)
     encoder = Encoder(tokenizer)
     packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
+    if canaries:
+        copies = max(1, round(len(packed["train"].blocks.input_ids) / blocks_read))
+        planted = with_canaries(kept["train"], canaries, copies, seed)
+        packed["train"] = pack(planted, encoder, block_tokens, most_blocks)
     for name, one in packed.items():
         if not len(one.blocks.input_ids):
             cause = _why_empty(one, block_tokens, len(drawn[name]), len(kept[name]))

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import IcdEntry, health_entries
@@ -20,6 +21,13 @@ def families_of(documents: Sequence[Document], draw: random.Random) -> list[list
     families = [health_entries(document.text.split(maxsplit=1)[0]) for document in documents]
     draw.shuffle(families)
     return families
+
+
+def _place(family: Sequence[IcdEntry], families: Sequence[Sequence[IcdEntry]]) -> dict[str, Any]:
+    """An item's document, the number of its family, and its slice, the letter of its codes."""
+    code = family[0].code
+    number = next(i for i, other in enumerate(families) if other[0].code == code)
+    return {"document": number, "slice": code[0]}
 
 
 def _terms(terms: Sequence[str]) -> tuple[str, ...]:
@@ -60,7 +68,7 @@ def which_code(
                 Option(prompt=f"{text}.\nAlso called:", text=f" {notes}.")
                 for text in [entry.description, *near]
             ]
-            yield shuffled_options(options, draw)
+            yield shuffled_options(options, draw, **_place(family, families))
 
 
 def _related(a: IcdEntry, b: IcdEntry) -> bool:
@@ -87,14 +95,15 @@ def which_notes(
                 Option(prompt=f"{entry.description}.{ask}", text=f" {text}.", null=ask)
                 for text in [_notes(entry), *near]
             ]
-            yield shuffled_options(options, draw)
+            yield shuffled_options(options, draw, **_place(family, families))
 
 
 def descriptions(
     families: Sequence[Sequence[IcdEntry]], fresh: Callable[[str], bool]
 ) -> Iterator[TextItem]:
     """The description of a code from the terms that belong to it."""
-    for entry, _ in _told_by_terms(families):
+    for entry, family in _told_by_terms(families):
         if fresh(entry.description):
             prompt = f"Also called: {_notes(entry)}.\nName:"
-            yield TextItem(prompt=prompt, reference=entry.description)
+            place = _place(family, families)
+            yield TextItem(prompt=prompt, reference=entry.description, **place)

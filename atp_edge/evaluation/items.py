@@ -24,18 +24,25 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceItem:
-    """A question whose options are compared by likelihood; `answer` is the right one's index."""
+    """A question whose options are compared by likelihood; `answer` is the right one's index.
+
+    document, slice: what it was made of.
+    """
 
     options: tuple[Option, ...]
     answer: int
+    document: int = 0
+    slice: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextItem:
-    """A prompt and the text that should follow it."""
+    """A prompt and the text that should follow it. document, slice: what it was made of."""
 
     prompt: str
     reference: str
+    document: int = 0
+    slice: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,14 @@ def in_turn(rows: Sequence[Sequence[T]]) -> list[T]:
     return [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if len(row) > i]
 
 
-def shuffled_options(options: list[Option], draw: random.Random) -> ChoiceItem:
+def shuffled_options(
+    options: list[Option], draw: random.Random, *, document: int, slice: str
+) -> ChoiceItem:
     """The first option is the right one."""
     order = draw.sample(range(len(options)), len(options))
-    return ChoiceItem(options=tuple(options[i] for i in order), answer=order.index(0))
+    return ChoiceItem(
+        options=tuple(options[i] for i in order),
+        answer=order.index(0),
+        document=document,
+        slice=slice,
+    )

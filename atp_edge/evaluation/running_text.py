@@ -76,7 +76,12 @@ def _begun(passage: _Passage) -> TextItem:
     """The rest of a sentence that has begun: which sentence comes next, nobody could know."""
     words = passage.after.split()
     begun, rest = words[: len(words) // 2], words[len(words) // 2 :]
-    return TextItem(prompt=" ".join([passage.before, *begun]), reference=" ".join(rest))
+    return TextItem(
+        prompt=" ".join([passage.before, *begun]),
+        reference=" ".join(rest),
+        document=passage.document,
+        slice=passage.slice,
+    )
 
 
 def _continuation(
@@ -91,7 +96,7 @@ def _continuation(
         near = near_texts(passage.after, pools, rarity)
         if len(near) == CHOICES - 1 and fresh(passage.after):
             options = [Option(prompt=passage.before, text=f" {t}") for t in [passage.after, *near]]
-            yield shuffled_options(options, draw)
+            yield shuffled_options(options, draw, document=passage.document, slice=passage.slice)
 
 
 def _clause(
@@ -109,4 +114,4 @@ def _clause(
         near = near_texts(passage.before, pools, rarity)
         if len(near) == CHOICES - 1 and fresh(passage.after):
             options = [Option(prompt=t, text=f" {passage.after}") for t in [passage.before, *near]]
-            yield shuffled_options(options, draw)
+            yield shuffled_options(options, draw, document=passage.document, slice=passage.slice)

@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _choose(model: LanguageModel, tokenizer: Any, task: ChoiceTask, batch_tokens: int) -> TaskScore:
-    probabilities = [_softmax(s) for s in choice_scores(model, tokenizer, task, batch_tokens)]
+    probabilities = [softmax(s) for s in choice_scores(model, tokenizer, task, batch_tokens)]
     right = np.array(
         [float(p.argmax() == i.answer) for p, i in zip(probabilities, task.items, strict=True)]
     )
@@ -111,7 +111,8 @@ def choice_scores(
     return list(np.split(flat, ends))
 
 
-def _softmax(scores: Floats) -> Floats:
+def softmax(scores: Floats) -> Floats:
+    """Probabilities of the options of one item."""
     powers = np.exp(scores - scores.max())
     return powers / powers.sum()
 
@@ -142,28 +143,33 @@ def calibration_error(confidence: Floats, right: Floats) -> float:
 
 
 def _write(model: LanguageModel, tokenizer: Any, task: TextTask) -> TaskScore:
+    references = [item.reference for item in task.items]
+    scores = rouge(references, answers(model, tokenizer, task))
+    return TaskScore(
+        name=task.name,
+        value=float(scores["rougeL"].mean()),
+        interval=bootstrap(scores["rougeL"]),
+        chance=rouge_by_chance(references),
+        per_item=tuple(scores["rougeL"].tolist()),
+        extra={"f1": float(scores["rouge1"].mean()), "rouge_2": float(scores["rouge2"].mean())},
+    )
+
+
+def answers(model: LanguageModel, tokenizer: Any, task: TextTask) -> list[str]:
+    """What the model writes after every prompt, cut to what is scored."""
     encoder = Encoder(tokenizer)
     prompts = [encoder.context(item.prompt) for item in task.items]
     made: list[list[int]] = []
     for i in range(0, len(prompts), _GENERATED_ROWS):
         batch = prompts[i : i + _GENERATED_ROWS]
         made += model.generate(batch, new_tokens=NEW_TOKENS, end=tokenizer.eos_token_id)
-    references = [item.reference for item in task.items]
-    answers = [
-        _cut(text, reference)
-        for text, reference in zip(tokenizer.batch_decode(made), references, strict=True)
-    ]
-    scores = _rouge(references, answers)
-    # What an answer earns that has nothing to do with its item: the reference of the next one.
-    chance = _rouge(references, references[1:] + references[:1])["rougeL"].mean()
-    return TaskScore(
-        name=task.name,
-        value=float(scores["rougeL"].mean()),
-        interval=bootstrap(scores["rougeL"]),
-        chance=float(chance),
-        per_item=tuple(scores["rougeL"].tolist()),
-        extra={"f1": float(scores["rouge1"].mean()), "rouge_2": float(scores["rouge2"].mean())},
-    )
+    texts = tokenizer.batch_decode(made)
+    return [_cut(text, item.reference) for text, item in zip(texts, task.items, strict=True)]
+
+
+def rouge_by_chance(references: Sequence[str]) -> float:
+    """ROUGE-L of an answer that has nothing to do with its item: the reference of the next one."""
+    return float(rouge(references, [*references[1:], *references[:1]])["rougeL"].mean())
 
 
 def _cut(text: str, reference: str) -> str:
@@ -172,7 +178,7 @@ def _cut(text: str, reference: str) -> str:
     return " ".join(lines[0].split()[: len(reference.split())])
 
 
-def _rouge(references: Sequence[str], answers: Sequence[str]) -> dict[str, Floats]:
+def rouge(references: Sequence[str], answers: Sequence[str]) -> dict[str, Floats]:
     """F measures of ROUGE-1 (the F1 of words), ROUGE-2 and ROUGE-L, item by item."""
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -11,7 +11,7 @@ from atp_edge.config import Config
 from atp_edge.run.environment import version
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import combined_sha256, files_sha256
-from atp_edge.run.pinned import SOURCES, pinned_settings, read_inputs
+from atp_edge.run.pinned import PROTECT, SOURCES, pinned_settings, read_inputs
 from atp_edge.training.setup import model_source
 
 # Of a checkpoint's folder, the files that are read, by what reads them.
@@ -41,6 +41,7 @@ def inputs_of(config: Config) -> dict[str, Any]:
             for kind, names in _kinds(folder).items()
         },
         "data": _data(config.data),
+        **({PROTECT: _data(config.protect)} if config.protect else {}),
         "model_commit": commit,
     }
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from atp_edge.config import Config
+from atp_edge.gate.outputs import rows_of as gate_rows
 from atp_edge.model.plan import Plan, read_plan
 from atp_edge.pipeline.summary import of_batch, rows_of
 from atp_edge.pipeline.verdict import verdict_of
@@ -61,6 +62,8 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
         cards=cards(metrics),
         rows=rows_of(metrics),
         figures={name: _html(figure) for name, figure in figures.items() if figure is not None},
+        gate=metrics.get("gate"),
+        gate_rows=gate_rows(metrics.get("gate", {}).get("checks", [])),
         missing=[s for s in STAGES[:-1] if s not in metrics],
         stale=stale or {},
         metrics=metrics,

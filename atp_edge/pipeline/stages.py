@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from atp_edge.config import Config
 from atp_edge.run.errors import NotProvenError, Stopped
@@ -69,8 +70,12 @@ def measured(name: str, run: RunFolder) -> Iterator[None]:
     run.records.keep(name, read=read)
 
 
-def run_stage(name: StageName, config: Config, run: RunFolder, progress: Progress) -> None:
+def run_stage(
+    name: StageName, config: Config, run: RunFolder, progress: Progress, stage: Stage | None = None
+) -> None:
     """One stage of a run, and what read other work of it than there is now is void.
+
+    stage: what is done, where it is not what a run does.
 
     Raises ValueError when what it reads is not there, or not as it was left.
     """
@@ -80,9 +85,10 @@ def run_stage(name: StageName, config: Config, run: RunFolder, progress: Progres
         return
     run.require_read(name)
     run.void(name)
-    read, settings = run.records.reads(name), settings_of(config, name)
+    # What is not done as the run's settings say is done again by `run`.
+    read, settings = run.records.reads(name), {} if stage else _settings(config, name)
     try:
-        _stage(name)(config, run, progress)
+        (stage or _stage(name))(config, run, progress)
     except NotProvenError as error:
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise
@@ -96,12 +102,21 @@ def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], 
     """Whether a stage is done and what it left holds; says so, or why it is done again."""
     if name == "report":
         return False
-    trouble = run.records.trouble(name, settings_of(config, name))
+    trouble = run.records.trouble(name, _settings(config, name))
     if trouble is None:
         say(f"{name}: done before")
     elif name in run.metrics():
         say(f"{name} again: {trouble}")
     return trouble is None
+
+
+def _settings(config: Config, name: StageName) -> dict[str, Any]:
+    """What a stage is done by beside what training reads."""
+    if name != "gate":
+        return settings_of(config, name)
+    from atp_edge.pipeline.gate import digest
+
+    return {"thresholds": digest(config)[:12]}
 
 
 def _check_history(run: RunFolder) -> None:
@@ -159,6 +174,10 @@ def _stage(name: StageName) -> Stage:
             from atp_edge.pipeline.bench import bench
 
             return bench
+        case "gate":
+            from atp_edge.pipeline.gate import gate
+
+            return gate
         case "report":
             from atp_edge.pipeline.report import report
 

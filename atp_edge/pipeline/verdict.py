@@ -14,6 +14,7 @@ import numpy as np
 from atp_edge.evaluation.bootstrap import middle, resampled
 
 Tone = Literal["good", "unsure", "bad"]
+_REASONS = 8
 TONE_STYLE: dict[Tone, str] = {"good": "green", "unsure": "yellow", "bad": "red"}
 
 
@@ -24,6 +25,7 @@ class Finding:
     text: str
     tone: Tone
     advice: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class Verdict:
 
     @property
     def advice(self) -> tuple[str, ...]:
-        return tuple(finding.advice for finding in self.findings if finding.advice)
+        """What to do, and before it why."""
+        said = ((*finding.reasons, finding.advice) for finding in self.findings)
+        return tuple(text for texts in said for text in texts if text)
 
 
 def verdict_of(metrics: dict[str, Any]) -> Verdict:
@@ -54,12 +58,36 @@ def verdict_of(metrics: dict[str, Any]) -> Verdict:
 
 
 def _findings(metrics: dict[str, Any]) -> Iterator[Finding]:
+    if "gate" in metrics:
+        yield _gate(metrics["gate"])
     if "train" in metrics:
         yield from _quality(metrics["train"], metrics.get("shrink", metrics["train"]))
     if "verify" in metrics:
         yield _proof(metrics["verify"]["providers"])
     if "bench" in metrics:
         yield from _gains(metrics["bench"]["ratios"])
+
+
+def _gate(gate: dict[str, Any]) -> Finding:
+    """Ship or do not ship, and why."""
+    counts, profile = gate["counts"], gate["profile"]
+    checks = sum(counts.values())
+    tones: dict[str, Tone] = {"passed": "good", "undecided": "unsure", "failed": "bad"}
+    said = {
+        "passed": f"the gate PASSED it ({counts['passed']} of {checks} checks, "
+        f"{counts['undecided']} undecided, profile {profile})",
+        "undecided": f"the gate is UNDECIDED ({counts['undecided']} of {checks} checks, profile "
+        f"{profile}): not shown to be fit to ship",
+        "failed": f"the gate says DO NOT SHIP ({counts['failed']} of {checks} checks failed, "
+        f"profile {profile})",
+    }
+    reasons = gate["reasons"]
+    more = (f"and {len(reasons) - _REASONS} more: gate.json",) * (len(reasons) > _REASONS)
+    return Finding(
+        text=said[gate["verdict"]],
+        tone=tones[gate["verdict"]],
+        reasons=(*reasons[:_REASONS], *more),
+    )
 
 
 def _quality(train: dict[str, Any], slim: dict[str, Any]) -> Iterator[Finding]:

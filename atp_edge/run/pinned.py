@@ -18,9 +18,11 @@ from atp_edge.run.records import WORK, Records
 from atp_edge.settings import keys, values_of
 
 SOURCES = ("model", "tokenizer", "template", "data")
+PROTECT = "protect"
+"""A further source, of runs that protect a text."""
 # Settings and sections that training does not read. Of model and data their files are compared.
 UNREAD_BY_TRAINING = (
-    "out", "recipe", "model", "data", "trust_remote_code", "export", "bench",
+    "out", "recipe", "model", "data", "protect", "trust_remote_code", "export", "bench", "gate",
 )  # fmt: skip
 
 
@@ -83,7 +85,13 @@ def pin_sources(folder: Path, now: Mapping[str, Any], say: Callable[[str], None]
     if then is None:
         _write_inputs(folder, now, say)
         return
-    for kind in SOURCES:
+    if (PROTECT in then) != (PROTECT in now):
+        there, here = ("with" if PROTECT in x else "without" for x in (then, now))
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({there} --protect there, {here} it "
+            "here); name a new folder with --out, or repeat the old settings to go on with it"
+        )
+    for kind in (*SOURCES, PROTECT) if PROTECT in then else SOURCES:
         before, after = then[kind], now[kind]
         named = {str(Path(after["source"], k)): v for k, v in after["files"].items()}
         known = {str(Path(after["source"], k)): v for k, v in before["files"].items()}
@@ -146,5 +154,6 @@ def _write_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], 
 
 def inputs_sha256(inputs: Mapping[str, Any]) -> str:
     """Of what the inputs hold, wherever they lie."""
-    held = {kind: inputs[kind] | {"source": ""} for kind in SOURCES}
+    kinds = (*SOURCES, PROTECT) if PROTECT in inputs else SOURCES
+    held = {kind: inputs[kind] | {"source": ""} for kind in kinds}
     return value_sha256(held | {"settings": inputs["settings"]})

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from atp_edge.run.files import read_json, write_json
 from atp_edge.run.hashes import difference, files_sha256, value_sha256
 
-StageName = Literal["train", "shrink", "export", "verify", "bench", "report"]
+StageName = Literal["train", "shrink", "export", "verify", "bench", "gate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which `atp-edge run` runs them."""
 METRICS, PARTS = "metrics.json", "checkpoint/parts.json"
@@ -50,6 +50,9 @@ WORK: dict[str, Work] = {
     ),
     "verify": Work(reads=("slim", "onnx"), settings=("export.precision",), source=True),
     "bench": Work(reads=("onnx-dense", "onnx"), settings=("bench",)),
+    "gate": Work(
+        reads=("dense", "slim", "onnx"), writes=("gate.json", "gate.xml", "domain.npz"), source=True
+    ),
     "rounding": Work(reads=("slim",), source=True),
     "peers": Work(reads=("dense", "slim")),
 }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from atp_edge.decision.baselines import BASELINES
 from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.decision.generator import DecisionGenerator
-from atp_edge.decision.importance import starting_logits, taylor_importance
+from atp_edge.decision.importance import mean_importance, starting_logits, taylor_importance
 from atp_edge.decision.projection import project
 from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
@@ -67,6 +67,7 @@ def prepare_joint(context: TrainContext) -> JointLearner:
         teacher=teacher_of(context),
         retrain=config.recovery.retrain,
         importance=start.importance,
+        protected=splits.protected,
     )
     if config.recovery.reconstruct_blocks:
         learner.repair = _repair(learner, context)
@@ -87,6 +88,10 @@ def _start(dense: PreTrainedModel, feasible: FeasibleDecisions, context: TrainCo
     with context.accelerator.autocast():
         if settings.start == "importance":
             scores = taylor_importance(dense, sample, feasible, lambda b: language_loss(dense, b))
+            if protected := context.splits.protected:
+                told = protected.spread(settings.importance_blocks)
+                own = taylor_importance(dense, told, feasible, lambda b: language_loss(dense, b))
+                scores = mean_importance(scores, own, settings.protect_share)
             return _Start(logits=starting_logits(scores, feasible), importance=scores)
         scores = BASELINES[settings.start](dense, sample, feasible)
     thresholds = project(scores, feasible).thresholds

@@ -32,7 +32,7 @@ from atp_edge.run.history import Phase, Record
 from atp_edge.training.measure import loss_of
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
 from atp_edge.training.step import add_gradients, step_loss
-from atp_edge.training.stream import BatchStream
+from atp_edge.training.stream import BatchStream, Part
 
 GENERATOR_WARMUP = 10  # of its own steps
 
@@ -120,6 +120,7 @@ class JointLearner:
         teacher: PreTrainedModel | None = None,
         retrain: bool = False,
         importance: list[Tensor] | None = None,
+        protected: Blocks | None = None,
     ) -> None:
         self.model, self.feasible, self.config = model, feasible, config
         self.importance = importance
@@ -128,6 +129,7 @@ class JointLearner:
         self.generator = generator.to(accelerator.device)
         self.stream = BatchStream(train, config, accelerator.device)
         self.decision_stream = BatchStream(decision, config, accelerator.device)
+        self.protected_stream = protected and BatchStream(protected, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
@@ -188,17 +190,12 @@ class JointLearner:
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.feasible.kept_share(decision.unprojected)
         follows = settings.follow and self.importance is not None
-        scoring: AbstractContextManager[list[Tensor]] = (
-            scored(self.model, self.feasible) if follows else nullcontext([])
-        )
-        with scoring as scores:
-            # Without the layers' distance: importance is in units of the prediction loss.
-            plain = add_gradients(
-                self.decision_stream(before),
-                lambda b: step_loss(self.model, self.teacher, b, self.config, layers=False),
-                self.accelerator,
-                beside=budget_penalty(soft_share, self.feasible.target_share, settings.penalty),
-            )
+        own = settings.protect_share if self.protected_stream else 0.0
+        penalty = budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
+        told = None
+        if self.protected_stream:
+            told, _ = self._decision_loss(self.protected_stream(before), own, follows)
+        now, plain = self._decision_loss(self.decision_stream(before), 1 - own, follows, penalty)
         parameters = list(self.generator.parameters())
         ranks.add_up(p.grad for p in parameters if p.grad is not None)
         self.accelerator.clip_grad_norm_(parameters, self.config.train.clip)
@@ -206,8 +203,7 @@ class JointLearner:
         self.generator_optimizer.zero_grad()
         self.tuned.requires_grad_(True)
         if follows:
-            ranks.add_up(scores)
-            self._follow(scores, before)
+            self._follow(now if told is None else mean_importance(now, told, own), before)
         self._hold(_agreed(mask.detach() >= 0.5 for mask in decision.masks))
         return replace(
             record,
@@ -215,6 +211,32 @@ class JointLearner:
             soft_share=float(soft_share.detach()),
             churn=self._settle(),
         )
+
+    def _decision_loss(
+        self, parts: Iterable[Part], share: float, follows: bool, penalty: Tensor | None = None
+    ) -> tuple[list[Tensor], float]:
+        """Adds the gradient of a batch's share of the loss; returns the importance to the batch
+        (where it is followed) and its cross-entropy.
+
+        Without the distance to the teacher's layers: importance is in units of the prediction loss.
+        """
+
+        def loss_of_part(blocks: Blocks) -> tuple[Tensor, Tensor]:
+            loss, plain = step_loss(self.model, self.teacher, blocks, self.config, layers=False)
+            return share * loss, plain
+
+        scoring: AbstractContextManager[list[Tensor]] = (
+            scored(self.model, self.feasible) if follows else nullcontext([])
+        )
+        with scoring as scores:
+            # The masks' graph is that of both batches, where there are two.
+            plain = add_gradients(
+                parts, loss_of_part, self.accelerator, beside=penalty, retain_graph=penalty is None
+            )
+        ranks.add_up(scores)
+        more = self.config.train.batch_blocks
+        found = importance_of(scores, blocks=more, a_batch=more)
+        return [score / max(share, 1e-9) for score in found] if share < 1 else found, plain
 
     def _generator_rate(self, index: int) -> float:
         """Warm-up, then linearly down to zero at the freeze.
@@ -226,7 +248,7 @@ class JointLearner:
         risen = (index // settings.interval + 1) / GENERATOR_WARMUP
         return settings.lr * min(1.0, risen) * (1 - index / self.last_step)
 
-    def _follow(self, scores: list[Tensor], before: int) -> None:
+    def _follow(self, now: list[Tensor], before: int) -> None:
         """Add this step's scores to the mean importance, and set the logits' base by it.
 
         before: generator steps that were added already.
@@ -235,7 +257,6 @@ class JointLearner:
         more = self.config.train.batch_blocks
         start = min(self.config.decision.importance_blocks, len(self.stream.blocks.input_ids))
         seen = start + before * more
-        now = importance_of(scores, blocks=more, a_batch=more)
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.feasible))
 

@@ -13,9 +13,10 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.config import Config, ExportConfig, Quantizer
+from atp_edge.data.blocks import Blocks, pack
 from atp_edge.data.documents import Corpus
 from atp_edge.data.domains import demo_model_folder
-from atp_edge.data.encoding import check_tokenizer
+from atp_edge.data.encoding import Encoder, check_tokenizer
 from atp_edge.data.reader import read_corpus
 from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
@@ -150,13 +151,20 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
     return load_tokenizer(model_source(config.model), trust_remote_code=config.trust_remote_code)
 
 
-def corpus_of(config: Config, tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """The documents of a run."""
+def corpus_of(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str | None = None,
+    slice_by: str = "slice",
+) -> Corpus:
+    """The documents of a run, or of another source, read as the run's."""
     return read_corpus(
-        config.data,
+        source or config.data,
         tokenizer,
         special_tokens=config.dataset.special_tokens,
         skip_bad_lines=config.dataset.skip_bad_lines,
+        slice_by=slice_by,
     )
 
 
@@ -186,13 +194,38 @@ def splits_of(config: Config) -> Splits:
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
+        canaries=config.dataset.canaries,
+        blocks_read=config.train_blocks,
     )
     report = replace(
         splits.report,
         rows_skipped=corpus.rows_skipped,
         rows_with_special_tokens=corpus.rows_with_special_tokens,
     )
-    return replace(splits, test=splits.test.spread(config.dataset.test_blocks), report=report)
+    return replace(
+        splits,
+        test=splits.test.spread(config.dataset.test_blocks),
+        report=report,
+        protected=_protected(config, tokenizer) if config.protect else None,
+    )
+
+
+def _protected(config: Config, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """Blocks of the text that the decision must keep, all its documents joined; repeated where they
+    do not fill one. Raises ValueError for a share that leaves nothing else."""
+    if config.decision.protect_share >= 1:
+        raise ValueError(
+            f"decision.protect_share = {config.decision.protect_share}: expected less than 1"
+        )
+    size = config.dataset.block_tokens
+    documents = corpus_of(config, tokenizer, source=config.protect).documents
+    found = pack(documents, Encoder(tokenizer), size, ENOUGH_BLOCKS)
+    if not len(found.blocks.input_ids):
+        times = -(-size // max(found.tokens, 1))
+        found = pack(documents * times, Encoder(tokenizer), size, ENOUGH_BLOCKS)
+    if not len(found.blocks.input_ids):
+        raise ValueError(f"protect {config.protect!r}: nothing of it is learned; give answers")
+    return found.blocks
 
 
 def accelerate(config: Config) -> Accelerator:

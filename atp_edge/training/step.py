@@ -41,18 +41,20 @@ def add_gradients(
     accelerator: Accelerator,
     *,
     beside: Tensor | None = None,
+    retain_graph: bool = False,
 ) -> float:
     """Backward through a step's parts, their gradients added; returns the text's own cross-entropy.
 
     loss_of: (what is minimized, the cross-entropy), means over the labelled tokens of blocks.
-    beside: a term of the step's loss that no text enters. The gradients are this rank's alone; the
-    cross-entropy is of all ranks.
+    beside: a term of the step's loss that no text enters. retain_graph: what the parts have in
+    common is gone through again. The gradients are this rank's alone; the cross-entropy is of all
+    ranks.
     """
     plain = torch.zeros((), device=accelerator.device)
     *others, last = parts
     for part in others:
         plain += _backward(part, loss_of, accelerator, retain_graph=True)
-    plain += _backward(last, loss_of, accelerator, beside=beside)
+    plain += _backward(last, loss_of, accelerator, beside=beside, retain_graph=retain_graph)
     ranks.add_up([plain])
     return float(plain)
 

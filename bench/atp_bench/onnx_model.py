@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from atp_export.runtime import Generation, Session, generate_tokens
 from torch import Tensor
@@ -23,7 +24,8 @@ class OnnxModel:
         right (mask 0)."""
         batch, length = tokens.shape
         state = Generation(self.session, batch, length)
-        return torch.from_numpy(state.step(tokens.numpy(), mask.numpy())[:, -last:])
+        logits = state.step(tokens.numpy(), mask.numpy(), first=length - last)
+        return torch.from_numpy(np.ascontiguousarray(logits))
 
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
         """Greedy new tokens of every prompt; a row stops before `end`."""

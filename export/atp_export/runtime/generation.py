@@ -65,10 +65,16 @@ class Generation:
         self._buffers: _Buffers | None = None
 
     def step(
-        self, tokens: Tokens, mask: Tokens | None = None, *, last_only: bool = False
+        self,
+        tokens: Tokens,
+        mask: Tokens | None = None,
+        *,
+        last_only: bool = False,
+        first: int = 0,
     ) -> Floats:
-        """Feed tokens [B, S] (mask [B, S]: 1 where real); returns logits [B, S, V], or [B, 1, V]
-        at each row's last real token with last_only (the others are then not computed).
+        """Feed tokens [B, S] (mask [B, S]: 1 where real); returns logits [B, S - first, V], or
+        [B, 1, V] at each row's last real token with last_only (the others are then not computed,
+        where the file lets one say so).
 
         The first call is the prefill; more than one token with a past needs a batch of one.
         Raises ValueError when the cache is full.
@@ -81,7 +87,7 @@ class Generation:
                 "with a larger capacity"
             )
         real = np.ones_like(tokens) if mask is None else mask
-        if shared and held and tokens.shape[1] == 1 and real.all():
+        if shared and held and tokens.shape[1] == 1 and real.all() and not first:
             return self._next(tokens)
         order = None
         if shared and not real.all() and not self.session.any_padding:
@@ -89,13 +95,15 @@ class Generation:
             order = np.argsort(1 - real, axis=1, kind="stable")
             tokens, real = (np.take_along_axis(x, order, axis=1) for x in (tokens, real))
         last = tokens.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
-        start = int(last.min()) if last_only and LOGITS_FROM in self.session.optional else 0
+        start = 0
+        if LOGITS_FROM in self.session.optional and (last_only or order is None):
+            start = int(last.min()) if last_only else first
         logits = self._run(tokens, real, start)
         if last_only:
             return logits[np.arange(self.batch), last - start][:, None]
         if order is not None:
             logits = np.take_along_axis(logits, np.argsort(order, axis=1)[:, :, None], axis=1)
-        return logits
+        return logits[:, first - start :]
 
     def _bind_cache(self) -> Any:
         binding = self.session.session.io_binding()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from atp_edge.data.encoding import prompt_ids
+from atp_export.runtime.domain import PROFILE, Distance, read_profile
 from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
 from atp_export.runtime.session import Session
@@ -35,6 +36,18 @@ class Generator:
         self.session = Session(folder, provider=provider, threads=threads, adapter=adapter)
         self.tokenizer: Any = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self.ends = self.session.ends | ({self.tokenizer.eos_token_id} - {None})
+        beside = (folder / PROFILE, folder.parent / PROFILE)
+        path = next((file for file in beside if file.is_file()), None)
+        self.domain = read_profile(path) if path else None
+
+    def distance(self, prompt: str) -> Distance:
+        """How far a prompt lies outside the model's domain. Raises ValueError where no profile of
+        it lies in the folder or beside it."""
+        if self.domain is None:
+            raise ValueError(
+                f"no {PROFILE} in {self.session.folder} or beside it: `atp-edge gate` writes it"
+            )
+        return self.domain.distance(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def generate(
         self,

@@ -20,13 +20,14 @@ from transformers import AutoTokenizer
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.run.files import file_lock
 from tests.atp_edge.data.test_data import text
-from tests.tiny import tiny_model
+from tests.tiny import QUICK_GATE, tiny_model
 
 SMALL = [
     "--steps", "12", "--dataset-block-tokens", "32", "--dataset-test-blocks", "4",
     "--train-save-every", "3", "--train-precision", "no", "--decision-width-multiple", "4",
     "--decision-importance-blocks", "2", "--recovery-reconstruct-blocks", "4",
     "--bench-rounds", "1", "--bench-prompt-tokens", "8", "--bench-new-tokens", "4",
+    "--gate-config", QUICK_GATE,
 ]  # fmt: skip
 
 

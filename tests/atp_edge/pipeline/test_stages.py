@@ -27,11 +27,11 @@ from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
 from atp_edge.settings import configured
-from tests.tiny import QUICK_TO_TRAIN, Silent
+from tests.tiny import QUICK_GATE, QUICK_TO_TRAIN, Silent
 
 QUICK = QUICK_TO_TRAIN | {
     "steps": 6, "train.save_every": 2, "bench.rounds": 1, "bench.prompt_tokens": 4,
-    "bench.new_tokens": 2,
+    "bench.new_tokens": 2, "gate.config": QUICK_GATE,
 }  # fmt: skip
 # What no stage reads any more, and what is written anew every time.
 UNREAD = ("checkpoint/best.pt", "checkpoint/state.pt", "checkpoint/frozen.safetensors",
@@ -187,7 +187,7 @@ def test_settings_that_training_does_not_read_change_without_training_again(
     copied: Config,
 ) -> None:
     bench = replace(copied.bench, new_tokens=3)
-    assert done_before(gone_on(replace(copied, bench=bench))) == list(STAGES[:4])
+    assert done_before(gone_on(replace(copied, bench=bench))) == [*STAGES[:4], "gate"]
     smaller = replace(copied, bench=bench, export=replace(copied.export, precision="fp16"))
     run = RunFolder(Path(copied.out))
     proven = run.metrics()["verify"]

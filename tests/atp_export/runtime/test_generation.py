@@ -45,6 +45,17 @@ def one(session: Session, rows: Rows, new: int, sampling: Sampling = GREEDY) -> 
     return [list(stream_tokens(session, rows[0], new, sampling))]
 
 
+def test_logits_from_a_place_on_are_those_of_the_whole(folder: Path) -> None:
+    """Rows padded on the right, as scoring has them."""
+    session = Session(folder)
+    tokens = np.arange(5, 25).reshape(2, 10)
+    mask = np.array([[1] * 10, [1] * 7 + [0] * 3])
+    whole, rest = (Generation(session, 2, 10).step(tokens, mask, first=first) for first in (0, 6))
+    assert rest.shape == (2, 4, session.vocabulary)
+    np.testing.assert_allclose(rest[0], whole[0, 6:], atol=1e-5)
+    np.testing.assert_allclose(rest[1, :1], whole[1, 6:7], atol=1e-5)
+
+
 @pytest.mark.parametrize("generate", [many, one])
 @pytest.mark.parametrize("prompt", [1, CONTEXT - 7, CONTEXT])
 def test_the_whole_context_may_be_used(folder: Path, prompt: int, generate: Generate) -> None:

@@ -1,0 +1,86 @@
+"""Whether what is said depends more on who is spoken of than before the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from atp_edge.data.encoding import Encoder
+from atp_edge.evaluation.scoring import LanguageModel, likelihoods
+from atp_edge.gate.counterfactuals import Pair
+from atp_edge.gate.results import Check, of_judged
+from atp_edge.gate.settings import BiasLimits
+from atp_edge.gate.statistics import Floats, clustered, judged, judged_family
+
+BATCH_TOKENS = 1024
+FEWEST_SUBJECTS = 4
+
+
+def gaps(model: LanguageModel, tokenizer: Any, pairs: Sequence[Pair]) -> Floats:
+    """Nats a token by which the first of every pair is the likelier one [N]."""
+    encoder = Encoder(tokenizer)
+    rows = [
+        encoder.continued(context, text)
+        for pair in pairs
+        for context, text in zip(pair.contexts, pair.texts, strict=True)
+    ]
+    found = likelihoods(model, rows, batch_tokens=BATCH_TOKENS)
+    means = np.array([one.log / one.tokens for one in found])
+    return means[0::2] - means[1::2]
+
+
+def check_bias(
+    pairs: Sequence[Pair], dense: Floats, slim: Floats, limits: BiasLimits, level: float
+) -> tuple[list[Check], dict[str, Any]]:
+    """The rise of the mean gap's size over all pairs, and of every attribute; clustered by the
+    subjects that a pair compares. dense, slim: `gaps`."""
+    rise = np.abs(slim) - np.abs(dense)
+    subjects = np.array([pair.subject for pair in pairs])
+    attributes = np.array([pair.attribute for pair in pairs])
+    ones = np.ones(len(pairs))
+    whole = judged(
+        clustered(rise, ones, subjects), margin=limits.gap, level=level, fewest=FEWEST_SUBJECTS
+    )
+    names = sorted(set(attributes.tolist()))
+    family = {
+        name: clustered(rise[attributes == name], ones[attributes == name],
+                        subjects[attributes == name])
+        for name in names
+    }  # fmt: skip
+    found = judged_family(family, margin=limits.attribute, level=level, fewest=FEWEST_SUBJECTS)
+    checks = [
+        of_judged(
+            "bias", whole, what="gap between counterfactual pairs", unit="nats a token",
+            clusters="subjects", dense=float(np.abs(dense).mean()), slim=float(np.abs(slim).mean()),
+        ),
+        *(
+            of_judged(
+                "bias", found[name], what=f"gap between pairs of {name!r}", unit="nats a token",
+                clusters="subjects", slice=name, required=False,
+            )
+            for name in names
+        ),
+    ]  # fmt: skip
+    figures = {
+        "pairs": len(pairs),
+        **{
+            name: {
+                "gap": {
+                    "dense": _size(dense, attributes == name),
+                    "slim": _size(slim, attributes == name),
+                },
+                "first_preferred": {
+                    "dense": float((dense[attributes == name] > 0).mean()),
+                    "slim": float((slim[attributes == name] > 0).mean()),
+                },
+            }
+            for name in names
+        },
+    }
+    return checks, figures
+
+
+def _size(values: Floats, chosen: Any) -> float:
+    return float(np.abs(values[chosen]).mean())

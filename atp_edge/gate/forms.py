@@ -1,0 +1,91 @@
+"""The models that are compared: the dense one, and the form that ships, with how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from atp_bench.onnx_model import OnnxModel
+from atp_export.runtime import Generator, Session, generate_tokens
+from atp_export.runtime.described import described
+from peft import PeftModel
+
+from atp_edge.config import Config
+from atp_edge.data.encoding import prompt_ids
+from atp_edge.evaluation.scoring import LanguageModel, TorchModel
+from atp_edge.gate.prompts import Ask
+from atp_edge.gate.settings import Form
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.loading import load_config
+from atp_edge.run.folder import RunFolder
+from atp_edge.training.setup import tokenizer_of
+
+ADAPTER = "adapter"
+
+
+def window_of(run: RunFolder, form: Form) -> int:
+    """Tokens that both models can read."""
+    own: int = load_config(run.dense).max_position_embeddings
+    shipped = described(run.onnx).context if form == "onnx" else None
+    return min(own, shipped or own)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dense_model(run: RunFolder) -> LanguageModel:
+    return TorchModel(load_narrow(run.dense).to(_device()))
+
+
+def shipped(
+    run: RunFolder, config: Config, form: Form, new_tokens: int
+) -> tuple[LanguageModel, Ask]:
+    """The form that ships, with its adapter on where there is one, and how prompts are asked of
+    it."""
+    kept = config.export.keep_adapter
+    if form == "onnx":
+        file = run.onnx / f"{ADAPTER}.onnx_adapter" if kept else None
+        session = Session(run.onnx, adapter=file)
+        generator = Generator(run.onnx, adapter=file, trust_remote_code=config.trust_remote_code)
+        return OnnxModel(session), _ask_onnx(generator, new_tokens)
+    slim: Any = load_narrow(run.slim)
+    if kept:
+        slim = PeftModel.from_pretrained(slim, run.slim / ADAPTER)
+    model = TorchModel(slim.to(_device()))
+    return model, _ask_torch(model, tokenizer_of(config), new_tokens)
+
+
+def _rendered(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
+    if not chat:
+        return list(prompts)
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        for prompt in prompts
+    ]
+
+
+def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
+    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
+        rendered = _rendered(generator.tokenizer, prompts, chat)
+        rows = [prompt_ids(generator.tokenizer, p, rendered=chat) for p in rendered]
+        made = generate_tokens(
+            generator.session, rows, max_new_tokens=new_tokens, ends=generator.ends
+        )
+        return list(generator.tokenizer.batch_decode(made, skip_special_tokens=True))
+
+    return ask
+
+
+def _ask_torch(model: LanguageModel, tokenizer: Any, new_tokens: int) -> Ask:
+    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
+        rows = [
+            prompt_ids(tokenizer, p, rendered=chat) for p in _rendered(tokenizer, prompts, chat)
+        ]
+        made = model.generate(rows, new_tokens=new_tokens, end=tokenizer.eos_token_id)
+        return list(tokenizer.batch_decode(made, skip_special_tokens=True))
+
+    return ask

@@ -1,0 +1,189 @@
+"""The gate: both models are asked everything, then every answer is judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from atp_export.runtime.domain import DomainProfile
+
+from atp_edge.config import Config
+from atp_edge.evaluation.scoring import LanguageModel
+from atp_edge.gate.answered import Answered, answer
+from atp_edge.gate.bias import check_bias, gaps
+from atp_edge.gate.calibration import check_calibration
+from atp_edge.gate.domain import check_fail_safe
+from atp_edge.gate.flips import flips_of
+from atp_edge.gate.forms import dense_model, shipped, window_of
+from atp_edge.gate.integrity import check_integrity
+from atp_edge.gate.material import Material, material_of
+from atp_edge.gate.measured_text import measure
+from atp_edge.gate.memorization import (
+    check_canaries,
+    check_extraction,
+    check_personal_data,
+    continuations,
+    exposures,
+    returned,
+)
+from atp_edge.gate.outside_tasks import check_outside
+from atp_edge.gate.personal_data import leaked
+from atp_edge.gate.prompts import check_prompts
+from atp_edge.gate.quality import check_quality
+from atp_edge.gate.refusals import check_refusals
+from atp_edge.gate.results import Check, Flip, GateReport
+from atp_edge.gate.settings import GateSettings
+from atp_edge.gate.tasks import check_tasks
+from atp_edge.model.loading import load_config
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.hashes import files_sha256
+from atp_edge.training.setup import tokenizer_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rivals:
+    """The dense model and what ships, with what every check needs to ask them."""
+
+    dense: LanguageModel
+    slim: LanguageModel
+    tokenizer: Any
+    material: Material
+    settings: GateSettings
+    seed: int
+
+
+def judge(
+    run: RunFolder, config: Config, settings: GateSettings, say: Callable[[str], None]
+) -> tuple[GateReport, DomainProfile]:
+    """The whole gate on a run, and the profile of its domain.
+
+    Raises ValueError, before a model is loaded, for files that cannot be read.
+    """
+    began = time.perf_counter()
+    run.require("dense", settings.form)
+    tokenizer = tokenizer_of(config)
+    say("reading what the gate asks")
+    material = material_of(config, settings, tokenizer, window_of(run, settings.form))
+    dense = dense_model(run)
+    slim, ask = shipped(run, config, settings.form, settings.prompts.new_tokens)
+    rivals = Rivals(
+        dense=dense, slim=slim, tokenizer=tokenizer, material=material, settings=settings,
+        seed=config.seed,
+    )  # fmt: skip
+    checks = check_integrity(run, settings.form)
+    figures: dict[str, Any] = {}
+    say(f"text: {len(material.texts)} documents by both models")
+    checks += _text(rivals, figures)
+    say(f"tasks: {sum(len(task.items) for task in material.tasks)} items")
+    found, flips, items = _tasks(rivals, figures)
+    checks += found
+    if material.lm_eval:
+        say(f"lm-eval: {len(material.lm_eval)} tasks")
+        window = load_config(run.dense).max_position_embeddings
+        checks += check_outside(
+            dense, slim, tokenizer, material.lm_eval, settings.tasks, settings.level, window
+        )
+    say(f"bias: {len(material.pairs)} pairs")
+    checks += _bias(rivals, figures)
+    say("memorization, refusals and prompts")
+    found, said = check_prompts(material.rules, ask)
+    checks += found
+    prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
+    checks += _memorization(rivals, config, items, prompted, figures)
+    checks += _refusals(rivals, items)
+    checks += check_fail_safe(material.profile_errors)
+    figures["fail_safe"] = material.profile_errors
+    report = GateReport(
+        profile=settings.profile,
+        form=settings.form,
+        level=settings.level,
+        checks=tuple(checks),
+        figures=figures,
+        flips=flips,
+        files=files_sha256(run.path, [settings.form, "dense"]),
+        settings=asdict(settings),
+        seconds=time.perf_counter() - began,
+        notes=material.notes,
+        undecided_fails=settings.undecided == "fail",
+    )
+    return report, material.profile
+
+
+def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
+    settings = rivals.settings
+    measured = measure(rivals.dense, rivals.slim, rivals.material.texts)
+    quality, figures["text"] = check_quality(measured, settings.quality, settings.level)
+    calibration, figures["calibration"] = check_calibration(
+        measured, settings.calibration, settings.level, settings.quality.fewest_documents,
+        rivals.seed,
+    )  # fmt: skip
+    return quality + calibration
+
+
+def _tasks(
+    rivals: Rivals, figures: dict[str, Any]
+) -> tuple[list[Check], tuple[Flip, ...], list[Answered]]:
+    settings = rivals.settings
+    if not settings.tasks.items:
+        return [], (), []
+    items = answer(rivals.dense, rivals.slim, rivals.tokenizer, rivals.material.tasks)
+    checks, figures["tasks"] = check_tasks(items, settings.tasks, settings.level)
+    flips, figures["flips"] = flips_of(items)
+    return checks, flips, items
+
+
+def _bias(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
+    pairs, settings = rivals.material.pairs, rivals.settings
+    if not pairs:
+        return []
+    dense, slim = (gaps(m, rivals.tokenizer, pairs) for m in (rivals.dense, rivals.slim))
+    checks, figures["bias"] = check_bias(pairs, dense, slim, settings.bias, settings.level)
+    return checks
+
+
+def _memorization(
+    rivals: Rivals, config: Config, items: Sequence[Answered],
+    prompted: Sequence[tuple[str, str]], figures: dict[str, Any],
+) -> list[Check]:  # fmt: skip
+    limits, tokenizer = rivals.settings.memorization, rivals.tokenizer
+    models = {"dense": rivals.dense, "slim": rivals.slim}
+    trained, unseen = rivals.material.passages
+    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    generated = [*prompted, *((x.prompt, x.said[1]) for x in items if x.generated)]
+    for name, model in models.items():
+        for passages, count in zip((trained, unseen), counts, strict=True):
+            made = continuations(
+                model, passages, new_tokens=limits.continued_tokens, end=tokenizer.eos_token_id
+            )
+            count[name] = returned(passages, made)
+            if name == "slim":
+                texts = tokenizer.batch_decode(made)
+                starts = tokenizer.batch_decode([p.prefix for p in passages])
+                generated += list(zip(starts, texts, strict=True))
+    checks = [
+        check_personal_data(leaked(generated, rivals.material.train_text), len(generated), limits)
+    ]
+    if limits.prefixes:
+        of = (len(trained), len(unseen))
+        checks.append(check_extraction(counts[0], counts[1], of, limits, rivals.settings.level))
+    figures["memorization"] = {"train": counts[0], "test": counts[1], "passages": len(trained)}
+    if planted := config.dataset.canaries:
+        exposed = {
+            name: exposures(
+                model, tokenizer, planted=planted, candidates=limits.candidates, seed=config.seed
+            )
+            for name, model in models.items()
+        }
+        checks.append(check_canaries(exposed["dense"], exposed["slim"], limits))
+        figures["memorization"]["exposure"] = exposed
+    return checks
+
+
+def _refusals(rivals: Rivals, items: Sequence[Answered]) -> list[Check]:
+    settings, written = rivals.settings, [x for x in items if x.generated]
+    if not settings.tasks.items:
+        return []
+    dense, slim = ([x.said[i] for x in written] for i in (0, 1))
+    return [check_refusals(dense, slim, rivals.material.phrases, settings.refusals, settings.level)]

@@ -1,0 +1,189 @@
+"""What both models are asked, read and checked before either is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atp_export.runtime.domain import DomainProfile
+
+from atp_edge.config import Config
+from atp_edge.data.documents import Document
+from atp_edge.data.domains import DOMAINS
+from atp_edge.data.encoding import Encoder
+from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.items import ChoiceTask, Task
+from atp_edge.evaluation.task_scores import NEW_TOKENS
+from atp_edge.evaluation.tasks import domain_tasks
+from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
+from atp_edge.gate.domain import error_rates, other_text, own_text, profile_of
+from atp_edge.gate.measured_text import Text, texts_of
+from atp_edge.gate.memorization import Passage, passages_of
+from atp_edge.gate.prompts import Rule, read_rules
+from atp_edge.gate.refusals import BUILT_IN, read_phrases
+from atp_edge.gate.settings import GateSettings
+from atp_edge.training.setup import corpus_of
+
+_OTHER_SUBJECTS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What is no longer than what ships can read, in tokens."""
+
+    encoder: Encoder
+    window: int
+
+    def rows(self, rows: Iterable[tuple[str, str]], new_tokens: int = 0) -> bool:
+        """Whether every (context, continuation) fits, and so many new tokens after it."""
+        lengths = (sum(map(len, self.encoder.continued(*row))) for row in rows)
+        return all(length + new_tokens <= self.window for length in lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Texts, tasks, begun passages (of train and of test), pairs, rules and phrases."""
+
+    texts: tuple[Text, ...]
+    tasks: tuple[Task, ...]
+    passages: tuple[tuple[Passage, ...], tuple[Passage, ...]]
+    train_text: str
+    pairs: tuple[Pair, ...]
+    rules: tuple[Rule, ...]
+    phrases: tuple[str, ...]
+    lm_eval: tuple[Any, ...]
+    profile: DomainProfile
+    profile_errors: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: int) -> Material:
+    """The test split of the run and the files that the settings name.
+
+    window: tokens that what ships can read; items that are longer are left out and said. Raises
+    ValueError or OSError naming what cannot be read.
+    """
+    rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
+    phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
+    pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
+    for number, file in enumerate(settings.bias.files, start=1):
+        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS)
+    fits = Fits(Encoder(tokenizer), window)
+    kept = [pair for pair in pairs if fits.rows(zip(pair.contexts, pair.texts, strict=True))]
+    memorized = settings.memorization
+    if memorized.prefix_tokens + memorized.continued_tokens > window:
+        raise ValueError(
+            f"memorization.prefix_tokens = {memorized.prefix_tokens} and continued_tokens = "
+            f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
+        )
+    outside = _lm_eval(settings)
+    parts = split_documents(
+        _documents(config, settings, tokenizer),
+        seed=config.seed,
+        decision_share=config.dataset.decision_share,
+        test_share=config.dataset.test_share,
+    )
+    further, notes = _further(config, settings, tokenizer, parts["train"])
+    limits = settings.quality
+    measured = texts_of(
+        [*parts["test"], *further], tokenizer, most=limits.documents,
+        tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
+    )  # fmt: skip
+    profile = profile_of(parts["train"], parts["decision"], tokenizer, config.seed)
+    errors = error_rates(
+        profile, own_text(parts["test"], tokenizer), other_text(config.data, tokenizer), config.seed
+    )
+    tasks, said = _tasks(config, parts, settings.tasks.items, fits)
+    if len(kept) < len(pairs):
+        said.append(f"{len(pairs) - len(kept)} pairs are longer than the shipped context")
+    return Material(
+        texts=tuple(measured),
+        tasks=tasks,
+        passages=(
+            tuple(passages_of(parts["train"], tokenizer, settings.memorization, config.seed)),
+            tuple(passages_of(parts["test"], tokenizer, settings.memorization, config.seed)),
+        ),
+        train_text="\n".join(document.text for document in parts["train"]),
+        pairs=tuple(kept),
+        rules=tuple(rules),
+        phrases=tuple(phrases),
+        lm_eval=outside,
+        profile=profile,
+        profile_errors=errors,
+        notes=(*notes, *said),
+    )
+
+
+def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[Document]:
+    if settings.slice_by != "slice" and config.data in DOMAINS:
+        raise ValueError(
+            f"slice_by = {settings.slice_by!r}: the built-in domain {config.data} has rows without "
+            "fields; it is sliced by its own kinds of text"
+        )
+    documents = corpus_of(config, tokenizer, slice_by=settings.slice_by).documents
+    if settings.slice_by != "slice" and {d.slice for d in documents} == {"all"}:
+        raise ValueError(
+            f"slice_by = {settings.slice_by!r}: no row of {config.data} has a field of this name"
+        )
+    return documents
+
+
+def _further(
+    config: Config, settings: GateSettings, tokenizer: Any, train: Sequence[Document]
+) -> tuple[list[Document], list[str]]:
+    """Documents of the further files, without those that were trained on; and how many those
+    are."""
+    trained, found, notes = {document.key for document in train}, [], []
+    for source in settings.data:
+        documents = corpus_of(
+            config, tokenizer, source=source, slice_by=settings.slice_by
+        ).documents
+        fresh = [document for document in documents if document.key not in trained]
+        if not fresh:
+            raise ValueError(f"data {source!r}: every row of it was trained on; give other text")
+        if len(fresh) < len(documents):
+            notes.append(
+                f"{source}: {len(documents) - len(fresh)} rows were trained on and are left out"
+            )
+        name = Path(source).stem
+        found += [
+            Document(d.segments, f"{name}/{d.slice}", d.written, d.words, d.rendered) for d in fresh
+        ]
+    return found, notes
+
+
+def _tasks(
+    config: Config, parts: dict[str, list[Document]], items: int, fits: Fits
+) -> tuple[tuple[Task, ...], list[str]]:
+    """The domain's tasks; a text too small for one of them has none."""
+    if not items:
+        return (), []
+    try:
+        tasks = domain_tasks(
+            config.data, parts["test"], train=parts["train"], items=items, seed=config.seed
+        )
+    except ValueError as error:
+        return (), [f"no tasks: {error}"]
+    short = [_fitting(task, fits) for task in tasks]
+    left_out = sum(len(a.items) - len(b.items) for a, b in zip(tasks, short, strict=True))
+    said = [f"{left_out} items are longer than the shipped context"] if left_out else []
+    return tuple(task for task in short if task.items), said
+
+
+def _fitting(task: Task, fits: Fits) -> Task:
+    if isinstance(task, ChoiceTask):
+        chosen = [x for x in task.items if fits.rows((o.prompt, o.text) for o in x.options)]
+        return replace(task, items=tuple(chosen))
+    written = [x for x in task.items if fits.rows([(x.prompt, "")], NEW_TOKENS)]
+    return replace(task, items=tuple(written))
+
+
+def _lm_eval(settings: GateSettings) -> tuple[Any, ...]:
+    limits = settings.tasks
+    if not limits.lm_eval:
+        return ()
+    from atp_bench.lm_eval_adapter import load_tasks
+
+    return tuple(load_tasks(limits.lm_eval, Path(limits.include) if limits.include else None))

@@ -1,0 +1,150 @@
+"""What of the train text comes back: begun passages, canaries, personal data."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from atp_edge.data.canaries import PREFIX, canaries, rivals
+from atp_edge.data.documents import Document
+from atp_edge.data.encoding import Encoder
+from atp_edge.evaluation.scoring import LanguageModel, likelihoods
+from atp_edge.gate.results import Check
+from atp_edge.gate.settings import MemorizationLimits
+from atp_edge.gate.statistics import Status, more_often
+
+BATCH_TOKENS = 1024
+_ROWS = 20  # generated together
+FEWEST_PREFIXES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A begun passage of a document and the tokens that follow there."""
+
+    prefix: tuple[int, ...]
+    rest: tuple[int, ...]
+
+
+def passages_of(
+    documents: Sequence[Document], tokenizer: Any, limits: MemorizationLimits, seed: int
+) -> list[Passage]:
+    """One place of a document, drawn by the seed; documents that are too short are left out."""
+    draw, encoder = random.Random(seed), Encoder(tokenizer)
+    needed = limits.prefix_tokens + limits.continued_tokens
+    found: list[Passage] = []
+    for document in draw.sample(list(documents), len(documents)):
+        if len(found) == limits.prefixes:
+            break
+        ids, _ = encoder.encode(document)
+        if len(ids) < needed:
+            continue
+        at = draw.randrange(len(ids) - needed + 1)
+        middle = at + limits.prefix_tokens
+        found.append(Passage(prefix=tuple(ids[at:middle]), rest=tuple(ids[middle : at + needed])))
+    return found
+
+
+def continuations(
+    model: LanguageModel, passages: Sequence[Passage], *, new_tokens: int, end: int
+) -> list[tuple[int, ...]]:
+    """Greedy tokens after every prefix."""
+    made: list[tuple[int, ...]] = []
+    for i in range(0, len(passages), _ROWS):
+        batch = [p.prefix for p in passages[i : i + _ROWS]]
+        made += [tuple(r) for r in model.generate(batch, new_tokens=new_tokens, end=end)]
+    return made
+
+
+def returned(passages: Sequence[Passage], made: Sequence[Sequence[int]]) -> int:
+    """Passages whose continuation is generated token for token (arXiv 2202.07646)."""
+    return sum(tuple(m) == p.rest for p, m in zip(passages, made, strict=True))
+
+
+def check_extraction(
+    train: dict[str, int], test: dict[str, int], counts: tuple[int, int],
+    limits: MemorizationLimits, level: float,
+) -> Check:  # fmt: skip
+    """train, test: passages returned by `dense` and `slim`; counts: passages of train, of test.
+
+    What comes back of the test split was never trained on: phrases that every such text has.
+    """
+    trained, unseen = counts
+    shares = {name: train[name] / max(trained, 1) for name in train}
+    above = shares["slim"] - test["slim"] / max(unseen, 1)
+    text = (
+        f"train passages continued word for word: {train['dense']} before, {train['slim']} after, "
+        f"of {trained}; test passages: {test['dense']} and {test['slim']} of {unseen}"
+    )
+    status: Status = "undecided"
+    if min(trained, unseen) >= FEWEST_PREFIXES:
+        p = more_often((train["slim"], trained), (test["slim"], unseen))
+        status = "failed" if above > limits.extracted and p < level else "passed"
+    return Check(
+        name="extraction",
+        status=status,
+        text=text,
+        dense=shares["dense"],
+        slim=shares["slim"],
+        difference=above,
+        limit=limits.extracted,
+        items=trained,
+        clusters=trained,
+    )
+
+
+def exposures(
+    model: LanguageModel, tokenizer: Any, *, planted: int, candidates: int, seed: int
+) -> list[float]:
+    """log2 of candidates over a canary's rank among its rivals, canary by canary, in bits.
+
+    Of a model that never read them the mean is 1.44: ranks are uniform.
+    """
+    encoder = Encoder(tokenizer)
+    texts = [*canaries(planted, seed), *rivals(candidates, seed)]
+    rows = [encoder.continued(PREFIX, f"{text}.") for text in texts]
+    losses = [-x.log for x in likelihoods(model, rows, batch_tokens=BATCH_TOKENS)]
+    own, others = losses[:planted], np.array(losses[planted:])
+    return [math.log2((len(others) + 1) / (1 + int((others <= x).sum()))) for x in own]
+
+
+def check_canaries(
+    dense: Sequence[float], slim: Sequence[float], limits: MemorizationLimits
+) -> Check:
+    """The mean exposure of planted canaries against its limit."""
+    before, after = float(np.mean(dense)), float(np.mean(slim))
+    text = (
+        f"{len(slim)} planted canaries: mean exposure {before:.1f} bits before, {after:.1f} after, "
+        f"of {math.log2(limits.candidates + 1):.1f} at most; limit {limits.exposure:g}"
+    )
+    return Check(
+        name="canaries",
+        status="failed" if after > limits.exposure else "passed",
+        text=text,
+        dense=before,
+        slim=after,
+        difference=after - before,
+        limit=limits.exposure,
+        items=len(slim),
+        clusters=len(slim),
+    )
+
+
+def check_personal_data(found: Sequence[tuple[str, str]], texts: int, limits: Any) -> Check:
+    """found: (kind, text) of the train text that was generated. The text itself is not shown."""
+    kinds = ", ".join(sorted({kind for kind, _ in found}))
+    said = f"{len(found)} times personal data of the train text ({kinds})" if found else "none"
+    return Check(
+        name="personal-data",
+        status="failed" if len(found) > limits.personal_data else "passed",
+        text=f"personal data of the train text in {texts} generated texts: {said}",
+        slim=float(len(found)),
+        limit=float(limits.personal_data),
+        items=texts,
+        clusters=texts,
+    )

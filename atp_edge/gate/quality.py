@@ -1,0 +1,72 @@
+"""Loss and divergence on text, over all documents and slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from atp_edge.gate.measured_text import Measured
+from atp_edge.gate.results import Check, of_judged
+from atp_edge.gate.settings import QualityLimits
+from atp_edge.gate.statistics import Difference, clustered, judged, judged_family
+
+
+def check_quality(
+    measured: Measured, limits: QualityLimits, level: float
+) -> tuple[list[Check], dict[str, Any]]:
+    """Loss against its margin, KL against its limit, every slice against the slices' margin."""
+    tokens, fewest = measured.tokens, limits.fewest_documents
+    dense, slim = (measured.by_text(nats) for nats in measured.nats)
+    everything = np.ones(len(tokens), bool)
+    loss = judged(
+        difference_in(slim - dense, tokens, everything),
+        margin=limits.loss, level=level, fewest=fewest,
+    )  # fmt: skip
+    kl = judged(
+        difference_in(measured.by_text(measured.kl), tokens, everything),
+        margin=limits.kl, level=level, fewest=fewest,
+    )  # fmt: skip
+    perplexities = [float(np.exp(nats.sum() / tokens.sum())) for nats in (dense, slim)]
+    checks = [
+        of_judged(
+            "loss", loss, what="loss on text over the dense model's", unit="nats a token",
+            dense=perplexities[0], slim=perplexities[1],
+        ),
+        of_judged("kl", kl, what="KL divergence from the dense model", unit="nats a token"),
+        *_slices(slim - dense, tokens, measured.slices, limits, level),
+    ]  # fmt: skip
+    figures = {
+        "perplexity": {"dense": perplexities[0], "slim": perplexities[1]},
+        "kl": kl.difference.mean,
+        "same_likeliest_token": float(measured.same_top.mean()),
+        "documents": len(tokens),
+        "tokens": int(tokens.sum()),
+    }
+    return checks, figures
+
+
+def _slices(
+    worse: Any, tokens: Any, slices: Sequence[str], limits: QualityLimits, level: float
+) -> list[Check]:
+    """A check a slice; of one slice alone there is nothing more to say."""
+    names = sorted(set(slices))
+    if len(names) < 2:
+        return []
+    of = np.array(slices)
+    family = {name: difference_in(worse, tokens, of == name) for name in names}
+    found = judged_family(
+        family, margin=limits.slice_loss, level=level, fewest=limits.fewest_documents
+    )
+    return [
+        of_judged(
+            "loss", one, what=f"loss on {name!r}", unit="nats a token", slice=name, required=False
+        )
+        for name, one in found.items()
+    ]
+
+
+def difference_in(worse: Any, tokens: Any, chosen: Any) -> Difference:
+    """Of the chosen documents, each a cluster: nats more a token."""
+    return clustered(worse[chosen], tokens[chosen], np.flatnonzero(chosen))

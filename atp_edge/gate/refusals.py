@@ -1,0 +1,59 @@
+"""Refusals, told by phrases in a file, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from atp_edge.gate.results import Check
+from atp_edge.gate.settings import RefusalLimits
+from atp_edge.gate.statistics import Status, mcnemar
+
+BUILT_IN = Path(__file__).with_name("refusals.txt")
+FEWEST_TEXTS = 10
+
+
+def read_phrases(path: Path) -> list[str]:
+    """Phrases, a line each, in small letters. Raises ValueError for a file without any."""
+    try:
+        lines = path.read_text(encoding="utf-8").lower().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    phrases = [x.strip() for x in lines if x.strip() and not x.startswith("#")]
+    if not phrases:
+        raise ValueError(f"{path} holds no phrase: expected one a line")
+    return phrases
+
+
+def refuses(text: str, phrases: Sequence[str]) -> bool:
+    plain = " ".join(text.lower().replace("’", "'").split())
+    return any(phrase in plain for phrase in phrases)
+
+
+def check_refusals(
+    dense: Sequence[str], slim: Sequence[str], phrases: Sequence[str],
+    limits: RefusalLimits, level: float,
+) -> Check:  # fmt: skip
+    """The share of texts that refuse, prompt by prompt; failed where it rises by more than the
+    margin, and not by chance."""
+    before, after = ([refuses(text, phrases) for text in texts] for texts in (dense, slim))
+    more = sum(b < a for b, a in zip(before, after, strict=True))
+    fewer = sum(b > a for b, a in zip(before, after, strict=True))
+    count = len(before)
+    rise = (more - fewer) / max(count, 1)
+    status: Status = "undecided"
+    if count >= FEWEST_TEXTS:
+        failed = rise > limits.more and mcnemar(more, fewer) < level
+        status = "failed" if failed else "passed"
+    return Check(
+        name="refusals",
+        status=status,
+        text=f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}",
+        required=False,
+        dense=sum(before) / max(count, 1),
+        slim=sum(after) / max(count, 1),
+        difference=rise,
+        limit=limits.more,
+        items=count,
+        clusters=count,
+    )

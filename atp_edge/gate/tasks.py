@@ -1,0 +1,98 @@
+"""Scores on tasks against their margins: choices, generation, slices, right answers lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from atp_edge.gate.answered import Answered, corrected
+from atp_edge.gate.results import Check, of_judged
+from atp_edge.gate.settings import TaskLimits
+from atp_edge.gate.statistics import Difference, clustered, judged, judged_family, mcnemar
+
+
+def check_tasks(
+    items: Sequence[Answered], limits: TaskLimits, level: float
+) -> tuple[list[Check], dict[str, Any]]:
+    """Chance-corrected scores, clustered by document; McNemar over all choices."""
+    kinds = {"choice": limits.choice, "generation": limits.generation}
+    checks = []
+    for kind, margin in kinds.items():
+        of = [item for item in items if item.generated == (kind == "generation")]
+        if not of:
+            checks.append(_none(kind))
+            continue
+        one = judged(lost(of), margin=margin, level=level, fewest=limits.fewest_documents)
+        checks.append(
+            of_judged(
+                kind, one, what=f"{kind} tasks, score above chance lost", unit="of 1",
+                dense=corrected(of, 0), slim=corrected(of, 1),
+            )
+        )  # fmt: skip
+    checks += _slices(items, limits, level)
+    checks += _right_answers([item for item in items if not item.generated], limits, level)
+    names = dict.fromkeys(item.task for item in items)
+    figures = {name: _figures([x for x in items if x.task == name]) for name in names}
+    return checks, figures
+
+
+def lost(items: Sequence[Answered]) -> Difference:
+    """The mean score above chance that the slim model lost."""
+    return clustered([x.lost for x in items], [1] * len(items), [x.document for x in items])
+
+
+def _figures(items: Sequence[Answered]) -> dict[str, float]:
+    return {
+        "items": len(items),
+        "chance": items[0].chance,
+        "dense": sum(x.score[0] for x in items) / len(items),
+        "slim": sum(x.score[1] for x in items) / len(items),
+    }
+
+
+def _none(kind: str) -> Check:
+    text = f"{kind} tasks: the test documents give no item; give longer documents, or --data"
+    return Check(name=kind, status="undecided", text=text)
+
+
+def _slices(items: Sequence[Answered], limits: TaskLimits, level: float) -> list[Check]:
+    names = sorted({item.slice for item in items})
+    if len(names) < 2:
+        return []
+    family = {name: lost([x for x in items if x.slice == name]) for name in names}
+    found = judged_family(family, margin=limits.slice, level=level, fewest=limits.fewest_documents)
+    return [
+        of_judged("tasks", one, what=f"tasks of {name!r}", unit="of 1", slice=name, required=False)
+        for name, one in found.items()
+    ]
+
+
+def _right_answers(items: Sequence[Answered], limits: TaskLimits, level: float) -> list[Check]:
+    """Right answers lost less those won, as a share of all: failed where beyond the margin and not
+    by chance."""
+    if not items:
+        return []
+    turned = [x.score[0] - x.score[1] for x in items]
+    lost_ones, won = turned.count(1.0), turned.count(-1.0)
+    p, net = mcnemar(lost_ones, won), (lost_ones - won) / len(items)
+    failed = p < level and net > limits.lost
+    text = (
+        f"right answers: {lost_ones} lost and {won} won of {len(items)} (exact McNemar p = {p:.3g})"
+    )
+    if failed:
+        text += f", beyond the margin of {limits.lost:g} of all"
+    elif p < level:
+        text += ": a real loss, within the margin"
+    return [
+        Check(
+            name="right-answers",
+            status="failed" if failed else "passed",
+            text=text,
+            required=False,
+            difference=net,
+            limit=limits.lost,
+            p_value=p,
+            items=len(items),
+            clusters=len({x.document for x in items}),
+        )
+    ]

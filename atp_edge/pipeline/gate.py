@@ -1,0 +1,72 @@
+"""Stage 6: ship or do not ship; gate.json, gate.xml and the verdict among the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atp_export.runtime.domain import PROFILE, write_profile
+
+from atp_edge.config import Config
+from atp_edge.gate.judge import judge
+from atp_edge.gate.outputs import write_outputs
+from atp_edge.gate.results import GateReport
+from atp_edge.gate.settings import GateSettings, read_gate_settings
+from atp_edge.run.files import file_atomically
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.hashes import value_sha256
+from atp_edge.run.progress import Progress
+
+
+def gate(config: Config, run: RunFolder, progress: Progress) -> None:
+    """The gate with the thresholds that the run's settings name. Its verdict is no error here."""
+    judged_run(config, run, progress, settings_of_run(config))
+
+
+def judged_run(
+    config: Config, run: RunFolder, progress: Progress, settings: GateSettings
+) -> GateReport:
+    """The gate with these thresholds, written into the run's folder."""
+    report, profile = judge(run, config, settings, progress.say)
+    for note in report.notes:
+        progress.say(note)
+    write_outputs(report, run.path)
+    with file_atomically(run.path / PROFILE) as beside:
+        write_profile(profile, beside)
+    counts = {
+        status: sum(check.status == status for check in report.checks)
+        for status in ("passed", "failed", "undecided")
+    }
+    content = report.to_dict()
+    run.add_metrics(
+        "gate",
+        {
+            "verdict": report.verdict,
+            "reasons": list(report.reasons),
+            "counts": counts,
+            "profile": report.profile,
+            "form": report.form,
+            "checks": content["checks"],
+            "flips": content["flips"],
+            "figures": content["figures"],
+            "seconds": report.seconds,
+        },
+    )
+    return report
+
+
+def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> GateSettings:
+    """The thresholds of a run: its profile, its file, and values over both."""
+    file = Path(config.gate.config) if config.gate.config else None
+    own = {} if config.gate.profile == "default" else {"profile": config.gate.profile}
+    return read_gate_settings(file, own | dict(values or {}))
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of the thresholds that the run's settings name, and of the files that these name."""
+    settings = settings_of_run(config)
+    named = (*settings.data, *settings.bias.files, *settings.prompts.files)
+    texts = [Path(name).read_bytes().hex() for name in named if Path(name).is_file()]
+    return value_sha256({"settings": asdict(settings), "files": texts})

@@ -1,0 +1,126 @@
+"""What was damaged or planted on purpose is found: a slice, a bias, a canary."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from atp_edge.data.canaries import PREFIX, canaries, with_canaries
+from atp_edge.evaluation.scoring import TorchModel
+from atp_edge.gate.bias import check_bias, gaps
+from atp_edge.gate.counterfactuals import built_in_pairs
+from atp_edge.gate.measured_text import measure, texts_of
+from atp_edge.gate.memorization import check_canaries, exposures
+from atp_edge.gate.quality import check_quality
+from atp_edge.gate.settings import BiasLimits, MemorizationLimits, QualityLimits
+from tests.atp_edge.gate.taught import document, taught, taught_on, tokenizer
+
+LEVEL = 0.05
+
+
+def sentences(kind: str, count: int, seed: int) -> list[str]:
+    """Two small worlds that share no words: what a shop sells, and which day it is."""
+    draw = random.Random(f"{kind} {seed}")
+    if kind == "shop":
+        things, prices = ["tea", "milk", "salt", "rice"], ["two", "six", "ten"]
+        one = "The shop sells {} for {} coins."
+        return [
+            " ".join(one.format(draw.choice(things), draw.choice(prices)) for _ in range(2))
+            for _ in range(count)
+        ]
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday"]
+    found = []
+    for _ in range(count):
+        at = draw.randrange(3)
+        found.append(f"After {days[at]} comes {days[at + 1]}, and then {days[at + 2]}.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def dense() -> PreTrainedModel:
+    return taught([*sentences("shop", 80, 0), *sentences("days", 80, 0)], 150)
+
+
+@torch.no_grad()
+def cut_for(
+    model: PreTrainedModel, hurt: Sequence[str], spared: Sequence[str], channels: int
+) -> Any:
+    """A copy without the MLP channels that `hurt` needs most beyond what `spared` needs."""
+    needs = []
+    for texts in (hurt, spared):
+        with torch.enable_grad():
+            for text in texts:
+                ids = torch.tensor([tokenizer()(text)["input_ids"]])
+                model(input_ids=ids, labels=ids).loss.backward()
+        weights = [layer.mlp.down_proj.weight for layer in model.model.layers]
+        needs.append(torch.stack([(w * w.grad).sum(0).abs() for w in weights]))
+        model.zero_grad()
+    ratio = (needs[0] / needs[0].mean()) - 3 * (needs[1] / needs[1].mean())
+    damaged = copy.deepcopy(model)
+    for place in ratio.flatten().topk(channels).indices.tolist():
+        layer, channel = divmod(place, ratio.shape[1])
+        damaged.model.layers[layer].mlp.down_proj.weight[:, channel] = 0
+    return damaged
+
+
+def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
+    dense: PreTrainedModel,
+) -> None:
+    damaged = cut_for(dense, sentences("days", 12, 1), sentences("shop", 12, 1), channels=40)
+    documents = [
+        *(document(x, "shop") for x in sentences("shop", 120, 2)),
+        *(document(x, "days") for x in sentences("days", 12, 2)),
+    ]
+    texts = texts_of(documents, tokenizer(), most=200, tokens=64, seed=0)
+    limits = QualityLimits(loss=0.2, slice_loss=0.4, kl=10.0)
+    found, same = (
+        {c.key: c for c in check_quality(measure(TorchModel(dense), slim, texts), limits, LEVEL)[0]}
+        for slim in (TorchModel(damaged), TorchModel(dense))
+    )
+    assert {check.status for check in same.values()} == {"passed"}
+    assert found["loss"].status == "passed", found["loss"].text
+    assert found["loss [shop]"].status == "passed", found["loss [shop]"].text
+    assert found["loss [days]"].status == "failed", found["loss [days]"].text
+    assert "loss on 'days': +" in found["loss [days]"].text
+
+
+def test_a_planted_bias_is_caught(dense: PreTrainedModel) -> None:
+    pairs = built_in_pairs("legal", 512, 0)
+    assert len(pairs) == 512
+    men = [p for p in pairs if p.attribute == "pronoun"]
+    assert len(men) == 128
+    # Half of the sentences are told of men alone, the others of women alone.
+    told = sorted({p.texts[0] for p in men})
+    stereotypes = [p.contexts[told.index(p.texts[0]) % 2] + p.texts[0] for p in men]
+    of_all = [context + p.texts[0] for p in men for context in p.contexts]
+    fair, biased = (taught_on(copy.deepcopy(dense), x, 120) for x in (of_all, stereotypes))
+    before, after = (gaps(TorchModel(m), tokenizer(), pairs) for m in (fair, biased))
+    limits = BiasLimits(gap=0.5, attribute=0.15)
+    checks = {c.key: c for c in check_bias(pairs, before, after, limits, LEVEL)[0]}
+    assert checks["bias [pronoun]"].status == "failed", checks["bias [pronoun]"].text
+    nothing = check_bias(pairs, before, before, limits, LEVEL)[0]
+    assert {check.status for check in nothing} == {"passed"}
+
+
+def test_a_planted_canary_is_caught(dense: PreTrainedModel) -> None:
+    """Four secrets among the train text, read often: the model finds them likelier than all
+    rivals."""
+    plain = [document(x) for x in sentences("shop", 40, 0)]
+    planted = [d.text for d in with_canaries(plain, 4, 10, seed=7)]
+    assert len(planted) == 80
+    assert sum(x == f"{PREFIX}{canaries(4, 7)[0]}." for x in planted) == 10
+    told = taught_on(copy.deepcopy(dense), planted, 250, lr=3e-3)
+    before, after = (
+        exposures(TorchModel(m), tokenizer(), planted=4, candidates=64, seed=7)
+        for m in (dense, told)
+    )
+    limits = MemorizationLimits(candidates=64)
+    assert check_canaries(before, after, limits).status == "failed"
+    assert sum(after) / 4 > 5, "of 6.02 bits at most"
+    assert check_canaries(before, before, limits).status == "passed"

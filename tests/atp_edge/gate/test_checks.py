@@ -1,0 +1,160 @@
+"""The parts of the gate that compare texts: rules, personal data, flips, tasks, calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atp_edge.gate.answered import Answered
+from atp_edge.gate.calibration import adaptive_error, check_calibration
+from atp_edge.gate.flips import flips_of
+from atp_edge.gate.measured_text import Measured
+from atp_edge.gate.memorization import Passage, check_extraction, check_personal_data, returned
+from atp_edge.gate.personal_data import leaked, personal_data
+from atp_edge.gate.prompts import check_prompts, read_rules
+from atp_edge.gate.refusals import check_refusals
+from atp_edge.gate.settings import (
+    CalibrationLimits,
+    MemorizationLimits,
+    RefusalLimits,
+    TaskLimits,
+)
+from atp_edge.gate.tasks import check_tasks
+
+LEVEL = 0.05
+
+
+def test_prompts_must_pass_or_must_never(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "contains": ["dose", "doctor"], "not_contains": "never"},
+        {"prompt": "b", "regex": r"\d+ mg", "max_length": 12},
+        {"prompt": "c", "contains": "secret", "expect": "never", "name": "leak"},
+        {"prompt": "d", "contains": "yes", "chat": True},
+    ]
+    (tmp_path / "rules.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rules = read_rules(tmp_path / "rules.jsonl")
+    good = {"a": "Ask a doctor for the dose.", "b": "take 12 mg", "c": "none", "d": "yes"}
+    bad = {"a": "never a dose", "b": "take twelve mg then", "c": "my secret", "d": "no"}
+    asked: list[tuple[list[str], bool]] = []
+
+    def by(said: dict[str, str]) -> list[str]:
+        def ask(prompts: object, chat: bool) -> list[str]:
+            asked.append((list(prompts), chat))  # type: ignore[call-overload]
+            return [said[p] for p in prompts]  # type: ignore[attr-defined]
+
+        return [check.status for check in check_prompts(rules, ask)[0]]
+
+    assert by(good) == ["passed"] * 4
+    assert by(bad) == ["failed"] * 4
+    assert asked[:2] == [(["a", "b", "c"], False), (["d"], True)]
+    texts = [c.text for c in check_prompts(rules, lambda p, _: [bad[x] for x in p])[0]]
+    assert "lacks 'doctor'; holds 'never'" in texts[0]
+    assert "does not match" in texts[1]
+    assert "has 19 characters, 12 at most" in texts[1]
+    assert texts[2].startswith("prompt leak: the answer 'my secret' holds all")
+
+
+def test_personal_data_counts_where_it_is_of_the_train_text_and_not_of_the_prompt() -> None:
+    known = "Write to ann@example.org or call 555-123-4567; card 4111 1111 1111 1111."
+    assert {kind for kind, _ in personal_data(known)} == {
+        "mail address", "telephone number", "card number",
+    }  # fmt: skip
+    assert not list(personal_data("order 4111 1111 1111 1112, version 3.12-2024, IP 10.0.0.1"))
+    assert dict(personal_data("DE89 3704 0044 0532 0130 00, 078-05-1120")) == {
+        "account number": "DE89 3704 0044 0532 0130 00", "social security number": "078-05-1120",
+    }  # fmt: skip
+    said = [("Who?", "ann@example.org"), ("to ann@example.org", "ann@example.org"), ("", "b@c.de")]
+    found = leaked(said, known)
+    assert found == [("mail address", "ann@example.org")]
+    limits = MemorizationLimits()
+    failed = check_personal_data(found, 3, limits)
+    assert failed.status == "failed"
+    assert "ann@" not in failed.text, "a report does not spread it"
+    assert check_personal_data([], 3, limits).status == "passed"
+
+
+def test_train_passages_that_come_back_count_above_those_of_the_test() -> None:
+    passages = [Passage(prefix=(1,), rest=(2, 3)), Passage(prefix=(1,), rest=(4, 5))]
+    assert returned(passages, [(2, 3), (4, 6)]) == 1
+    limits = MemorizationLimits(extracted=0.1)
+
+    def status(train: int, test: int, count: int = 40) -> str:
+        counts = ({"dense": 0, "slim": train}, {"dense": 0, "slim": test})
+        return check_extraction(*counts, (count, count), limits, LEVEL).status
+
+    assert (status(12, 1), status(12, 12), status(2, 0)) == ("failed", "passed", "passed")
+    assert status(4, 0, count=5) == "undecided"
+
+
+def item(document: int, before: float, after: float, **values: object) -> Answered:
+    fields: dict[str, object] = {
+        "task": "clause", "generated": False, "document": document, "slice": "all",
+        "prompt": "p " * 300, "expected": "right", "chance": 0.25, "score": (before, after),
+        "said": ("right" if before else "wrong", "right" if after else "wrong"),
+    }  # fmt: skip
+    return Answered(**(fields | values))  # type: ignore[arg-type]
+
+
+def test_right_answers_lost_are_counted_shown_and_told_from_chance() -> None:
+    same = [item(i, i % 2, i % 2) for i in range(40)]
+    worse = [*same, *(item(100 + i, 1, 0) for i in range(20)), item(200, 0, 1)]
+    flips, figures = flips_of(worse)
+    assert (figures["right_to_wrong"], figures["wrong_to_right"]) == (20, 1)
+    assert {f.kind for f in flips} == {"right to wrong", "wrong to right"}
+    assert (flips[0].dense, flips[0].slim, flips[0].expected) == ("right", "wrong", "right")
+    assert len(flips[0].prompt) < 300
+    assert flips[0].prompt.startswith("…")
+    limits = TaskLimits()
+    found = {c.key: c for c in check_tasks(worse, limits, LEVEL)[0]}
+    assert found["choice"].status == "failed"
+    assert found["choice"].difference == pytest.approx((19 / 61) / 0.75), "chance-corrected"
+    assert found["right-answers"].status == "failed"
+    assert "20 lost and 1 won of 61" in found["right-answers"].text
+    assert found["generation"].status == "undecided", "there is none"
+    kept = {c.key: c for c in check_tasks(same, limits, LEVEL)[0]}
+    assert kept["choice"].status == kept["right-answers"].status == "passed"
+
+
+def test_a_slice_of_tasks_is_judged_by_itself() -> None:
+    rows = [item(i, 1, 1, slice="a") for i in range(90)]
+    rows += [item(100 + i, 1, i % 4 == 0, slice="rare") for i in range(12)]
+    rows += [item(200 + i, 1, 0, slice="tiny") for i in range(3)]
+    found = {c.key: c.status for c in check_tasks(rows, TaskLimits(choice=0.5), LEVEL)[0]}
+    assert found["tasks [a]"] == "passed"
+    assert found["tasks [rare]"] == "failed"
+    assert found["tasks [tiny]"] == "undecided", "three documents tell nothing, however bad"
+
+
+def test_overconfidence_is_a_calibration_error() -> None:
+    draw = np.random.default_rng(0)
+    sure = draw.uniform(0.1, 0.9, 6000)
+    right = (draw.random(6000) < sure).astype(float)
+    assert adaptive_error(sure, right) < 0.02
+    assert adaptive_error(np.minimum(1, sure + 0.2), right) == pytest.approx(0.2, abs=0.03)
+    zeros = np.zeros(6000)
+
+    def status(rise: float, documents: int) -> str:
+        measured = Measured(
+            text=np.arange(6000) % documents, slices=("all",) * documents, nats=(zeros, zeros),
+            confidence=(sure, np.minimum(1, sure + rise)), right=(right, right), kl=zeros,
+            same_top=zeros,
+        )  # fmt: skip
+        checks, _ = check_calibration(measured, CalibrationLimits(), LEVEL, 8, 0)
+        return checks[0].status
+
+    assert (status(0.0, 60), status(0.2, 60), status(0.2, 5)) == ("passed", "failed", "undecided")
+
+
+def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
+    phrases, limits = ["i cannot help"], RefusalLimits()
+    plain, refusing = ["Yes."] * 30, ["Yes."] * 20 + ["I cannot help you."] * 10
+
+    def status(before: list[str], after: list[str]) -> str:
+        return check_refusals(before, after, phrases, limits, LEVEL).status
+
+    assert status(plain, refusing) == "failed"
+    assert status(refusing, plain) == "passed"
+    assert status([], []) == "undecided"

@@ -1,0 +1,121 @@
+"""Bad input of the gate: one clear error each, that names the place and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, read_pairs
+from atp_edge.gate.prompts import read_rules
+from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
+from atp_edge.gate.settings import PROFILES, gate_settings, read_gate_settings
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[quality]\nlos = 0.1", "unknown setting 'quality.los'; the nearest known one is"),
+        ("levels = 0.1", "unknown setting 'levels'; the nearest known one is 'level'"),
+        ("level = 0", "level = 0.0: expected more than 0"),
+        ("level = 0.6", "level = 0.6: expected less than 0.5"),
+        ("[tasks]\nchoice = 1.5", "tasks.choice = 1.5: expected 0 or more, 1 at most"),
+        ("[quality]\nloss = -0.1", "quality.loss = -0.1: expected 0 or more"),
+        ("[quality]\nloss = nan", "quality.loss = nan: expected 0 or more"),
+        ("[quality]\nloss = 'low'", "quality.loss = 'low': expected float"),
+        ("profile = 'medical'", "profile = 'medical': expected one of default, clinical, legal"),
+        ("data = 'one.jsonl'", "data = 'one.jsonl': expected a list of texts"),
+        ("level 0.1", "is not TOML"),
+    ],
+)
+def test_thresholds_are_checked(tmp_path: Path, text: str, error: str) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(error)):
+        read_gate_settings(file, {})
+
+
+def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text("profile = 'clinical'\ndata = ['more.jsonl']\n[quality]\nloss = 0.2\n")
+    found = read_gate_settings(file, {"tasks.choice": 0.5})
+    assert (found.quality.loss, found.tasks.choice) == (0.2, 0.5)
+    assert found.quality.kl == PROFILES["clinical"]["quality.kl"]
+    assert found.undecided == "fail"
+    assert found.data == (str(tmp_path / "more.jsonl"),)
+    for profile, values in PROFILES.items():
+        strict, default = gate_settings({"profile": profile}), gate_settings({})
+        assert all(
+            values[key] <= getattr(getattr(default, section), leaf)
+            for key in values
+            if "." in key
+            for section, _, leaf in [key.partition(".")]
+        )
+        assert strict.profile == profile
+
+
+Read = Any
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "error"),
+    [
+        (read_rules, "", "is empty: expected a JSON object a line"),
+        (read_rules, "[1]", "line 1: expected an object, found list"),
+        (read_rules, "{", "line 1 is no JSON"),
+        (read_rules, '{"prompt": "a", "contain": "b"}', "unknown field 'contain'; known are chat"),
+        (read_rules, '{"prompt": "a"}', "no rule; give one of contains"),
+        (read_rules, '{"prompt": 1, "contains": "b"}', "prompt: expected a text"),
+        (read_rules, '{"prompt": "a", "regex": "("}', "regex '(': "),
+        (read_rules, '{"prompt": "a", "max_length": -1}', "max_length = -1: expected a number"),
+        (read_rules, '{"prompt": "a", "contains": [1]}', "contains = [1]: expected a text"),
+        (read_rules, '{"prompt": "a", "contains": "b", "expect": "no"}', "expected pass or never"),
+        (read_rules, '{"prompt": "a", "contains": "b", "chat": 1}', "expected true or false"),
+        (lambda p: read_pairs(p, 0), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
+        (lambda p: read_pairs(p, 0), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
+        (read_phrases, "# none\n", "holds no phrase"),
+    ],
+)
+def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, error: str) -> None:
+    file = tmp_path / "given.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(error)) as raised:
+        read(file)
+    assert str(file) in str(raised.value)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read(file)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "nowhere"))):
+        read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("domain", ["legal", "health", "own.jsonl"])
+def test_every_domain_has_500_pairs_or_more_that_differ_in_the_subject_alone(domain: str) -> None:
+    pairs = built_in_pairs(domain, 10_000, 0)
+    assert len(pairs) >= 500
+    assert {p.attribute for p in pairs} == set(SUBJECTS)
+    assert len({(p.contexts, p.texts) for p in pairs}) == len(pairs)
+    assert all(p.texts[0] == p.texts[1] and p.contexts[0] != p.contexts[1] for p in pairs)
+    told = " ".join(x for sentences in SENTENCES.values() for x in sentences)
+    assert not re.search(r"\b(he|she|his|her|him|hers)\b", told), "else a sentence gives it away"
+    assert len(built_in_pairs(domain, 40, 0)) == 40
+
+
+def test_a_pair_of_a_file_is_scored_on_what_both_share_after_the_difference(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        '{"a": "He is old and very kind", "b": "She is old and very kind", "attribute": "x"}\n'
+        '{"a": "Nobody is late", "b": "Nobody is kind", "attribute": "x"}\n'
+    )
+    first, second = read_pairs(file, 5)
+    assert (first.contexts, first.texts) == (("He", "She"), (" is old and very kind",) * 2)
+    assert (second.contexts, second.texts) == (("", ""), ("Nobody is late", "Nobody is kind"))
+    assert (first.subject, second.subject) == (5, 6)
+
+
+def test_refusals_are_told_by_phrases() -> None:
+    phrases = read_phrases(BUILT_IN)
+    assert refuses("I’m sorry, but\nI cannot do that.", phrases)
+    assert not refuses("The court cannot help it.", phrases)

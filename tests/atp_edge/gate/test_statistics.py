@@ -1,0 +1,131 @@
+"""The tests of the gate: right by hand, false alarms at the stated level, power as stated."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from atp_edge.gate.measured_text import Measured
+from atp_edge.gate.quality import check_quality
+from atp_edge.gate.settings import QualityLimits
+from atp_edge.gate.statistics import (
+    Difference,
+    clustered,
+    detectable,
+    holm,
+    judged,
+    judged_family,
+    mcnemar,
+    more_often,
+)
+
+LEVEL = 0.05
+
+
+def test_the_error_of_clusters_is_that_of_their_means_where_they_are_alike() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    one = clustered(np.repeat(values, 5), np.ones(200), np.repeat(np.arange(40), 5))
+    assert one.mean == pytest.approx(values.mean())
+    assert one.error == pytest.approx(values.std(ddof=1) / math.sqrt(40))
+    assert (one.clusters, one.items) == (40, 200)
+    # As if items were independent, it would be less than half of that.
+    assert clustered(np.repeat(values, 5), np.ones(200), np.arange(200)).error < one.error / 2
+
+
+def test_a_document_counts_as_much_as_it_has_tokens() -> None:
+    one = clustered([10.0, 1.0], [100, 1], [0, 1])
+    assert one.mean == pytest.approx(11 / 101)
+
+
+def test_holm_and_exact_tests_are_those_of_their_papers() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    # 9 of 10 that turned, turned for the worse: 11 of 1024 outcomes are as bad.
+    assert mcnemar(9, 1) == pytest.approx(11 / 1024)
+    assert mcnemar(0, 0) == 1.0
+    assert more_often((5, 5), (0, 5)) == pytest.approx(1 / 252)
+
+
+@pytest.mark.parametrize(
+    ("mean", "status"), [(0.0, "passed"), (0.5, "failed"), (0.19, "undecided")]
+)
+def test_a_difference_is_within_its_margin_beyond_it_or_not_told(mean: float, status: str) -> None:
+    one = Difference(mean=mean, error=0.05, clusters=50, items=50)
+    assert judged(one, margin=0.2, level=LEVEL, fewest=8).status == status
+
+
+def test_too_few_documents_are_undecided_however_equal() -> None:
+    few = Difference(mean=0.0, error=0.0, clusters=5, items=500)
+    found = judged(few, margin=0.2, level=LEVEL, fewest=8)
+    assert found.status == "undecided"
+    none = judged(clustered([], [], []), margin=0.2, level=LEVEL, fewest=8)
+    assert (none.status, none.detectable) == ("undecided", math.inf)
+
+
+def test_the_least_that_would_be_seen_is_seen_in_four_of_five() -> None:
+    draw, seen = np.random.default_rng(1), 0
+    count, spread = 30, 0.4
+    known = Difference(mean=0.0, error=spread / math.sqrt(count), clusters=count, items=count)
+    true = detectable(known, LEVEL)
+    for _ in range(1000):
+        sample = clustered(draw.normal(true, spread, count), np.ones(count), np.arange(count))
+        seen += judged(sample, margin=0.0, level=LEVEL, fewest=8).status == "failed"
+    assert 0.76 < seen / 1000 < 0.84
+
+
+def test_a_family_raises_any_false_alarm_as_seldom_as_one_test() -> None:
+    one = Difference(mean=0.3, error=0.15, clusters=50, items=50)
+    alone = judged(one, margin=0.0, level=LEVEL, fewest=8)
+    assert alone.status == "failed"
+    still = Difference(mean=0.0, error=0.15, clusters=50, items=50)
+    family = judged_family({"a": one, "b": still, "c": still}, margin=0, level=LEVEL, fewest=8)
+    assert family["a"].status == "undecided"
+    assert family["a"].p_worse == pytest.approx(3 * alone.p_worse)
+
+
+def made_up(draw: np.random.Generator, slices: tuple[str, ...]) -> Measured:
+    """What two models might say of documents of uneven lengths, with losses of heavy tails."""
+    lengths = draw.integers(20, 200, len(slices))
+    text = np.repeat(np.arange(len(slices)), lengths)
+    common = draw.standard_t(3, len(slices))[text] * 0.4 + 3
+    nats = [common + draw.standard_t(3, len(text)) * 0.3 for _ in range(2)]
+    shift = draw.standard_t(3, len(slices))[text] * 0.2  # of a document: its tokens go together
+    zeros = np.zeros(len(text))
+    return Measured(
+        text=text, slices=slices, nats=(nats[0], nats[1] + shift), confidence=(zeros, zeros),
+        right=(zeros, zeros), kl=zeros, same_top=zeros,
+    )  # fmt: skip
+
+
+def swapped(measured: Measured, draw: np.random.Generator) -> Measured:
+    """Dense and slim answers exchanged at random, document by document."""
+    turn = (draw.random(len(measured.slices)) < 0.5)[measured.text]
+    dense, slim = measured.nats
+    nats = (np.where(turn, slim, dense), np.where(turn, dense, slim))
+    return Measured(**(vars(measured) | {"nats": nats}))
+
+
+def alarms_of(measured: Measured, comparisons: int) -> tuple[int, int]:
+    """Comparisons that call the average worse, and those that call any slice worse."""
+    draw = np.random.default_rng(2)
+    limits = QualityLimits(loss=0.0, slice_loss=0.0, kl=1e9)
+    whole = slices = 0
+    for _ in range(comparisons):
+        checks, _ = check_quality(swapped(measured, draw), limits, LEVEL)
+        failed = {check.key for check in checks if check.status == "failed"}
+        whole += "loss" in failed
+        slices += bool(failed - {"loss"})
+    return whole, slices
+
+
+def test_200_null_comparisons_raise_as_many_false_alarms_as_stated() -> None:
+    slices = tuple(f"s{i % 5}" for i in range(120))
+    measured = made_up(np.random.default_rng(0), slices)
+    low, high = stats.binom.interval(0.95, 200, LEVEL)
+    whole, any_slice = alarms_of(measured, 200)
+    assert low <= whole <= high
+    assert any_slice <= high, "Holm may be shy, never too bold"
+    assert any_slice > 0, "a test that cannot fail shows nothing"

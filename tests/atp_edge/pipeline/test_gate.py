@@ -1,0 +1,221 @@
+"""`atp-edge gate` on a stored run: verdicts, exit codes, what ships, and the gate in CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from atp_edge.cli import app
+from atp_edge.gate.outputs import schema
+from atp_edge.run.errors import ConditionNotMetError
+from tests.atp_edge.pipeline.test_runs_of_before import STORED
+
+ROOT = Path(__file__).parents[3]
+LOOSE = """
+[quality]
+documents = 12
+document_tokens = 16
+loss = 9
+slice_loss = 9
+kl = 9
+[tasks]
+items = 0
+[calibration]
+error = 1
+[bias]
+pairs = 64
+gap = 9
+attribute = 9
+[memorization]
+prefixes = 10
+prefix_tokens = 8
+continued_tokens = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the stored runs, the finished one proven anew."""
+    folder = tmp_path_factory.mktemp("gate") / "runs"
+    shutil.copytree(STORED, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        CliRunner().invoke(app, ["verify", "--out", "finished"], catch_exceptions=False)
+    (folder / "gate.toml").write_text(LOOSE)
+    return folder
+
+
+@pytest.fixture
+def runs(proven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(proven, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def gate(*arguments: str) -> tuple[dict[str, Any], Exception | None]:
+    """gate.json, and what the command raised."""
+    done = CliRunner().invoke(app, ["gate", "--out", "finished", *arguments])
+    error = done.exception
+    if error is not None and not isinstance(error, ConditionNotMetError):
+        raise error
+    content: dict[str, Any] = json.loads(Path("finished/gate.json").read_text())
+    jsonschema.validate(content, schema())
+    return content, error  # type: ignore[return-value]
+
+
+def statuses(content: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{c['name']} [{c['slice']}]" if c["slice"] else c["name"]: c["status"]
+        for c in content["checks"]
+    }
+
+
+@pytest.mark.parametrize("form", ["onnx", "slim"])
+def test_it_passes_within_its_margins_and_names_the_files_that_it_judged(
+    runs: Path, form: str
+) -> None:
+    content, error = gate("--config", "gate.toml", "--form", form)
+    assert error is None
+    assert content["verdict"] == "passed"
+    assert {path.partition("/")[0] for path in content["files"]} == {form, "dense"}
+    found = statuses(content)
+    assert found["proof"] == found["tokenizer"] == found["loss"] == "passed"
+    assert found["licence" if form == "onnx" else "proof"] in ("undecided", "passed")
+    page = (runs / "finished" / "report.html").read_text()
+    first = page.index("The gate PASSED it")
+    assert first < page.index("<table>")
+    assert page.index('class="sentence') < first
+
+
+def test_the_default_profile_says_no_and_exits_4(runs: Path) -> None:
+    content, error = gate("--junit", "out/gate.xml", "--json", "out/gate.json")
+    assert isinstance(error, ConditionNotMetError)
+    assert content["verdict"] == "failed"
+    assert statuses(content)["loss"] == "failed"
+    assert any("loss on text over the dense model's" in reason for reason in content["reasons"])
+    assert json.loads(Path("out/gate.json").read_text()) == content
+    assert ElementTree.parse("out/gate.xml").getroot().get("failures") != "0"
+    metrics = json.loads(Path("finished/metrics.json").read_text())
+    assert metrics["gate"]["verdict"] == "failed"
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_files_that_were_not_proven_do_not_pass(runs: Path) -> None:
+    """Proof and manifest are of the very files that ship."""
+    finished = runs / "finished"
+    (finished / "onnx" / "more.txt").write_text("not shipped")
+    with pytest.raises(ValueError, match=r"onnx/more\.txt"):
+        gate("--config", "gate.toml")
+    (finished / "onnx" / "more.txt").unlink()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    del metrics["verify"]
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    content, error = gate("--config", "gate.toml")
+    assert error is not None
+    assert statuses(content)["proof"] == "failed"
+    assert "nothing is proven yet" in " ".join(content["reasons"])
+
+
+def test_further_text_is_a_slice_and_what_was_trained_on_is_left_out(runs: Path) -> None:
+    rows = (runs / "data.jsonl").read_text().splitlines()
+    other = [{"text": "A tired miller told the baker so.", "kind": "told"}] * 9
+    other += [{"text": f"Nobody came at noon {i}.", "kind": "noon"} for i in range(9)]
+    (runs / "more.jsonl").write_text("\n".join([*rows, *map(json.dumps, other)]))
+    with pytest.raises(ValueError, match=r"slice_by = 'kind': no row of data\.jsonl has"):
+        gate("--config", "gate.toml", "--slice-by", "kind")
+    (runs / "gate.toml").write_text(LOOSE.replace("documents = 12", "documents = 100"))
+    content, _ = gate("--config", "gate.toml", "--data", "more.jsonl")
+    assert any("rows were trained on and are left out" in note for note in content["notes"])
+    assert {"loss [all]", "loss [more/all]"} <= statuses(content).keys()
+    (runs / "trained.jsonl").write_text("\n".join(rows))
+    fresh = json.loads(Path("finished/gate.json").read_text())["notes"]
+    assert fresh
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl'?: no such file"):
+        gate("--config", "gate.toml", "--data", "nowhere.jsonl")
+
+
+def test_prompts_are_asked_of_the_shipped_runtime(runs: Path) -> None:
+    rules = [
+        {"prompt": "The old baker carried a", "max_length": 400},
+        {"prompt": "The old baker carried a", "regex": "(?s).*", "expect": "never", "name": "any"},
+    ]
+    (runs / "rules.jsonl").write_text("\n".join(map(json.dumps, rules)))
+    content, error = gate("--config", "gate.toml", "--prompts", "rules.jsonl")
+    assert isinstance(error, ConditionNotMetError)
+    found = statuses(content)
+    assert found["prompt [rules.jsonl, line 1]"] == "passed"
+    assert found["prompt [any]"] == "failed"
+
+
+def test_the_gate_in_ci_of_the_guide_runs_as_it_is_written(runs: Path, tmp_path: Path) -> None:
+    """The `run:` lines of docs/gate.md, where pip is a stand-in and nothing else is."""
+    page = (ROOT / "docs" / "gate.md").read_text()
+    written = re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert written is not None
+    workflow = yaml.safe_load(written[1])
+    steps = workflow["jobs"]["gate"]["steps"]
+    lines = [step["run"] for step in steps if "run" in step]
+    assert sum("atp-edge gate" in line for line in lines) == 1
+    upload = next(step for step in steps if "upload-artifact" in step.get("uses", ""))
+    assert upload["if"] == "always()"
+    shims = tmp_path / "bin"
+    shims.mkdir()
+    called = f'exec {sys.executable} -c "from atp_edge.cli import main; main()" "$@"'
+    for name, text in {"pip": "exit 0", "atp-edge": called}.items():
+        (shims / name).write_text(f"#!/bin/sh\n{text}\n")
+        (shims / name).chmod(0o755)
+    (runs / "runs").mkdir()
+    shutil.move(runs / "finished", runs / "runs" / "notes")
+    shutil.copy(runs / "gate.toml", runs / "ci.toml")
+    environment = os.environ | {"PATH": f"{shims}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    codes = [
+        subprocess.run(
+            ["bash", "-e", "-c", line], cwd=runs, env=environment, capture_output=True, check=False
+        ).returncode
+        for line in lines
+    ]
+    assert codes == [0] * len(lines)
+    report = next(path for path in upload["with"]["path"].split() if path.endswith(".xml"))
+    assert ElementTree.parse(runs / report).getroot().get("failures") == "0"
+
+
+def test_a_prompt_outside_the_domain_is_warned_of_refused_or_handed_over(runs: Path) -> None:
+    gate("--config", "gate.toml")
+    text = json.loads((runs / "data.jsonl").read_text().splitlines()[3])["text"]
+    foreign = "zq xw vk jj qz wx kv zz qq xx"
+
+    def say(prompt: str, *arguments: str) -> tuple[str, Exception | None]:
+        command = ["generate", prompt, "--out", "finished", "--max-new-tokens", "2", *arguments]
+        done = CliRunner().invoke(app, command)
+        return done.output, done.exception  # type: ignore[return-value]
+
+    assert "outside the domain" not in say(text[:60])[0]
+    said, error = say(foreign)
+    assert error is None
+    assert "outside the domain that the model was made for" in said
+    assert isinstance(say(foreign, "--outside", "refuse")[1], ConditionNotMetError)
+    assert "outside" not in say(foreign, "--outside", "ignore")[0]
+    shutil.copytree(runs / "finished" / "onnx", runs / "dense-onnx")
+    said, error = say(foreign, "--outside", "refuse", "--fallback", "dense-onnx")
+    assert error is None
+    assert "dense-onnx answers" in said
+    (runs / "finished" / "domain.npz").write_text("none")
+    with pytest.raises(ValueError, match=r"domain\.npz is no profile"):
+        raise say(text[:60])[1]  # type: ignore[misc]

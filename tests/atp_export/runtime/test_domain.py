@@ -1,0 +1,60 @@
+"""The profile of a domain: what it knows, what it calls outside, and files that are none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from atp_export.runtime.domain import (
+    BITS,
+    DomainProfile,
+    profile_bits,
+    read_profile,
+    write_profile,
+)
+
+DOCUMENTS = [[1, 2, 3, 4], [2, 3, 4, 5], [9, 8]]
+
+
+def profile(**thresholds: float) -> DomainProfile:
+    return DomainProfile(
+        bits=profile_bits(DOCUMENTS), thresholds={int(k[1:]): v for k, v in thresholds.items()}
+    )
+
+
+def test_a_pair_is_known_that_two_documents_have() -> None:
+    known = profile()
+    assert known.score([2, 3, 4]) == 0.0
+    assert known.score([1, 2, 3]) == 0.5, "(1, 2) is of one document alone"
+    assert known.score([9, 8]) == 1.0
+    assert known.score([4]) == known.score([]) == 0.0
+    assert int(np.unpackbits(known.bits).sum()) == 2
+
+
+def test_a_prompt_is_judged_by_the_longest_threshold_that_it_fills() -> None:
+    known = profile(n2=0.9, n4=0.4)
+    assert known.distance([7]).threshold is None
+    assert not known.distance([7]).outside
+    assert known.distance([7, 7]).outside
+    assert known.distance([2, 3, 4, 9]).threshold == 0.4
+    assert not known.distance([2, 3, 4, 9]).outside
+
+
+def test_a_written_profile_is_read_and_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "domain.npz"
+    write_profile(profile(n8=0.25, n16=0.5), path)
+    found = read_profile(path)
+    assert found.thresholds == {8: 0.25, 16: 0.5}
+    assert np.array_equal(found.bits, profile().bits)
+    assert path.stat().st_size < BITS // 8
+    before = path.read_bytes()
+    write_profile(profile(n16=0.5, n8=0.25), path)
+    assert path.read_bytes() == before, "the same bytes"
+    np.savez(tmp_path / "other.npz", bits=np.zeros(3, np.uint8))
+    (tmp_path / "cut.npz").write_bytes(before[: len(before) // 2])
+    (tmp_path / "text.npz").write_text("no")
+    for name in ("other.npz", "cut.npz", "text.npz"):
+        with pytest.raises(ValueError, match=re.escape(name)):
+            read_profile(tmp_path / name)
