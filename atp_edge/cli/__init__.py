@@ -15,7 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -55,13 +55,21 @@ RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the memory, then stop")]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        metavar="CONDITION",
+        help='end with code 4 unless it is met: "perplexity<untouched", "recovery>=0.9"; repeatable',
+    ),
+]
 
 
 @app.command()
 @takes_settings
-def run(config: Config, *, dry_run: DryRun = False) -> None:
+def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
     """The whole way: train, shrink, export, verify, bench, report. Goes on where it was."""
-    _stages(config, STAGES, dry_run=dry_run)
+    _stages(config, STAGES, dry_run=dry_run, require=require or ())
 
 
 @app.command()
@@ -71,15 +79,19 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
     _stages(config, ("train",), dry_run=dry_run)
 
 
-def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
+def _stages(
+    config: Config, names: tuple[StageName, ...], *, dry_run: bool, require: Sequence[str] = ()
+) -> None:
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
+    from atp_edge.pipeline.require import check_conditions, parse_conditions
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
     from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
     from atp_edge.training.setup import splits_of
 
+    conditions = parse_conditions(require)
     check_run(config, names)
     console.print(cost_table(config))
     if dry_run:
@@ -95,6 +107,7 @@ def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> N
         console.print(Text(advice))
     if "report" in names:
         console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
+    check_conditions(conditions, metrics)
 
 
 def _one_stage(name: StageName, out: Path) -> None:
@@ -148,10 +161,15 @@ def verify(
 
 
 @app.command()
-def report(out: RunOption) -> None:
+def report(out: RunOption, require: Require = None) -> None:
     """Write report.html from what the run has so far."""
+    from atp_edge.pipeline.require import check_conditions, parse_conditions
+    from atp_edge.run.folder import RunFolder
+
+    conditions = parse_conditions(require or ())
     _one_stage("report", out)
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
+    check_conditions(conditions, RunFolder(out).metrics())
 
 
 @app.command()

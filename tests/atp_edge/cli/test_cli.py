@@ -276,6 +276,19 @@ def test_a_stage_before_its_turn_says_what_to_run_first(
     assert "Traceback" not in shown
 
 
+def test_a_condition_that_is_not_met_ends_with_code_4(finished: Path) -> None:
+    """After the report is written, as all else is done."""
+    shown = atp_edge("report", "--out", str(finished), "--require", "recovery>=99", code=4)
+    assert "report.html" in shown
+    assert "required and not met: recovery>=99: recovery is " in shown
+
+
+def test_a_condition_that_is_none_is_refused_before_anything(tmp_path: Path) -> None:
+    shown = atp_edge("run", "--out", str(tmp_path / "x"), "--require", "recovry>=0.9", code=2)
+    assert "did you mean 'recovery'?" in shown
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_shows_the_costs_and_writes_nothing(
     model_and_data: tuple[str, str], tmp_path: Path
 ) -> None:
