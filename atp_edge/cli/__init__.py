@@ -60,7 +60,7 @@ Require = Annotated[
     typer.Option(
         "--require",
         metavar="CONDITION",
-        help='end with code 4 unless it is met: "perplexity<untouched", "recovery>=0.9"; repeatable',
+        help='end with code 4 unless met: "perplexity<untouched", "recovery>=0.9"; repeatable',
     ),
 ]
 

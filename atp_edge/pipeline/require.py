@@ -43,7 +43,7 @@ FIGURES: dict[str, Callable[[Metrics], float]] = {
     "size": lambda m: m["bench"]["ratios"]["file_bytes"],
 }
 """Perplexities of the slim, the untouched and the tuned dense model; tuned over slim; and, from
-the bench, how many times better than the dense model. Raise KeyError where they are not measured."""
+the bench, how many times better than the dense model. They raise KeyError where not measured."""
 
 FLAGS: dict[str, Callable[[Metrics], bool]] = {
     "proven": lambda m: all(p["passed"] for p in m["verify"]["providers"].values()),

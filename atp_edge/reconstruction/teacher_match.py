@@ -33,6 +33,7 @@ from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF
 from atp_edge.model.hooks import read_under, removed_after
 from atp_edge.reconstruction.repair import solve_damped
+from atp_edge.run.watched import counted
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -47,7 +48,7 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
     student = model.get_base_model()
     ours, calls = _into_layers(student, blocks.input_ids)
     theirs, their_calls = _into_layers(teacher, blocks.input_ids)
-    for i, layer in enumerate(student.model.layers):
+    for i, layer in enumerate(counted(student.model.layers, "matching")):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
         with removed_after([_halfway(taught_by, wanted.append)]):

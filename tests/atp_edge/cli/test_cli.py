@@ -222,11 +222,14 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     ]
     for i, reached in enumerate(marks):
         with (tmp_path / f"said-{i}").open("w") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdout=said, stderr=said)
         while not reached() and process.poll() is None:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGKILL if i else signal.SIGTERM)
+        assert process.wait() == (-signal.SIGKILL if i else 128 + signal.SIGTERM)
+    stopped = (tmp_path / "said-0").read_text()
+    assert f"go on with `atp-edge run --config {out / 'config.toml'}`" in stopped
+    assert re.search(r"stopped by SIGTERM: saved: (dense|control) up to step \d+;", stopped)
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
     assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
