@@ -8,6 +8,7 @@ none of them: the work goes on unheard.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -15,9 +16,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,7 +32,6 @@ from atp_edge.run.records import STAGES, StageName
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="From a Hugging Face decoder and domain text to a slim model shipped as ONNX.",
@@ -65,11 +65,32 @@ Require = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"atp-edge {importlib.metadata.version('atp-edge')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _atp_edge(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="its version"),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 @takes_settings
 def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
     """The whole way: train, shrink, export, verify, bench, report. Goes on where it was."""
-    _stages(config, STAGES, dry_run=dry_run, require=require or ())
+    from atp_edge.pipeline.require import check_conditions, parse_conditions
+
+    conditions = parse_conditions(require or ())
+    metrics = _stages(config, STAGES, dry_run=dry_run)
+    if metrics is not None:
+        check_conditions(conditions, metrics)
 
 
 @app.command()
@@ -80,23 +101,22 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
 
 
 def _stages(
-    config: Config, names: tuple[StageName, ...], *, dry_run: bool, require: Sequence[str] = ()
-) -> None:
+    config: Config, names: tuple[StageName, ...], *, dry_run: bool
+) -> dict[str, Any] | None:
+    """The figures of the run; None of a dry run."""
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
-    from atp_edge.pipeline.require import check_conditions, parse_conditions
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
     from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
     from atp_edge.training.setup import splits_of
 
-    conditions = parse_conditions(require)
     check_run(config, names)
     console.print(cost_table(config))
     if dry_run:
         splits_of(config)  # What a run would read next, and refuse.
-        return
+        return None
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)
     metrics = folder.metrics()
@@ -107,7 +127,7 @@ def _stages(
         console.print(Text(advice))
     if "report" in names:
         console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
-    check_conditions(conditions, metrics)
+    return metrics
 
 
 def _one_stage(name: StageName, out: Path) -> None:
@@ -220,10 +240,11 @@ def generate(
 @app.command()
 def doctor() -> None:
     """What this machine has, what will be used, and what is missing."""
-    from atp_edge.cli.doctor import diagnose, render
+    from atp_edge.cli.doctor import diagnose, next_step, render
 
     findings = diagnose()
     console.print(render(findings))
+    console.print(Text(next_step(findings)))
     if any(f.name == "ONNX Runtime" and f.status == "missing" for f in findings):
         raise typer.Exit(EXIT_USAGE)
 
