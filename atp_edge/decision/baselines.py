@@ -29,6 +29,7 @@ from atp_edge.model.families import (
 )
 from atp_edge.model.hooks import read_under
 from atp_edge.model.structures import Site, by_structure
+from atp_edge.run.watched import counted
 
 Baseline = Callable[[PreTrainedModel, Blocks, FeasibleDecisions], list[Tensor]]
 
@@ -208,7 +209,7 @@ class _gradients:  # noqa: N801  # a context manager, named as a function
         self.wanted = {p: p.requires_grad for p in self.model.parameters()}
         self.model.requires_grad_(True)
         self.model.zero_grad()
-        for i in range(len(self.blocks.input_ids)):
+        for i in counted(range(len(self.blocks.input_ids)), "scoring"):
             language_loss(self.model, self.blocks.rows([i]).to(self.model.device)).backward()
 
     def __exit__(self, *_: object) -> None:

@@ -21,6 +21,7 @@ from atp_edge.model.families import READER_OF, module_path
 from atp_edge.model.hooks import removed_after
 from atp_edge.model.structures import Site, by_structure
 from atp_edge.run import ranks
+from atp_edge.run.watched import counted
 
 # A KV group's score sums over head_dim inputs of o_proj alone, though the group owns rows of q, k
 # and v too, which no other structure shares; measured in docs/research/log.md. For RoPE pairs
@@ -41,7 +42,8 @@ def taylor_importance(
     # Gradients of what the layers read are wanted, whether or not any weight has one.
     model.enable_input_require_grads()
     with scored(model, feasible) as scores:
-        for i in range(ranks.rank(), len(blocks.input_ids), ranks.size()):
+        mine = range(ranks.rank(), len(blocks.input_ids), ranks.size())
+        for i in counted(mine, "scoring"):
             loss(blocks.rows([i]).to(model.device)).backward()
     model.disable_input_require_grads()
     model.zero_grad()

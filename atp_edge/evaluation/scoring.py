@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from atp_edge.run.watched import underway
+
 Tokens = Sequence[int]
 T = TypeVar("T")
 
@@ -95,20 +97,24 @@ def likelihoods(
     # Longest first: memory is used up at the start or never; the order is fixed, so scores are too.
     distinct = sorted(set(keyed), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
     found: dict[Any, Likelihood] = {}
-    for batch in batches_of(distinct, lambda p: len(p[0]) + len(p[1]) - 1, batch_tokens):
-        tokens, mask = padded([(context + continuation)[:-1] for context, continuation in batch], 0)
-        # From the first token that any row asks for: a third of the work is the vocabulary.
-        start = min(len(context) for context, _ in batch) - 1
-        logits = model.logits(tokens, mask, last=tokens.shape[1] - start)
-        for row, (context, continuation) in zip(logits, batch, strict=True):
-            first = len(context) - 1 - start
-            log_p = row[first : first + len(continuation)].float().log_softmax(-1)
-            wanted = torch.tensor(continuation, device=log_p.device)
-            found[context, continuation] = Likelihood(
-                log=float(log_p.gather(-1, wanted[:, None]).sum()),
-                tokens=len(continuation),
-                greedy=bool((log_p.argmax(-1) == wanted).all()),
+    with underway("scoring answers", len(distinct)) as one_more:
+        for batch in batches_of(distinct, lambda p: len(p[0]) + len(p[1]) - 1, batch_tokens):
+            tokens, mask = padded(
+                [(context + continuation)[:-1] for context, continuation in batch], 0
             )
+            # From the first token that any row asks for: a third of the work is the vocabulary.
+            start = min(len(context) for context, _ in batch) - 1
+            logits = model.logits(tokens, mask, last=tokens.shape[1] - start)
+            for row, (context, continuation) in zip(logits, batch, strict=True):
+                first = len(context) - 1 - start
+                log_p = row[first : first + len(continuation)].float().log_softmax(-1)
+                wanted = torch.tensor(continuation, device=log_p.device)
+                found[context, continuation] = Likelihood(
+                    log=float(log_p.gather(-1, wanted[:, None]).sum()),
+                    tokens=len(continuation),
+                    greedy=bool((log_p.argmax(-1) == wanted).all()),
+                )
+                one_more()
     return [found[pair] for pair in keyed]
 
 

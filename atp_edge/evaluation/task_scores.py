@@ -16,6 +16,7 @@ from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
 from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
 from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
+from atp_edge.run.watched import counted
 
 CALIBRATION_BINS = 15
 
@@ -160,7 +161,7 @@ def answers(model: LanguageModel, tokenizer: Any, task: TextTask) -> list[str]:
     encoder = Encoder(tokenizer)
     prompts = [encoder.context(item.prompt) for item in task.items]
     made: list[list[int]] = []
-    for i in range(0, len(prompts), _GENERATED_ROWS):
+    for i in counted(range(0, len(prompts), _GENERATED_ROWS), "writing answers"):
         batch = prompts[i : i + _GENERATED_ROWS]
         made += model.generate(batch, new_tokens=NEW_TOKENS, end=tokenizer.eos_token_id)
     texts = tokenizer.batch_decode(made)

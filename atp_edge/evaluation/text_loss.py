@@ -10,6 +10,7 @@ from torch import nn
 
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss
+from atp_edge.run.watched import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def text_loss(model: nn.Module, blocks: Blocks) -> TextLoss:
     was_training = model.training
     model.eval()
     nats, counts = [], []
-    for i in range(len(blocks.input_ids)):
+    for i in counted(range(len(blocks.input_ids)), "measuring"):
         block = blocks.rows([i]).to(device)
         labelled = int((block.labels[:, 1:] != -100).sum())
         if labelled:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from atp_edge.config import Config
+from atp_edge.pipeline.expected_work import expected_work
 from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, WORK, StageName
+from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
 
@@ -38,7 +40,9 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
     with run.held(), _saying_what_is_saved(run):
         open_run(config, inputs, progress.say)
         run.void_damaged(progress.say)
-        for name in names:
+        tell_expected(expected_work(config, names))
+        for number, name in enumerate(names, 1):
+            tell_stage(name, number, len(names))
             if not _done(name, config, run, progress.say):
                 run_stage(name, config, run, progress)
     return run

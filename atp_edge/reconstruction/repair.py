@@ -30,6 +30,7 @@ from atp_edge.model.families import READER_OF, model_shape
 from atp_edge.model.hooks import read_under
 from atp_edge.model.structures import Masks, to_rows
 from atp_edge.run import ranks
+from atp_edge.run.watched import underway
 
 DAMPING = 1e-1
 
@@ -92,7 +93,9 @@ class Repair:
             module.register_forward_pre_hook(partial(self._measure, mask))
             for module, mask in zip(self.modules, masks, strict=True)
         ]
-        read_under(hooks, model.get_base_model(), ranks.shared(blocks.input_ids))
+        with underway("repairing", len(hooks)) as one_more:
+            hooks += [m.register_forward_hook(lambda *_: one_more()) for m in self.modules]
+            read_under(hooks, model.get_base_model(), ranks.shared(blocks.input_ids))
 
     def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()

@@ -34,6 +34,7 @@ from atp_edge.model.families import READER_OF
 from atp_edge.model.hooks import read_under, removed_after
 from atp_edge.reconstruction.repair import solve_damped
 from atp_edge.run import ranks
+from atp_edge.run.watched import counted
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
@@ -48,7 +49,7 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
     student, ids = model.get_base_model(), ranks.shared(blocks.input_ids)
     ours, calls = _into_layers(student, ids)
     theirs, their_calls = _into_layers(teacher, ids)
-    for i, layer in enumerate(student.model.layers):
+    for i, layer in enumerate(counted(student.model.layers, "matching")):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
         with removed_after([_halfway(taught_by, wanted.append)]):

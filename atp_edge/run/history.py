@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
+
+from atp_edge.run.files import write_atomically
 
 Phase = Literal["dense", "control", "recovery"]
 LOSS_WINDOW = 16
@@ -53,6 +55,12 @@ def read_history(folder: Path) -> list[Record]:
                 "it and the report has no curves"
             ) from None
     return records
+
+
+def write_history(folder: Path, records: Iterable[Record]) -> None:
+    """Write every step to a run's folder."""
+    lines = (json.dumps(asdict(record)) for record in records)
+    write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
 
 
 def diverges(records: Sequence[Record]) -> str | None:

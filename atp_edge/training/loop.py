@@ -6,8 +6,8 @@ where a killed run was.
 
 from __future__ import annotations
 
-import json
 import math
+import signal
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,8 +18,11 @@ from typing import Any, Protocol
 import torch
 
 from atp_edge.run import ranks
-from atp_edge.run.files import file_atomically, write_atomically
-from atp_edge.run.history import Phase, Record, diverges, read_history
+from atp_edge.run.errors import Stopped
+from atp_edge.run.files import file_atomically
+from atp_edge.run.history import Phase, Record, diverges, read_history, write_history
+from atp_edge.run.stopping import heard_later
+from atp_edge.run.watched import underway
 
 MOST_RETURNS = 3
 
@@ -72,6 +75,7 @@ def run_phase(
     that diverges goes back to its last checkpoint at half the learning rate. patience: the share of
     the phase that may pass without a better validation (one a checkpoint) before it stops at its
     best step; 0: never. A share, for a rate that falls over the phase brings much of its gain late.
+    SIGINT and SIGTERM are heard at the end of a step, which is then saved.
     Raises FloatingPointError when a phase diverges more than `MOST_RETURNS` times.
     """
     checkpoints = _Checkpoints(folder / "checkpoint", learner)
@@ -80,33 +84,51 @@ def run_phase(
     may_be_worse = math.ceil(patience * (learner.last_step - learner.first_step) / save_every)
     past = [r for r in read_history(folder) if r.phase != learner.phase]
     ours = [r for r in read_history(folder) if r.phase == learner.phase and r.step < state.step]
-    while state.step < learner.last_step and not 0 < may_be_worse <= state.worse:
-        began = time.perf_counter()
-        record, trouble = _step(learner, state.step)
-        if record is not None:
-            ours.append(replace(record, seconds=time.perf_counter() - began))
-            trouble = diverges(ours)
-        if record is None or trouble is not None:
-            state = _go_back(checkpoints, state, f"step {state.step}: {trouble}")
-            learner.rate = state.rate
-            ours = [r for r in ours if r.step < state.step]
-            say(f"{learner.phase}, {trouble}; back to step {state.step} at rate x{state.rate:g}")
-            continue
-        state = replace(state, step=record.step + 1)
-        if (state.step - learner.first_step) % save_every == 0 or state.step == learner.last_step:
-            loss = learner.validate() if patience else None
-            if loss is not None:
-                ours[-1] = replace(ours[-1], validation_loss=loss)
-                state = checkpoints.judge(state, loss)
-            checkpoints.save(state)
-            if ranks.is_main():
-                lines = (json.dumps(asdict(r)) for r in (*past, *ours))
-                write_atomically(folder / "history.jsonl", "\n".join(lines) + "\n")
-        on_record(ours[-1])
+    stop = False
+    with heard_later(say) as stopped:
+        while state.step < learner.last_step and not 0 < may_be_worse <= state.worse and not stop:
+            began = time.perf_counter()
+            record, trouble = _step(learner, state.step)
+            if record is not None:
+                ours.append(replace(record, seconds=time.perf_counter() - began))
+                trouble = diverges(ours)
+            if record is None or trouble is not None:
+                state = _go_back(checkpoints, state, f"step {state.step}: {trouble}")
+                learner.rate = state.rate
+                ours = [r for r in ours if r.step < state.step]
+                where = f"back to step {state.step} at rate x{state.rate:g}"
+                say(f"{learner.phase}, {trouble}; {where}")
+                continue
+            state, stop = replace(state, step=record.step + 1), any(ranks.of_all(stopped()))
+            due = (state.step - learner.first_step) % save_every == 0
+            if due or state.step == learner.last_step:
+                ours[-1], state = _validated(learner, ours[-1], state, checkpoints, patience)
+            if due or state.step == learner.last_step or stop:
+                checkpoints.save(state)
+                if ranks.is_main():
+                    write_history(folder, (*past, *ours))
+            on_record(ours[-1])
+        if stop and not stopped():  # Another rank was told to.
+            raise Stopped(signal.SIGTERM)
     if state.worse:
         checkpoints.load_best()
         say(f"{learner.phase}: taking step {state.best_step}, the best on the decision split")
     return state
+
+
+def _validated(
+    learner: Learner,
+    record: Record,
+    state: PhaseState,
+    checkpoints: _Checkpoints,
+    patience: float,
+) -> tuple[Record, PhaseState]:
+    """The step's record with its validation loss, and the phase judged by it; where it has one."""
+    with underway("validating", 1):
+        loss = learner.validate() if patience else None
+    if loss is None:
+        return record, state
+    return replace(record, validation_loss=loss), checkpoints.judge(state, loss)
 
 
 def _step(learner: Learner, index: int) -> tuple[Record | None, str | None]:

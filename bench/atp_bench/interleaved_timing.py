@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from atp_edge.run.watched import counted
+
 T = TypeVar("T")
 Order = Callable[[Sequence[str], int], list[str]]
 """The names in the order of a round, from 0."""
@@ -56,7 +58,7 @@ def interleaved_rounds(
         raise ValueError(f"rounds is {rounds}: expected 1 or more")
     (warm_up or measure)(names)
     found: dict[str, list[T]] = {name: [] for name in names}
-    for index in range(rounds):
+    for index in counted(range(rounds), "measuring rounds"):
         for name, one in measure(order(names, index)).items():
             found[name].append(one)
     return found

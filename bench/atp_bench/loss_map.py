@@ -22,6 +22,7 @@ from atp_edge.model.plan import read_plan
 from atp_edge.model.structures import SiteKind
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
+from atp_edge.run.watched import counted
 from atp_edge.training.setup import splits_of
 
 # Times a token occurs in the train split; positions in a block.
@@ -94,7 +95,7 @@ def map_losses(run: RunFolder, progress: Progress, *, site_blocks: int) -> LossM
 
 def _by_token(model: PreTrainedModel, blocks: Blocks) -> Tensor:
     """Nats of every labelled token of blocks, in order, on the CPU."""
-    rows = range(len(blocks.input_ids))
+    rows = counted(range(len(blocks.input_ids)), "measuring")
     return torch.cat([token_losses(model, blocks.rows([i])).cpu() for i in rows])
 
 
@@ -165,7 +166,8 @@ def site_losses(
     """
     own = text_loss(dense, blocks).mean
     found: dict[tuple[int, SiteKind], float] = {}
-    for i, (layer, narrow) in enumerate(zip(dense.model.layers, slim.model.layers, strict=True)):
+    pairs = list(zip(dense.model.layers, slim.model.layers, strict=True))
+    for i, (layer, narrow) in enumerate(counted(pairs, "layers")):
         for kind, name in MODULES.items():
             whole = getattr(layer, name)
             setattr(layer, name, getattr(narrow, name))

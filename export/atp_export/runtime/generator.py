@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from atp_edge.data.encoding import prompt_ids
+from atp_edge.run.watched import counted
 from atp_export.runtime.domain import PROFILE, Distance, read_profile
 from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
@@ -169,7 +170,8 @@ def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
     """exp of the mean negative log-likelihood of the labelled tokens of blocks [N, T], as
     atp_edge.evaluation.task_scores.perplexity computes it (labels -100 are not counted)."""
     total, count = 0.0, 0
-    for row, following in zip(ids, labels[:, 1:], strict=True):
+    pairs = list(zip(ids, labels[:, 1:], strict=True))
+    for row, following in counted(pairs, "measuring"):
         state = Generation(session, 1, len(row))
         # Some tokens at a time: logits of all are gigabytes where the vocabulary is large.
         for start in range(0, len(following), _TOKENS_TOGETHER):
@@ -177,8 +179,8 @@ def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
             logits = state.step(row[None, start : start + len(wanted)])[0].astype(np.float64)
             peak = logits.max(-1, keepdims=True)
             log_sum = np.log(np.exp(logits - peak).sum(-1)) + peak[:, 0]
-            counted = wanted != -100
-            chosen = np.take_along_axis(logits, np.where(counted, wanted, 0)[:, None], 1)[:, 0]
-            total += float((log_sum - chosen)[counted].sum())
-            count += int(counted.sum())
+            answers = wanted != -100
+            chosen = np.take_along_axis(logits, np.where(answers, wanted, 0)[:, None], 1)[:, 0]
+            total += float((log_sum - chosen)[answers].sum())
+            count += int(answers.sum())
     return float(np.exp(total / count))

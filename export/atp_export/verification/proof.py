@@ -11,6 +11,7 @@ import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from atp_edge.model.families import model_shape
+from atp_edge.run.watched import counted
 from atp_export.runtime import Session, generate_tokens
 from atp_export.verification.adapters import factors_in, with_adapter
 from atp_export.verification.checks import Check, at_most
@@ -127,7 +128,7 @@ class Proof:
     def generation(self, session: Session, new_tokens: int) -> None:
         """Greedy tokens, row by row and of a ragged batch: the reference's best, or as good."""
         regrets, same = [], []
-        for row in self.rows:
+        for row in counted(self.rows, "comparing greedy tokens"):
             count = min(new_tokens, self.context - len(row))
             (new,) = generate_tokens(session, [row], max_new_tokens=count)
             regret, best = self._regret(row, new)

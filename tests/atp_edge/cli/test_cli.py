@@ -223,11 +223,14 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     ]
     for i, reached in enumerate(marks):
         with (tmp_path / f"said-{i}").open("w") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, stdout=said, stderr=said)
         while not reached() and process.poll() is None:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(signal.SIGKILL if i else signal.SIGTERM)
+        assert process.wait() == (-signal.SIGKILL if i else 128 + signal.SIGTERM)
+    stopped = (tmp_path / "said-0").read_text()
+    assert f"go on with `atp-edge run --config {out / 'config.toml'}`" in stopped
+    assert re.search(r"stopped by SIGTERM: saved: (dense|control) up to step \d+;", stopped)
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
     assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
@@ -275,6 +278,19 @@ def test_a_stage_before_its_turn_says_what_to_run_first(
     shown = " ".join(atp_edge(stage, "--out", str(tmp_path), code=2).split())
     assert f"has not ended; run `atp-edge {before} {tmp_path}" in shown
     assert "Traceback" not in shown
+
+
+def test_a_condition_that_is_not_met_ends_with_code_4(finished: Path) -> None:
+    """After the report is written, as all else is done."""
+    shown = atp_edge("report", "--out", str(finished), "--require", "recovery>=99", code=4)
+    assert "report.html" in shown
+    assert "required and not met: recovery>=99: recovery is " in shown
+
+
+def test_a_condition_that_is_none_is_refused_before_anything(tmp_path: Path) -> None:
+    shown = atp_edge("run", "--out", str(tmp_path / "x"), "--require", "recovry>=0.9", code=2)
+    assert "did you mean 'recovery'?" in shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_shows_the_costs_and_writes_nothing(

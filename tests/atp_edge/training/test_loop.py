@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from atp_edge.data.blocks import Blocks
+from atp_edge.run.errors import Stopped
 from atp_edge.run.history import Record, diverges, read_history
 from atp_edge.training.learners import Tuner
-from atp_edge.training.loop import drop_damaged, run_phase
+from atp_edge.training.loop import drop_damaged, run_phase, saved_step
 from tests.atp_edge.training.test_learners import CONFIG, learner
 from tests.tiny import BLOCKS, TRAIN_IDS, lora_model
 
@@ -68,6 +71,42 @@ def test_a_diverging_phase_goes_back_to_its_checkpoint_at_half_the_rate(tmp_path
     history = read_history(tmp_path)
     assert [r.step for r in history] == list(range(12))
     assert history[11].lr == pytest.approx(history[3].lr / 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_after_the_step_which_is_saved(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Between two checkpoints: going on makes what an uninterrupted phase makes."""
+
+    def hear(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    before, made = signal.signal(number, hear), learner()
+    step, said = made.step, list[str]()
+
+    def interrupted(index: int) -> Record:
+        if index == 5:
+            os.kill(os.getpid(), number)
+        return step(index)
+
+    made.step = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stopped):
+            run_phase(
+                made, folder=tmp_path, save_every=4, on_record=lambda r: None, say=said.append
+            )
+        assert signal.getsignal(number) is hear
+    finally:
+        signal.signal(number, before)
+    assert saved_step(tmp_path) == "control up to step 6"
+    assert len(read_history(tmp_path)) == 6
+    assert said == [f"{number.name}: saving after this step (again: stop without saving)"]
+    again, whole = learner(), learner()
+    run_phase(again, folder=tmp_path, save_every=4, on_record=lambda r: None)
+    run_phase(whole, folder=tmp_path / "whole", save_every=4, on_record=lambda r: None)
+    for name, parameter in whole.tuned.parameters.items():
+        assert torch.equal(parameter, again.tuned.parameters[name]), name
 
 
 def test_the_signs_of_divergence() -> None:

@@ -1,0 +1,63 @@
+"""Conditions of `--require`: refused early, judged on the figures, named when not met."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from atp_edge.pipeline.require import check_conditions, parse_conditions
+from atp_edge.run.errors import ConditionNotMetError
+from tests.atp_edge.pipeline.test_report import metrics
+
+# Of `metrics`: slim 20.8, untouched 18.4, tuned 13.0, so recovery 0.625; 1.515 times faster.
+
+
+@pytest.mark.parametrize(
+    "met",
+    ["perplexity<21", "perplexity <= 20.8", "untouched<perplexity", "recovery>=0.625",
+     "recovery>=62%", "per-token>1.5", "size > 1.5", "tuned<untouched", "proven"],
+)  # fmt: skip
+def test_a_condition_that_is_met_says_nothing(met: str) -> None:
+    check_conditions(parse_conditions([met]), metrics())
+
+
+def test_all_that_is_not_met_is_named_with_its_figures() -> None:
+    asked = parse_conditions(["perplexity<untouched", "recovery>=0.9", "memory>1", "gate"])
+    with pytest.raises(ConditionNotMetError) as error:
+        check_conditions(asked, metrics())
+    assert str(error.value) == (
+        "required and not met: perplexity<untouched: perplexity is 20.8, untouched 18.4; "
+        "recovery>=0.9: recovery is 0.625; gate: it was not measured"
+    )
+
+
+def test_a_figure_equal_to_its_bound_is_not_less() -> None:
+    with pytest.raises(ConditionNotMetError, match=r"perplexity is 20\.8"):
+        check_conditions(parse_conditions(["perplexity<20.8"]), metrics())
+
+
+def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
+    figures = metrics() | {"gate": {"passed": False}}
+    figures["verify"]["providers"]["CPUExecutionProvider"]["passed"] = False
+    with pytest.raises(ConditionNotMetError, match=r"proven: it is not so; gate: it is not so"):
+        check_conditions(parse_conditions(["proven", "gate"]), figures)
+    check_conditions(parse_conditions(["gate"]), {"gate": {"passed": True}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("perplexty<untouched", "unknown name 'perplexty'; did you mean 'perplexity'?"),
+        ("recovery", "unknown name 'recovery'"),
+        ("proven>=1", "unknown name 'proven'"),
+        ("recovery>=", "unknown name ''"),
+        ("recovery>=nan", "unknown name 'nan'"),
+        ("0.5<recovery<0.9", "expected one comparison"),
+        ("recovery=0.9", "unknown name 'recovery=0.9'"),
+        ("", "unknown name ''"),
+    ],
+)
+def test_what_is_no_condition_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_conditions([text])
