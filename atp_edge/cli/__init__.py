@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from atp_edge.cli.bench import bench
+from atp_edge.cli.export import export, verify_folder
 from atp_edge.cli.flags import takes_settings
 from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
@@ -167,10 +168,7 @@ def shrink(out: RunOption) -> None:
     _one_stage("shrink", out)
 
 
-@app.command()
-def export(out: RunOption) -> None:
-    """Write the slim model as ONNX."""
-    _one_stage("export", out)
+app.command()(export)
 
 
 @app.command()
@@ -179,10 +177,13 @@ def verify(
     manifest: Annotated[
         Path | None, typer.Option(help="check a shipped folder against its manifest instead")
     ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="with --out: one that `export --to` wrote of this run")
+    ] = None,
 ) -> None:
     """Prove the ONNX model equal to the PyTorch one, or a shipped folder to be what was shipped."""
-    if (out is None) == (manifest is None):
-        raise ValueError("verify takes either --out RUN or --manifest FOLDER")
+    if (out is None) == (manifest is None) or (folder and out is None):
+        raise ValueError("verify takes either --out RUN (and --folder) or --manifest FOLDER")
     if manifest is not None:
         from atp_export.manifest import MANIFEST, file_sha256, verify_manifest
 
@@ -195,6 +196,8 @@ def verify(
             soft_wrap=True,
         )
         console.print_json(json.dumps(provenance))
+    elif out is not None and folder is not None:
+        verify_folder(out, folder)
     elif out is not None:
         _one_stage("verify", out)
 

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from atp_edge.cli.bench_method import JsonFile, console, kernels, quality, training
+from atp_edge.cli.export import bench_folders
 from atp_edge.run.files import write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
@@ -39,11 +40,17 @@ def latency(
     batch: Annotated[
         int | None, typer.Option(help="rows decoded together; none: the run's setting, or 1")
     ] = None,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(help="also one that `export --to` wrote of this run; may be repeated"),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Latency and memory of dense and slim ONNX models, in turn, and of other engines."""
     if context.invoked_subcommand is not None:
         return
+    if folder and (out is None or peers):
+        raise ValueError(f"--folder {folder[0]} goes with --out RUN, and not with --peers")
     if peers:
         _against_peers(out, batch, peers, precision or [], json_file)
         return
@@ -54,6 +61,11 @@ def latency(
         )
     if out is None:
         raise ValueError("bench needs a run to measure: give --out RUN, or --peers ENGINE")
+    if folder:
+        figures = bench_folders(out, folder, batch)
+        if json_file is not None:
+            write_json(json_file, figures)
+        return
     from atp_edge.pipeline.stages import run_stage, taken_up
     from atp_edge.pipeline.summary import table
     from atp_edge.run.folder import RunFolder

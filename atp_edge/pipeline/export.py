@@ -25,34 +25,39 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
 
     A LoRA that was kept apart becomes onnx/adapter.onnx_adapter.
     """
-    settings, keep = config.export, config.export.keep_adapter
+    settings = config.export
     figures: dict[str, object] = {"flavour": settings.flavour, "precision": settings.precision}
-    quantizer = quantizer_of(settings)
-    calibration = splits_of(config).calibration if quantizer == "gptq" else None
     for name, source, target in (
         ("dense", run.dense, run.onnx_dense),
         ("slim", run.slim, run.onnx),
     ):
         progress.say(f"writing the {name} model as ONNX{_of_context(source, settings.context)}")
         began = time.perf_counter()
-        export_onnx(
-            source,
-            target,
-            flavour=settings.flavour,
-            precision=settings.precision,
-            quantizer=quantizer,
-            calibration=calibration,
-            adapters={"adapter": run.slim / "adapter"} if keep and name == "slim" else None,
-            provenance=_provenance(config, run),
-            context=settings.context,
-            trust_remote_code=config.trust_remote_code,
-        )
+        write_onnx(config, run, source, target)
         files = target.glob("model.onnx*")
         figures[name] = {
             "onnx_bytes": sum(f.stat().st_size for f in files),
             "seconds": time.perf_counter() - began,
         }
     run.add_metrics("export", figures)
+
+
+def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> None:
+    """A checkpoint of the run as ONNX, as `config.export` has it."""
+    settings, quantizer = config.export, quantizer_of(config.export)
+    apart = settings.keep_adapter and source == run.slim
+    export_onnx(
+        source,
+        target,
+        flavour=settings.flavour,
+        precision=settings.precision,
+        quantizer=quantizer,
+        calibration=splits_of(config).calibration if quantizer == "gptq" else None,
+        adapters={"adapter": run.slim / "adapter"} if apart else None,
+        provenance=provenance(config, run),
+        context=settings.context,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _of_context(checkpoint: Path, asked: int) -> str:
@@ -64,7 +69,8 @@ def _of_context(checkpoint: Path, asked: int) -> str:
     return f" for {shipped:,} tokens of the model's {own:,} (--export-context)"
 
 
-def _provenance(config: Config, run: RunFolder) -> dict[str, str]:
+def provenance(config: Config, run: RunFolder) -> dict[str, str]:
+    """What a manifest says of where a model of the run comes from."""
     trained = run.metrics()["train"]
     versions = {name: importlib.metadata.version(name) for name in PROVENANCE_VERSIONS}
     return {

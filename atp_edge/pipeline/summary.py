@@ -120,3 +120,22 @@ def rounding_table(figures: dict[str, Any]) -> Table:
             f"{row['ratio']:.4f}x",
         )
     return shown
+
+
+def export_lines(figures: dict[str, Any]) -> list[str]:
+    """What `atp-edge export --to` found of a folder, a line a figure."""
+    lines = [f"  {figures['proven']}"] if "proven" in figures else []
+    if quality := figures.get("quality"):
+        lines.append(
+            f"  perplexity {quality['onnx_perplexity']:.2f}, slim in fp32 "
+            f"{quality['fp32_perplexity']:.2f} ({quality['ratio']:.4f}x)"
+        )
+    if "bytes" in figures:
+        lines.append(f"  {megabytes(figures['bytes'])}")
+    for name, row in figures.get("bench", {}).get("rows", {}).items():
+        lines.append(
+            f"  {name}: first token {milliseconds(row['first_token_ms'])}, per token "
+            f"{milliseconds(row['token_ms_p50'])}, peak {megabytes(row['peak_memory_bytes'])}, "
+            f"file {megabytes(row['file_bytes'])}"
+        )
+    return lines

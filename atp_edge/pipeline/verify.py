@@ -35,17 +35,15 @@ Proofs = dict[str, VerifyReport]
 def verify(config: Config, run: RunFolder, progress: Progress) -> None:
     """Prove onnx/ equal to slim/, with its adapter on where there is one, and onnx-dense/ to
     dense/. Raises NotProvenError, after the figures are written, when either is not."""
-    tokenizer = load_tokenizer(run.slim, trust_remote_code=config.trust_remote_code)
-    test = splits_of(config).test
-    prompts = tokenizer.batch_decode(test.input_ids[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
+    tokenizer, prompts, test = what_is_read(config, run)
     dense: Proofs = {}
     if run.onnx_dense.exists():  # It is measured against and does not ship.
         progress.say("comparing the dense ONNX model with PyTorch")
-        dense = _proofs(run.onnx_dense, load_narrow(run.dense), tokenizer, prompts, config, {})
+        dense = proofs_of(run.onnx_dense, load_narrow(run.dense), tokenizer, prompts, config, {})
     progress.say("comparing the slim ONNX model with PyTorch")
     model = load_narrow(run.slim)
-    adapters = {ADAPTER: run.slim / ADAPTER} if config.export.keep_adapter else {}
-    slim = _proofs(run.onnx, model, tokenizer, prompts, config, adapters)
+    adapters = adapters_of(config, run)
+    slim = proofs_of(run.onnx, model, tokenizer, prompts, config, adapters)
     figures: dict[str, Any] = {
         "providers": _figures(slim),
         "dense": {"providers": _figures(dense)},
@@ -54,18 +52,32 @@ def verify(config: Config, run: RunFolder, progress: Progress) -> None:
         progress.say("measuring what the rounded weights cost on the test split")
         figures["quality"] = rounding_cost(run.onnx, model, test, adapters)
     run.add_metrics("verify", figures)
-    _require(slim, run.onnx, run.slim)
-    _require(dense, run.onnx_dense, run.dense)
+    require_proven(slim, run.onnx, run.slim)
+    require_proven(dense, run.onnx_dense, run.dense)
 
 
-def _require(proofs: Proofs, folder: Path, source: Path) -> None:
+def what_is_read(config: Config, run: RunFolder) -> tuple[Any, list[str], Blocks]:
+    """The slim model's tokenizer, the prompts of a proof, and the test split that they are of."""
+    tokenizer = load_tokenizer(run.slim, trust_remote_code=config.trust_remote_code)
+    test = splits_of(config).test
+    prompts = tokenizer.batch_decode(test.input_ids[:VERIFY_PROMPTS, :VERIFY_PROMPT_TOKENS])
+    return tokenizer, prompts, test
+
+
+def adapters_of(config: Config, run: RunFolder) -> dict[str, Path]:
+    """The slim model's LoRA where it was kept apart."""
+    return {ADAPTER: run.slim / ADAPTER} if config.export.keep_adapter else {}
+
+
+def require_proven(proofs: Proofs, folder: Path, source: Path) -> None:
+    """Raise NotProvenError where one of them is not."""
     for provider, proof in proofs.items():
         if not proof.passed:
             reasons = "; ".join(proof.failures)
             raise NotProvenError(f"{folder} does not equal {source} on {provider}: {reasons}")
 
 
-def _proofs(
+def proofs_of(
     folder: Path,
     model: nn.Module,
     tokenizer: Any,

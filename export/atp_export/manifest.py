@@ -63,13 +63,18 @@ def verify_manifest(folder: Path) -> dict[str, str]:
                 f"{folder / name} is not what was shipped (its SHA-256 is not "
                 f"{expected.sha256[:12]}…): ship it again"
             )
-    for name in _entries(folder):
-        if name not in manifest.files and name != MANIFEST:
-            raise ValueError(
-                f"{folder / name} was not shipped: {folder / MANIFEST} does not list it; remove "
-                "it, or ship the folder again"
-            )
+    for name in unlisted(folder):
+        raise ValueError(
+            f"{folder / name} was not shipped: {folder / MANIFEST} does not list it; remove "
+            "it, or ship the folder again"
+        )
     return manifest.provenance
+
+
+def unlisted(folder: Path) -> list[str]:
+    """What lies in a shipped folder and is not of it, by path in the folder."""
+    listed = {MANIFEST, *read_manifest(folder).files}
+    return [name for name in _entries(folder) if name not in listed]
 
 
 def check_sizes(folder: Path) -> None:

@@ -1,0 +1,121 @@
+"""A finished run's slim model in another form, as often as one likes: written, proven, measured.
+
+The folder gets its name when all three are done. Nothing of the run is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from atp_export.manifest import MANIFEST, unlisted, write_manifest
+
+from atp_edge.config import Config, Flavour, Precision, Quantizer
+from atp_edge.model.loading import load_config
+from atp_edge.model.storage import context_of
+from atp_edge.pipeline.export import write_onnx
+from atp_edge.pipeline.exported import latency, prove, provenance_seal
+from atp_edge.pipeline.preflight import check_export, check_lengths
+from atp_edge.run.files import folder_atomically, write_json
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.progress import Progress
+from atp_edge.run.records import FOLDERS
+from atp_edge.settings import with_values
+
+Format = Literal["onnx", "gguf"]
+FIGURES = "figures.json"
+"""In the folder: what was proven and measured of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to write. None: as the run has it."""
+
+    to: Path
+    format: Format = "onnx"
+    precision: str | None = None
+    flavour: str | None = None
+    quantizer: str | None = None
+    context: int | None = None
+
+
+def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) -> dict[str, Any]:
+    """Write `asked.to`, proven and measured; returns the figures, which lie in it too.
+
+    Raises ValueError for what does not go together, before anything is written, and NotProvenError,
+    with nothing left behind, where the folder does not compute what slim/ does.
+    """
+    check_target(run, asked.to)
+    settings = settings_asked(config, asked)
+    run.require("slim")
+    _check_onnx(settings, run)
+    with folder_atomically(asked.to) as beside:
+        figures = _onnx(settings, run, beside, asked.to, progress)
+        write_json(beside / FIGURES, figures)
+        write_manifest(beside, provenance_seal(run, beside))
+    return figures
+
+
+def check_target(run: RunFolder, to: Path) -> None:
+    """Raise ValueError for a folder that holds anything but an export, or that a stage writes."""
+    here, own = to.resolve(), run.path.resolve()
+    inside = here.relative_to(own).parts if own in here.parents else ()
+    if own.is_relative_to(here) or (inside and inside[0] in (*FOLDERS, "checkpoint")):
+        raise ValueError(f"--to {to}: the run keeps its own there; name another folder")
+    if not here.exists():
+        return
+    if not here.is_dir():
+        raise ValueError(f"--to {to} is a file; name a folder")
+    foreign = unlisted(here) if (here / MANIFEST).exists() else [p.name for p in here.iterdir()]
+    if foreign:
+        raise ValueError(
+            f"--to {to}: {foreign[0]} is there, which no export wrote; name a new folder, or one "
+            "that `atp-edge export --to` wrote, which is then replaced"
+        )
+
+
+def settings_asked(config: Config, asked: Asked) -> Config:
+    """The run's settings with those that were asked for. Raises ValueError for unknown values."""
+    known: dict[str, Any] = {"flavour": Flavour, "precision": Precision, "quantizer": Quantizer}
+    given = {k: v for k, v in asdict(asked).items() if k in (*known, "context") and v is not None}
+    for name, value in given.items():
+        if name in known and value not in get_args(known[name]):
+            expected = ", ".join(get_args(known[name]))
+            raise ValueError(f"--{name} {value}: for ONNX expected {expected}")
+    if asked.precision and not asked.quantizer:
+        given["quantizer"] = "auto"  # The run's own is of its own precision.
+    return with_values(config, {f"export.{name}": value for name, value in given.items()})
+
+
+def _check_onnx(config: Config, run: RunFolder) -> None:
+    source = load_config(run.slim)
+    check_export(config, source)
+    check_lengths(config, source)
+    context, block = context_of(source, config.export.context), config.dataset.block_tokens
+    if block > context:
+        raise ValueError(
+            f"--context {context}: a folder is measured on the run's test blocks of {block} "
+            f"tokens; take {block} or more"
+        )
+
+
+def _onnx(
+    config: Config, run: RunFolder, folder: Path, named: Path, progress: Progress
+) -> dict[str, Any]:
+    """Write, prove and measure; the figures."""
+    settings = config.export
+    progress.say(f"writing {named}: {settings.flavour}, {settings.precision}")
+    write_onnx(config, run, run.slim, folder)
+    figures: dict[str, Any] = {
+        "format": "onnx",
+        "flavour": settings.flavour,
+        "precision": settings.precision,
+        "bytes": sum(f.stat().st_size for f in folder.glob("model.onnx*")),
+    }
+    figures |= prove(config, run, folder, progress, named=named)
+    if settings.precision == "bf16" or not (run.onnx_dense / "model.onnx").is_file():
+        return figures
+    progress.say("measuring its latency and memory beside the dense model's")
+    measured = latency(config, {"dense": run.onnx_dense, "this": folder})
+    return figures | {"bench": measured.to_dict()}

@@ -1,0 +1,157 @@
+"""A finished run's slim model in another form: written, proven, measured, and nothing else moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from atp_export.export import export_onnx
+from atp_export.manifest import verify_manifest
+from typer.testing import CliRunner
+
+from atp_edge.cli import app
+from atp_edge.model.checkpoint import load_narrow, save_narrow
+from atp_edge.model.loading import load_tokenizer
+from atp_edge.model.narrow import narrow_model
+from atp_edge.pipeline import exported
+from atp_edge.pipeline.inputs import inputs_of
+from atp_edge.run.errors import NotProvenError
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.hashes import files_sha256
+from atp_edge.run.pinned import pin_sources
+from tests.tiny import PLANS, QUICK_TO_TRAIN, dense_run, record
+
+QUICK = QUICK_TO_TRAIN | {
+    "bench.rounds": 1, "bench.prompt_tokens": 4, "bench.new_tokens": 2, "dataset.test_blocks": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolder:
+    """A run of a tiny model, cut and not trained."""
+    run = dense_run(tmp_path_factory.mktemp("whole"), real_folder, **QUICK)
+    dense = load_narrow(run.dense)
+    save_narrow(narrow_model(dense, PLANS["per-layer"](dense)), load_tokenizer(run.dense), run.slim)
+    run.add_metrics("train", {"plan_sha256": "p", "data": {"sha256": "d"}})
+    record(run, "tune_dense", "shrink")
+    for source, target in ((run.dense, run.onnx_dense), (run.slim, run.onnx)):
+        export_onnx(source, target)
+    run.add_metrics("export", {"flavour": "ort"})
+    record(run, "export")
+    pin_sources(run.path, inputs_of(run.config()), print)
+    return run
+
+
+@pytest.fixture(scope="module")
+def written(finished: RunFolder) -> Path:
+    """The run's slim model in int4, exported by the command."""
+    to = finished.path / "forms" / "int4"
+    before = content(finished.path)
+    shown = call("export", "--out", finished.path, "--to", to, "--precision", "int4",
+                 "--flavour", "portable")  # fmt: skip
+    assert "equal to PyTorch on CPUExecutionProvider" in shown
+    assert {k: v for k, v in content(finished.path).items() if not k.startswith("forms")} == before
+    return to
+
+
+def call(*arguments: Any) -> str:
+    """A command in this process; returns what it printed. Raises what it raises."""
+    done = CliRunner().invoke(
+        app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "300"}
+    )
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def content(folder: Path) -> dict[str, str]:
+    return files_sha256(folder, ["."]) if folder.exists() else {}
+
+
+def test_the_folder_is_what_was_asked_for_with_its_proof_and_its_figures(
+    finished: RunFolder, written: Path
+) -> None:
+    provenance = verify_manifest(written)
+    assert (provenance["precision"], provenance["flavour"]) == ("int4", "portable")
+    assert provenance["quantizer"] == "gptq"
+    figures = json.loads((written / "figures.json").read_text())
+    (proof,) = figures["providers"].values()
+    assert proof["passed"]
+    assert proof["greedy_total"] > 0
+    assert figures["bytes"] < 0.4 * (finished.onnx / "model.onnx.data").stat().st_size
+    assert 0.9 < figures["quality"]["ratio"] < 1.2
+    assert set(figures["bench"]["rows"]) == {"dense", "this"}
+
+
+def test_verify_bench_and_generate_take_the_folder(finished: RunFolder, written: Path) -> None:
+    assert "equal to PyTorch" in call("verify", "--out", finished.path, "--folder", written)
+    file = finished.path.parent / "bench.json"
+    call("bench", "--out", finished.path, "--folder", written, "--json", file)
+    assert set(json.loads(file.read_text())["rows"]) == {"dense", "slim", str(written)}
+    assert call("generate", "The licence", "--out", written, "--max-new-tokens", "2")
+
+
+def test_a_second_export_replaces_the_first(finished: RunFolder, tmp_path: Path) -> None:
+    to = tmp_path / "again"
+    for precision in ("fp32", "fp16"):
+        call("export", "--out", finished.path, "--to", to, "--precision", precision)
+    assert verify_manifest(to)["precision"] == "fp16"
+    assert not [p.name for p in tmp_path.iterdir() if p != to]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int4"], r"--precision int4 goes with --to DIR"),
+        (["--to", "{tmp}/x", "--precision", "q4"], r"--precision q4: for ONNX expected fp32"),
+        (["--to", "{tmp}/x", "--flavour", "openvino"], r"--flavour openvino: for ONNX expected"),
+        (["--to", "{tmp}/x", "--precision", "fp32", "--quantizer", "gptq"], r"rounds int8 and"),
+        (["--to", "{tmp}/x", "--context", "16"], r"test blocks of 32 tokens; take 32 or more"),
+        (["--to", "{run}/onnx"], r"the run keeps its own there"),
+        (["--to", "{run}"], r"the run keeps its own there"),
+        (["--to", "{tmp}"], r"mine\.txt is there, which no export wrote"),
+        (["--to", "{tmp}/mine.txt"], r"is a file; name a folder"),
+    ],
+)
+def test_a_wrong_call_leaves_nothing_behind(
+    finished: RunFolder, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    before = content(finished.path), content(tmp_path)
+    named = [x.format(tmp=tmp_path, run=finished.path) for x in arguments]
+    with pytest.raises(ValueError, match=message):
+        call("export", "--out", finished.path, *named)
+    assert (content(finished.path), content(tmp_path)) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_is_not_proven_does_not_get_its_name(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "form"
+    call("export", "--out", finished.path, "--to", to)
+    before = content(to)
+    dense = load_narrow(finished.slim)
+    for parameter in dense.model.layers[1].mlp.parameters():
+        parameter.data *= 1.1
+    monkeypatch.setattr(exported, "load_narrow", lambda folder: dense)
+    with pytest.raises(NotProvenError, match=f"{to} does not equal {finished.slim}"):
+        call("export", "--out", finished.path, "--to", to, "--precision", "fp16")
+    assert content(to) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["form"]
+
+
+def test_a_folder_of_another_slim_model_is_refused(
+    finished: RunFolder, written: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    copy = RunFolder(tmp_path / "run")
+    (copy.slim / "generation_config.json").write_text("{}")
+    asked = ("--out", copy.path, "--folder", written)
+    with pytest.raises(ValueError, match=r"was not written from .* as it is now"):
+        call("verify", *asked)
+    (copy.slim / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match="slim is not what shrink wrote"):
+        call("export", "--out", copy.path, "--to", tmp_path / "form")
