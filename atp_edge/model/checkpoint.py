@@ -17,9 +17,22 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from atp_edge.model import modeling_per_layer
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.loading import GENERATION, load_config, load_model, stored_type
+from atp_edge.model.loading import (
+    GENERATION,
+    load_config,
+    load_model,
+    stored_type,
+    tensor_files,
+)
 from atp_edge.model.narrow import build_model
-from atp_edge.model.stream import MAX_SHARD, Read, write_weights
+from atp_edge.model.stream import (
+    MAX_SHARD,
+    Read,
+    reader_of,
+    streamed,
+    without_weights,
+    write_weights,
+)
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import folder_atomically, write_json
 
@@ -116,6 +129,15 @@ def shape_of(folder: Path) -> ModelShape:
 def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a checkpoint of either widths policy. Raises ValueError when it is not a whole one."""
     return load_model(folder, dtype=dtype)
+
+
+def streamed_narrow(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A checkpoint in fp32 that holds a layer's weights only while that layer computes."""
+    with without_weights():
+        model = build_model(load_config(folder), torch.float32)
+    streamed(model, reader_of(tensor_files(folder)), device)
+    model.model.rotary_emb.to(device)
+    return model.eval()
 
 
 def build_on_meta(config: object) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ MAX_SHARD = "50GB"
 _WEIGHTS = "model{suffix}.safetensors"
 _TYPE_NAMES = {dtype: name for name, dtype in STORED_TYPES.items()}
 _ALIGNMENT = 8
+_HEAD, _EMBEDDINGS = "lm_head.weight", "embed_tokens.weight"
 
 
 def write_tensors(path: Path, described: Mapping[str, Tensor], read: Read) -> None:
@@ -79,7 +81,12 @@ def reader_of(files: Mapping[str, Path]) -> Read:
     by_ending = {name.removeprefix("model."): name for name in files}
 
     def read(name: str) -> Tensor:
-        stored = by_ending[name.removeprefix("model.")]
+        ending = name.removeprefix("model.")
+        if ending == _HEAD and ending not in by_ending:
+            ending = _EMBEDDINGS  # tied
+        if ending not in by_ending:
+            raise ValueError(f"the checkpoint holds no {name}: expected a whole one")
+        stored = by_ending[ending]
         return read_tensor(stored, files[stored])
 
     return read
@@ -102,3 +109,27 @@ def put(module: nn.Module, leaf: str, value: Tensor) -> None:
     """A module's parameter with another tensor in it; trained or not as it was."""
     trained = module.get_parameter(leaf).requires_grad
     setattr(module, leaf, nn.Parameter(value, requires_grad=trained))
+
+
+def streamed(model: nn.Module, read: Read, device: torch.device) -> nn.Module:
+    """A model without weights whose every layer holds its own only while it computes (forward
+    passes alone: a backward pass would need them again)."""
+    for path, module in model.named_modules():
+        leaves = [name for name, _ in module.named_parameters(recurse=False)]
+        if leaves:
+            module.register_forward_pre_hook(partial(_take_weights, path, leaves, read, device))
+            module.register_forward_hook(partial(_drop_weights, leaves))
+    return model
+
+
+def _take_weights(
+    path: str, leaves: list[str], read: Read, device: torch.device, module: nn.Module, _: Any
+) -> None:
+    for leaf in leaves:
+        wanted = module.get_parameter(leaf).dtype
+        put(module, leaf, read(f"{path}.{leaf}").to(device, wanted))
+
+
+def _drop_weights(leaves: list[str], module: nn.Module, *_: Any) -> None:
+    for leaf in leaves:
+        put(module, leaf, module.get_parameter(leaf).detach().to("meta"))

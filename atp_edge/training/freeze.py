@@ -15,6 +15,7 @@ from atp_edge.model.narrow import merge, narrow_peft
 from atp_edge.model.plan import Plan, plan_of, shares, write_plan
 from atp_edge.model.structures import Masks
 from atp_edge.training.adapters import add_recovery_adapter
+from atp_edge.training.frozen import in_fp32
 from atp_edge.training.measure import loss_of
 from atp_edge.training.narrow_state import save_narrow_peft
 from atp_edge.training.setup import TrainContext
@@ -80,7 +81,8 @@ def masked_logits(model: PeftModel, masks: Masks, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def plain_logits(model: PeftModel, ids: Tensor) -> Tensor:
     """Logits of a model in fp32, on one block [1, T]."""
-    logits: Tensor = model(input_ids=ids.to(model.device)).logits
+    with in_fp32(model):
+        logits: Tensor = model(input_ids=ids.to(model.device)).logits
     return logits
 
 

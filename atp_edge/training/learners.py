@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
@@ -30,6 +29,7 @@ from atp_edge.masking.apply import set_decision
 from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run.history import Phase, Record
+from atp_edge.training.checkpointing import checkpointed, enable_checkpointing
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
 from atp_edge.training.stream import BatchStream
 
@@ -38,7 +38,7 @@ GENERATOR_WARMUP = 10  # of its own steps
 
 def step_loss(
     model: PeftModel,
-    teacher: PreTrainedModel | None,
+    teacher: nn.Module | None,
     batch: Blocks,
     config: Config,
     *,
@@ -46,12 +46,13 @@ def step_loss(
 ) -> tuple[Tensor, Tensor]:
     """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled; `layers`:
     also by the distance to its layers, if the settings weigh it."""
-    if teacher is None:
-        loss = language_loss(model, batch)
-        return loss, loss.detach()
-    settings = config.recovery
-    hidden = settings.distill_hidden if layers else 0.0
-    return distilled_loss(model, teacher, batch, settings.distill, hidden)
+    with checkpointed(model):
+        if teacher is None:
+            loss = language_loss(model, batch)
+            return loss, loss.detach()
+        settings = config.recovery
+        hidden = settings.distill_hidden if layers else 0.0
+        return distilled_loss(model, teacher, batch, settings.distill, hidden)
 
 
 class Tuner:
@@ -69,7 +70,7 @@ class Tuner:
         *,
         phase: Phase,
         first_step: int = 0,
-        teacher: PreTrainedModel | None = None,
+        teacher: nn.Module | None = None,
         retrain: bool = False,
         validation: Blocks | None = None,
     ) -> None:
@@ -79,6 +80,8 @@ class Tuner:
         self.teacher = teacher
         self.stream = BatchStream(train, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        if config.train.checkpointing == "true":
+            enable_checkpointing(model)
 
     def step(self, index: int) -> Record:
         rate = self.rate * rate_of_step(
@@ -133,7 +136,7 @@ class JointLearner:
         config: Config,
         accelerator: Accelerator,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: nn.Module | None = None,
         retrain: bool = False,
         importance: list[Tensor] | None = None,
     ) -> None:
@@ -145,6 +148,8 @@ class JointLearner:
         self.stream = BatchStream(train, config, accelerator.device)
         self.decision_stream = BatchStream(decision, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        if config.train.checkpointing == "true":
+            enable_checkpointing(model)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from atp_edge.model.checkpoint import build_on_meta, load_narrow, write_checkpoint
 from atp_edge.model.loading import stored_type, tensor_files
 from atp_edge.model.merged import MergedWeights, base_and_adapter
 from atp_edge.model.stream import reader_of
+from atp_edge.run.files import file_atomically
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
+from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.joint import prepare_joint
 from atp_edge.training.learners import Tuner
 from atp_edge.training.loop import Learner, PhaseState, drop_damaged, run_phase
@@ -27,13 +30,12 @@ from atp_edge.training.narrow_state import load_narrow_peft, save_narrow_peft
 from atp_edge.training.optimizer import lora_parameters
 from atp_edge.training.setup import (
     TrainContext,
-    load_dense,
     model_source,
     placed,
     source_config,
     tokenizer_of,
 )
-from atp_edge.training.teacher import teacher_of
+from atp_edge.training.teacher import dense_adapter_file, teacher_of
 
 Part = Callable[[TrainContext], dict[str, Any]]
 
@@ -42,7 +44,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     config, run, splits = context.config, context.run, context.splits
     context.progress.say("measuring the dense model as it came")
-    model = placed(load_dense(config), context.accelerator)
+    model = load_base(config, frozen_kind(config), context.accelerator)
     untuned = loss_of(model, splits.test, context.accelerator)
     tuned = with_lora(config, model)
     context.progress.phase("dense baseline", 0, config.steps, None)
@@ -58,6 +60,8 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     adapter = {name: x.detach().cpu() for name, x in lora_parameters(tuned).items()}
     del model, tuned, learner  # Its file is read again, a tensor at a time, and it whole after it.
     context.accelerator.free_memory()
+    with file_atomically(dense_adapter_file(run)) as beside:
+        save_file(adapter, beside)
     _write_dense(adapter, context)
     dense = placed(load_narrow(run.dense), context.accelerator)
     loss = loss_of(dense, splits.test, context.accelerator)
