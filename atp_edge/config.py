@@ -142,6 +142,19 @@ class TrainConfig:
     precision: Literal["bf16", "fp16", "no"] = field(
         default="bf16", metadata={"help": "autocast; no: fp32"}
     )
+    base_dtype: Literal["auto", "fp32", "bf16", "nf4"] = field(
+        default="auto",
+        metadata={
+            "help": "projections that are not tuned; auto: bf16 where that loses nothing of them"
+        },
+    )
+    checkpointing: Literal["auto", "true", "false"] = field(
+        default="auto",
+        metadata={"help": "compute activations again in backward passes; auto: where memory asks"},
+    )
+    moments: Literal["fp32", "8bit"] = field(
+        default="fp32", metadata={"help": "Adam's, of kept weights; 8bit: bitsandbytes'"}
+    )
     warmup: float = field(default=0.05, metadata={"help": "share of the steps", "most": 1})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm", "above": 0})
     save_every: int = field(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from atp_kernels import dense_weight
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -135,8 +136,8 @@ def _input_gradient(module: Any, gradient: Tensor) -> Tensor:
     """dL/dz [..., in] of (W + s B A) z from dL/dy [..., out]; of W z where there is no LoRA."""
     kind = gradient.dtype
     if not isinstance(module, LoraLayer):
-        return gradient @ module.weight.to(kind)
-    base = module.get_base_layer().weight.to(kind)
+        return gradient @ dense_weight(module.weight).to(kind)
+    base = dense_weight(module.get_base_layer().weight).to(kind)
     a, b = (f["default"].weight.to(kind) for f in (module.lora_A, module.lora_B))
     return gradient @ base + module.scaling["default"] * ((gradient @ b) @ a)
 

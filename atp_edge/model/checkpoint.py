@@ -17,8 +17,22 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from atp_edge.model import modeling_per_layer
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.loading import GENERATION, load_config, load_model, stored_type
+from atp_edge.model.loading import (
+    GENERATION,
+    load_config,
+    load_model,
+    stored_type,
+    tensor_files,
+)
 from atp_edge.model.narrow import build_model
+from atp_edge.model.stream import (
+    MAX_SHARD,
+    Read,
+    reader_of,
+    streamed,
+    without_weights,
+    write_weights,
+)
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import folder_atomically, write_json
 
@@ -35,11 +49,34 @@ def save_narrow(
     like: a checkpoint whose generation settings (end tokens!) and type of weights it takes over.
     """
     dtype = stored_type(like) if like else model.dtype
-    state = {name: x.detach().to(dtype) for name, x in model.named_parameters()}  # tied ones once
+    state = dict(model.named_parameters())  # tied ones once
+    write_checkpoint(
+        model, lambda name: state[name].detach(), tokenizer, folder, like=like, dtype=dtype
+    )
+
+
+def write_checkpoint(
+    model: PreTrainedModel,
+    read: Read,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    like: Path | None = None,
+    max_shard: int | str = MAX_SHARD,
+) -> None:
+    """Write a checkpoint beside `folder` and rename it into place, one tensor in memory at a time.
+
+    model: for its configuration, names and shapes alone; it may be on the meta device. read: the
+    values by name, which are rounded to dtype.
+    """
+    described = {n: x.detach().to("meta", dtype) for n, x in model.named_parameters()}
     settings = like / GENERATION if like and (like / GENERATION).is_file() else None
     with folder_atomically(folder) as beside:
         with _plain_generation(model) if settings else nullcontext():
-            model.save_pretrained(beside, state_dict=state)
+            model.save_pretrained(beside, state_dict={})
+        (beside / "model.safetensors").unlink(missing_ok=True)
+        write_weights(beside, described, lambda name: read(name).to(dtype), max_shard=max_shard)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         if settings:
@@ -92,6 +129,15 @@ def shape_of(folder: Path) -> ModelShape:
 def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a checkpoint of either widths policy. Raises ValueError when it is not a whole one."""
     return load_model(folder, dtype=dtype)
+
+
+def streamed_narrow(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A checkpoint in fp32 that holds a layer's weights only while that layer computes."""
+    with without_weights():
+        model = build_model(load_config(folder), torch.float32)
+    streamed(model, reader_of(tensor_files(folder)), device)
+    model.model.rotary_emb.to(device)
+    return model.eval()
 
 
 def build_on_meta(config: object) -> PreTrainedModel:

@@ -119,6 +119,13 @@ def read_tensor(name: str, path: Path) -> Tensor:
     return tensor
 
 
+def tensors_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file. Raises ValueError for a file that is cut."""
+    with _opened(path) as file:
+        names = list(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
 def stored_type(folder: Path) -> torch.dtype:
     """The type of a checkpoint's weights: that of its largest matrix, the embedding (or the head).
 

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import torch
+from atp_kernels import dense_weight
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from atp_edge.model.families import MLP_PROJECTIONS, READER_OF, LayerShape, ModelShape, model_shape
 from atp_edge.model.modeling_per_layer import CLASSES
 from atp_edge.model.plan import Plan, narrow_shape
+from atp_edge.model.stream import fill, without_weights
 from atp_edge.model.structures import to_rows
 
 KV_PROJECTIONS = ("k_proj", "v_proj")
@@ -148,16 +150,36 @@ def build_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def narrow_peft(model: PeftModel, plan: Plan) -> PeftModel:
-    """A narrow copy of a dense model with its LoRA, the factors sliced like the weights."""
+def narrow_peft(model: PeftModel, plan: Plan, *, take: bool = False) -> PeftModel:
+    """A narrow copy of a dense model with its LoRA, the factors sliced like the weights.
+
+    take: what was cut is let go as it is cut, so that both are never held whole; the dense model is
+    of no use after it.
+    """
     dense = model.get_base_model()
-    config = narrow_config(dense.config, plan)
-    slim = get_peft_model(build_model(config, dense.dtype), model.peft_config["default"])
-    slim.load_state_dict(narrow_state(model.state_dict(), model_shape(dense.config), plan))
+    shape, config = model_shape(dense.config), narrow_config(dense.config, plan)
+    with without_weights():
+        base = build_model(config, dense.dtype)
+        slim = get_peft_model(base, model.peft_config["default"])
+    slim.get_base_model().tie_weights()
+    whole = dict(model.named_parameters())
+
+    def cut(name: str) -> Tensor:
+        dense_one = whole.pop(name)
+        value = _narrow_tensor(name, dense_weight(dense_one.detach()), shape, plan)
+        shared = value.untyped_storage().data_ptr() == dense_one.untyped_storage().data_ptr()
+        if take:
+            dense_one.data = dense_one.data.new_empty(0)
+        return value.clone() if shared and not take else value
+
+    fill(slim, [name for name, _ in slim.named_parameters()], cut)
+    slim.get_base_model().tie_weights()
     return slim.to(dense.device).eval()
 
 
-def merge(model: PeftModel) -> PreTrainedModel:
-    """The LoRA folded into fp32 weights; ValueError when a merged weight is not finite."""
-    merged: PreTrainedModel = copy.deepcopy(model).float().merge_and_unload(safe_merge=True)
+def merge(model: PeftModel, *, take: bool = False) -> PreTrainedModel:
+    """The LoRA folded into fp32 weights; ValueError when a merged weight is not finite. take: in
+    the model itself, which is of no use after it."""
+    own = model if take else copy.deepcopy(model)
+    merged: PreTrainedModel = own.float().merge_and_unload(safe_merge=True)
     return merged

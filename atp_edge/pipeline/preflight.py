@@ -13,6 +13,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.records import StageName
+from atp_edge.training.frozen import check_base
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
@@ -35,6 +36,7 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
         check_export(config, source)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+    check_base(config)
     feasible_of(config, source)
     check_lengths(config, source)
     check_text_fits(config, source, tokenizer_of(config))

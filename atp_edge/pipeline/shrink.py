@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from atp_edge.config import Config
 from atp_edge.evaluation.text_loss import perplexity
-from atp_edge.model.checkpoint import load_narrow, save_narrow, shape_of
+from atp_edge.model.checkpoint import build_on_meta, load_narrow, shape_of, write_checkpoint
 from atp_edge.model.families import ModelShape
-from atp_edge.model.loading import load_tokenizer
-from atp_edge.model.narrow import merge
+from atp_edge.model.loading import load_tokenizer, read_tensor, stored_type
+from atp_edge.model.merged import MergedWeights
 from atp_edge.model.plan import shares
 from atp_edge.model.structures import count_parameters
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.dense_adapter import write_peft
-from atp_edge.training.narrow_state import load_tuned
+from atp_edge.training.narrow_state import load_tuned, narrow_file, tuned_on_meta
 from atp_edge.training.setup import splits_of
 
 
 def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
     """plan.json and the tuned weights -> slim/, a Hugging Face checkpoint of narrow layers."""
     tokenizer = load_tokenizer(run.dense, trust_remote_code=config.trust_remote_code)
-    tuned = load_tuned(config, run)
-    if config.export.keep_adapter:
-        save_narrow(tuned.unload(), tokenizer, run.slim, like=run.dense)
-        write_peft(load_tuned(config, run), run.slim / "adapter", config)
-    else:
-        save_narrow(merge(tuned), tokenizer, run.slim, like=run.dense)
+    _write_slim(config, run, tokenizer)
     progress.say(f"slim model in {run.slim}; measuring it from there")
     dense_shape, slim_shape = shape_of(run.dense), shape_of(run.slim)
     kept = shares(dense_shape, slim_shape)
@@ -43,6 +40,22 @@ def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
             "perplexity": perplexity(load_narrow(run.slim), blocks),
         },
     )
+
+
+def _write_slim(config: Config, run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tuned weights, merged one at a time; or the base's, with the adapter beside it."""
+    tuned, file = tuned_on_meta(config, run), narrow_file(run, "tuned")
+    keep = config.export.keep_adapter
+    write_checkpoint(
+        build_on_meta(tuned.get_base_model().config),
+        MergedWeights(tuned, lambda name: read_tensor(name, file), merged=not keep),
+        tokenizer,
+        run.slim,
+        like=run.dense,
+        dtype=stored_type(run.dense),
+    )
+    if keep:
+        write_peft(load_tuned(config, run), run.slim / "adapter", config)
 
 
 def _sizes(shape: ModelShape, folder: Path) -> dict[str, int]:

@@ -83,7 +83,11 @@ class Repair:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PeftModel, masks: Masks, blocks: Blocks) -> None:
+    def __init__(
+        self, model: PeftModel, masks: Masks, blocks: Blocks, *, follows: bool = True
+    ) -> None:
+        """follows: off, it holds one site's matrices at a time and cannot `move`."""
+        self.follows = follows
         layers = range(len(model_shape(model.get_base_model().config).layers))
         self.modules = [lora_layer(model, i, name) for i in layers for name in READER_OF.values()]
         self.grams: list[Tensor] = []
@@ -100,10 +104,13 @@ class Repair:
     def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()
         with torch.autocast(z.device.type, enabled=False):
-            self.grams.append(z.T @ z)
-            ranks.add_up(self.grams[-1:])
-            self.folds.append(_solve(self.grams[-1], module, mask))
-            _add(module, self.folds[-1], 1)
+            gram = z.T @ z
+            ranks.add_up([gram])
+            fold = _solve(gram, module, mask)
+            _add(module, fold, 1)
+        if self.follows:
+            self.grams.append(gram)
+            self.folds.append(fold)
 
     @torch.no_grad()
     def move(self, masks: Masks) -> None:

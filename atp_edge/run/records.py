@@ -18,6 +18,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which `atp-edge run` runs them."""
 METRICS, PARTS = "metrics.json", "checkpoint/parts.json"
 HISTORY, PLAN = "history.jsonl", "plan.json"
+DENSE_ADAPTER = "checkpoint/dense_adapter.safetensors"
 FROZEN, TUNED = "checkpoint/frozen.safetensors", "checkpoint/tuned.safetensors"
 
 
@@ -35,8 +36,10 @@ class Work:
 
 
 WORK: dict[str, Work] = {
-    "tune_dense": Work(writes=("dense",), source=True, figures=PARTS),
-    "learn_decision": Work(reads=("dense",), writes=(PLAN, FROZEN), source=True, figures=PARTS),
+    "tune_dense": Work(writes=("dense", DENSE_ADAPTER), source=True, figures=PARTS),
+    "learn_decision": Work(
+        reads=("dense", DENSE_ADAPTER), writes=(PLAN, FROZEN), source=True, figures=PARTS
+    ),
     "recover": Work(reads=("dense", PLAN, FROZEN), writes=(TUNED,), source=True, figures=PARTS),
     "train": Work(writes=("dense", PLAN, TUNED, "adapter", HISTORY), source=True),
     "shrink": Work(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from atp_edge.data.blocks import Blocks
 from atp_edge.masking.apply import set_decision
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import merge, narrow_peft
@@ -16,12 +16,10 @@ from atp_edge.model.plan import Plan, plan_of, shares, write_plan
 from atp_edge.model.structures import Masks
 from atp_edge.run import ranks
 from atp_edge.training.adapters import add_recovery_adapter
-from atp_edge.training.learners import JointLearner
+from atp_edge.training.frozen import in_fp32
 from atp_edge.training.measure import loss_of
 from atp_edge.training.narrow_state import save_narrow_peft
-from atp_edge.training.setup import (
-    TrainContext,
-)
+from atp_edge.training.setup import TrainContext
 from atp_edge.training.teacher import match_layers
 
 
@@ -36,21 +34,21 @@ class FrozenModel:
     masked_narrow_max_error: float
 
 
-def cut_by_decision(learner: JointLearner, context: TrainContext) -> FrozenModel:
-    """Take the decision without noise and cut the model by it."""
-    context.progress.say("freezing the decision")
-    model, masks = learner.model, learner.freeze()
+def cut_by_decision(model: PeftModel, masks: Masks, context: TrainContext) -> FrozenModel:
+    """The model cut by a decision; the dense one is taken apart, and of no use after it."""
     shape = model_shape(model.get_base_model().config)
     kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
     plan = plan_of(shape, kept, context.config.decision.space)
-    narrow = narrow_peft(model, plan)
+    block = context.splits.decision.first(1).input_ids
+    masked = masked_logits(model, masks, block)
+    narrow = narrow_peft(model, plan, take=True)
     share = shares(shape, model_shape(narrow.get_base_model().config))
     return FrozenModel(
         plan=plan,
         narrow=narrow,
         decoder_share=share.decoder,
         whole_share=share.whole,
-        masked_narrow_max_error=masked_narrow_error(model, narrow, masks, context.splits.decision),
+        masked_narrow_max_error=_largest_difference(masked, plain_logits(narrow, block)),
     )
 
 
@@ -59,7 +57,7 @@ def freeze(frozen: FrozenModel, context: TrainContext) -> dict[str, Any]:
     config, narrow = context.config, frozen.narrow
     match_layers(narrow, config.control_steps, context)
     if config.recovery.adapter != "lora":
-        narrow = add_recovery_adapter(merge(narrow), config, frozen.plan)
+        narrow = add_recovery_adapter(merge(narrow, take=True), config, frozen.plan)
     if ranks.is_main():
         save_narrow_peft(narrow, context.run, "frozen")
         write_plan(frozen.plan, context.run.plan)
@@ -73,12 +71,22 @@ def freeze(frozen: FrozenModel, context: TrainContext) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def masked_narrow_error(model: PeftModel, narrow: PeftModel, masks: Masks, blocks: Blocks) -> float:
-    """Largest difference of logits between the masked and the narrow model, fp32, one block.
+def masked_logits(model: PeftModel, masks: Masks, ids: Tensor) -> Tensor:
+    """Logits of the masked model in fp32, on one block [1, T].
 
     Masks of numbers really mask; a bool one would be computed as narrow as the narrow model.
     """
-    batch = blocks.first(1).to(model.device)
     set_decision(model, Masks(mask.float() for mask in masks), "whole")
-    difference = model(input_ids=batch.input_ids).logits - narrow(input_ids=batch.input_ids).logits
-    return float(difference.abs().max())
+    return plain_logits(model, ids)
+
+
+@torch.no_grad()
+def plain_logits(model: PeftModel, ids: Tensor) -> Tensor:
+    """Logits of a model in fp32, on one block [1, T]."""
+    with in_fp32(model):
+        logits: Tensor = model(input_ids=ids.to(model.device)).logits
+    return logits
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())

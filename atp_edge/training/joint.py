@@ -19,15 +19,11 @@ from atp_edge.reconstruction.repair import Repair
 from atp_edge.reconstruction.value_rotation import rebase_values
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.cpu import giving_back_freed_memory
+from atp_edge.training.frozen import load_base, pruned_kind
 from atp_edge.training.learners import JointLearner
 from atp_edge.training.loop import phase_begun
-from atp_edge.training.setup import (
-    TrainContext,
-    feasible_of,
-    load_dense,
-    placed,
-)
-from atp_edge.training.teacher import match_layers, teacher_of
+from atp_edge.training.setup import TrainContext, feasible_of, model_source
+from atp_edge.training.teacher import match_layers, teacher_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +41,14 @@ class _Start:
 def prepare_joint(context: TrainContext) -> JointLearner:
     """The dense model with LoRA under its first decision, repaired and near the teacher."""
     config, splits, accelerator = context.config, context.splits, context.accelerator
-    dense = placed(load_dense(config), accelerator).requires_grad_(False)
+    dense = load_base(config, pruned_kind(config, model_source(config.model)), accelerator)
     feasible = feasible_of(config, dense.config)
     if config.decision.space == "head-dims":
         context.progress.say("rotating the values: few dimensions then carry most")
         with accelerator.autocast():
             rebase_values(dense, splits.train.spread(config.decision.importance_blocks))
     start = _start(dense, feasible, context)
+    teacher = teacher_beside(dense, context)
     model = with_lora(config, dense)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -64,7 +61,7 @@ def prepare_joint(context: TrainContext) -> JointLearner:
         splits.decision,
         config,
         accelerator,
-        teacher=teacher_of(context),
+        teacher=teacher,
         retrain=config.recovery.retrain,
         importance=start.importance,
         protected=splits.protected,
@@ -104,5 +101,5 @@ def _repair(learner: JointLearner, context: TrainContext) -> Repair | None:
     context.progress.say("repairing what the first decision cuts")
     sample = context.splits.train.spread(config.recovery.reconstruct_blocks)
     with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
-        repair = Repair(learner.model, learner.masks, sample)
-    return repair if config.repairs_along else None  # Else its Gram matrices only take memory.
+        repair = Repair(learner.model, learner.masks, sample, follows=config.repairs_along)
+    return repair if config.repairs_along else None

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
@@ -29,6 +28,7 @@ from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run import ranks
 from atp_edge.run.history import Phase, Record
+from atp_edge.training.checkpointing import enable_checkpointing
 from atp_edge.training.measure import loss_of
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
 from atp_edge.training.step import add_gradients, step_loss
@@ -52,7 +52,7 @@ class Tuner:
         *,
         phase: Phase,
         first_step: int = 0,
-        teacher: PreTrainedModel | None = None,
+        teacher: nn.Module | None = None,
         retrain: bool = False,
         validation: Blocks | None = None,
     ) -> None:
@@ -62,6 +62,8 @@ class Tuner:
         self.teacher = teacher
         self.stream = BatchStream(train, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        if config.train.checkpointing == "true":
+            enable_checkpointing(model)
 
     def step(self, index: int) -> Record:
         rate = self.rate * rate_of_step(
@@ -117,7 +119,7 @@ class JointLearner:
         config: Config,
         accelerator: Accelerator,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: nn.Module | None = None,
         retrain: bool = False,
         importance: list[Tensor] | None = None,
         protected: Blocks | None = None,
@@ -131,6 +133,8 @@ class JointLearner:
         self.decision_stream = BatchStream(decision, config, accelerator.device)
         self.protected_stream = protected and BatchStream(protected, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        if config.train.checkpointing == "true":
+            enable_checkpointing(model)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )

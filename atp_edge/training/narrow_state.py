@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from atp_edge.config import Config
+from atp_edge.model.checkpoint import build_on_meta
+from atp_edge.model.loading import read_tensor, tensors_of
 from atp_edge.model.narrow import build_model, narrow_config
 from atp_edge.model.plan import read_plan
+from atp_edge.model.stream import fill, without_weights, write_tensors
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.training.adapters import add_recovery_adapter
@@ -18,35 +20,61 @@ from atp_edge.training.setup import source_config
 
 
 def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
+    """Write the parameters as they are, tied ones once, one at a time."""
+    state = dict(model.named_parameters())
     with file_atomically(run.checkpoint / f"{name}.safetensors") as beside:
-        save_file(_plain_state(model), beside)
+        write_tensors(beside, state, lambda key: state[key])
 
 
 def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     """The narrow model with its LoRA, at the freeze (`frozen`) or at the end (`tuned`)."""
-    dense_config = source_config(config)
-    base = build_model(narrow_config(dense_config, read_plan(run.plan)), torch.float32)
-    model = add_recovery_adapter(base, config, read_plan(run.plan))
-    path = run.checkpoint / f"{name}.safetensors"
-    try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except (SafetensorError, RuntimeError) as error:  # cut, or of other sizes
-        raise ValueError(f"{path} is damaged ({error}); run {run.command('train')}") from error
-    if unexpected or [m for m in missing if "lm_head" not in m]:
-        raise ValueError(f"{path} does not fit {run.plan}: run `atp-edge train` again")
+    dense_config, plan = source_config(config), read_plan(run.plan)
+    with without_weights():
+        base = build_model(narrow_config(dense_config, plan), torch.float32)
+        model = add_recovery_adapter(base, config, plan)
+    model.get_base_model().tie_weights()
+    path = narrow_file(run, name)
+    wanted = {key: x.shape for key, x in model.named_parameters()}
+    _check(path, run, wanted)
+    fill(model, wanted, lambda key: read_tensor(key, path).clone())  # Tuned: not the file's memory.
+    model.get_base_model().tie_weights()
     return model.eval()
 
 
 def load_tuned(config: Config, run: RunFolder) -> PeftModel:
     """The narrow model with its LoRA as training left it."""
-    if not (run.checkpoint / "tuned.safetensors").exists():
-        raise ValueError(f"{run.path} is not trained yet: run {run.command('train')}")
+    _check_trained(run)
     return load_narrow_peft(config, run, "tuned")
 
 
-def _plain_state(model: PeftModel) -> dict[str, Tensor]:
-    """The state without the second name of tied embeddings."""
-    state = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
-    if model.get_base_model().config.tie_word_embeddings:
-        del state["base_model.model.lm_head.weight"]
-    return state
+def tuned_on_meta(config: Config, run: RunFolder) -> PeftModel:
+    """The same without memory for its weights, which lie in `narrow_file(run, "tuned")`."""
+    _check_trained(run)
+    plan = read_plan(run.plan)
+    base = build_on_meta(narrow_config(source_config(config), plan))
+    with torch.device("meta"):
+        model = add_recovery_adapter(base, config, plan)
+    model.get_base_model().tie_weights()
+    _check(narrow_file(run, "tuned"), run, {k: x.shape for k, x in model.named_parameters()})
+    return model
+
+
+def narrow_file(run: RunFolder, name: str) -> Path:
+    """Where `save_narrow_peft` writes."""
+    return run.checkpoint / f"{name}.safetensors"
+
+
+def _check_trained(run: RunFolder) -> None:
+    if not narrow_file(run, "tuned").exists():
+        raise ValueError(f"{run.path} is not trained yet: run {run.command('train')}")
+
+
+def _check(path: Path, run: RunFolder, wanted: dict[str, torch.Size]) -> None:
+    """Raise ValueError for a file that is damaged, or of another plan."""
+    try:
+        held = tensors_of(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); run {run.command('train')}") from error
+    # Files of before hold the second name of a head that is tied, or the buffers.
+    if any(held.get(name) != tuple(shape) for name, shape in wanted.items()):
+        raise ValueError(f"{path} does not fit {run.plan}: run `atp-edge train` again")

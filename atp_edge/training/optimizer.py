@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ def kept_weights(model: PeftModel) -> dict[str, Tensor]:
     return {n: p for n, p in model.named_parameters() if n.endswith("_proj.base_layer.weight")}
 
 
+def _adam_in_8_bits(groups: list[dict[str, Any]], exact: Iterable[Tensor]) -> Any:
+    """bitsandbytes' Adam, a byte a moment (arXiv 2110.02861); of `exact` in fp32."""
+    from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()
+    exact = list(exact)
+    manager.register_parameters(exact)
+    manager.override_config(exact, "optim_bits", 32)
+    return AdamW8bit(groups, lr=0.0, weight_decay=0.0)
+
+
 class TunedWeights:
     """LoRA and, with `retrain`, the projections' own weights; and their optimizer."""
 
@@ -49,7 +61,11 @@ class TunedWeights:
         if retrain:
             groups.append({"params": list(weights.values()), "peak": config.recovery.retrain_lr})
         # Fused: 210 -> 63 ms for SmolLM2-135M's kept weights on one CPU core.
-        made = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+        made = (
+            _adam_in_8_bits(groups, lora.values())
+            if retrain and config.train.moments == "8bit"
+            else torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
+        )
         self.optimizer = accelerator.prepare(made)
 
     def step(self, rate: float) -> None:

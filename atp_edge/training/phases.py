@@ -7,28 +7,36 @@ killed run goes on where it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from atp_edge.model.checkpoint import round_weights, save_narrow
-from atp_edge.model.loading import stored_type
-from atp_edge.model.narrow import merge
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from atp_edge.model.checkpoint import build_on_meta, load_narrow, write_checkpoint
+from atp_edge.model.loading import stored_type, tensor_files
+from atp_edge.model.merged import MergedWeights, base_and_adapter
+from atp_edge.model.stream import reader_of
 from atp_edge.run import ranks
+from atp_edge.run.files import file_atomically
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
+from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.joint import prepare_joint
 from atp_edge.training.learners import Tuner
 from atp_edge.training.loop import Learner, PhaseState, drop_damaged, run_phase
 from atp_edge.training.measure import figures_of, loss_of
 from atp_edge.training.narrow_state import load_narrow_peft, save_narrow_peft
+from atp_edge.training.optimizer import lora_parameters
 from atp_edge.training.setup import (
     TrainContext,
-    load_dense,
     model_source,
     placed,
+    source_config,
     tokenizer_of,
 )
-from atp_edge.training.teacher import teacher_of
+from atp_edge.training.teacher import dense_adapter_file, teacher_of
 
 Part = Callable[[TrainContext], dict[str, Any]]
 
@@ -37,7 +45,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     """The baseline that recovery is measured against, and the teacher: dense with plain LoRA."""
     config, run, splits = context.config, context.run, context.splits
     context.progress.say("measuring the dense model as it came")
-    model = placed(load_dense(config), context.accelerator)
+    model = load_base(config, frozen_kind(config), context.accelerator)
     untuned = loss_of(model, splits.test, context.accelerator)
     tuned = with_lora(config, model)
     context.progress.phase("dense baseline", 0, config.steps, None)
@@ -50,11 +58,16 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
         validation=splits.validation,
     )
     state = drive(learner, context)
-    source = model_source(config.model)
-    merged = round_weights(merge(tuned), stored_type(source))
+    adapter = {name: x.detach().cpu() for name, x in lora_parameters(tuned).items()}
+    del model, tuned, learner  # Its file is read again, a tensor at a time, and it whole after it.
+    context.accelerator.free_memory()
     if ranks.is_main():
-        save_narrow(merged, tokenizer_of(config), run.dense, like=source)
-    loss = loss_of(merged, splits.test, context.accelerator)
+        with file_atomically(dense_adapter_file(run)) as beside:
+            save_file(adapter, beside)
+        _write_dense(adapter, context)
+    ranks.wait()
+    dense = placed(load_narrow(run.dense), context.accelerator)
+    loss = loss_of(dense, splits.test, context.accelerator)
     return {
         "untuned_perplexity": untuned.perplexity,
         "untuned_block_losses": untuned.by_block,
@@ -63,16 +76,36 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     }
 
 
+def _write_dense(adapter: Mapping[str, Tensor], context: TrainContext) -> None:
+    """The tuned dense model in the type of its source, LoRA merged one tensor at a time."""
+    config, source = context.config, model_source(context.config.model)
+    dense = build_on_meta(source_config(config))
+    read = base_and_adapter(reader_of(tensor_files(source)), adapter)
+    with torch.device("meta"):
+        tuned = with_lora(config, build_on_meta(dense.config))
+    write_checkpoint(
+        dense,
+        MergedWeights(tuned, read),
+        tokenizer_of(config),
+        context.run.dense,
+        like=source,
+        dtype=stored_type(source),
+    )
+
+
 def learn_decision(context: TrainContext) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, and the narrow model to recover."""
     learner = prepare_joint(context)
     progress, config = context.progress, context.config
     progress.phase("joint", 0, config.control_steps, learner.feasible.target_share)
     state = drive(learner, context)
-    frozen = cut_by_decision(learner, context)
-    # Neither the dense model nor the loop's moments stand beside what is held next.
+    progress.say("freezing the decision")
+    model, masks = learner.model, learner.freeze()
+    # Neither the loop's moments nor the teacher stand beside what is held next.
     del learner
     context.accelerator.free_memory()
+    frozen = cut_by_decision(model, masks, context)
+    del model
     return freeze(frozen, context) | phase_summary(state)
 
 

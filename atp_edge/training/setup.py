@@ -93,8 +93,13 @@ def load_dense(config: Config) -> PreTrainedModel:
 
 def placed(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
     """The model on the device, with the attention to train with."""
-    model.set_attn_implementation(attention_implementation(accelerator.device.type))
-    return model.to(accelerator.device)
+    return with_attention(model, accelerator.device).to(accelerator.device)
+
+
+def with_attention(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model with the attention to train with on a device."""
+    model.set_attn_implementation(attention_implementation(device.type))
+    return model
 
 
 def feasible_of(config: Config, dense_config: Any) -> FeasibleDecisions:

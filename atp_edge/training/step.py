@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.run import ranks
+from atp_edge.training.checkpointing import checkpointed
 from atp_edge.training.stream import Part
 
 
 def step_loss(
     model: PeftModel,
-    teacher: PreTrainedModel | None,
+    teacher: nn.Module | None,
     batch: Blocks,
     config: Config,
     *,
@@ -27,12 +27,13 @@ def step_loss(
 ) -> tuple[Tensor, Tensor]:
     """(what a step minimizes, the text's own cross-entropy): with a teacher, distilled; `layers`:
     also by the distance to its layers, if the settings weigh it."""
-    if teacher is None:
-        loss = language_loss(model, batch)
-        return loss, loss.detach()
-    settings = config.recovery
-    hidden = settings.distill_hidden if layers else 0.0
-    return distilled_loss(model, teacher, batch, settings.distill, hidden)
+    with checkpointed(model):
+        if teacher is None:
+            loss = language_loss(model, batch)
+            return loss, loss.detach()
+        settings = config.recovery
+        hidden = settings.distill_hidden if layers else 0.0
+        return distilled_loss(model, teacher, batch, settings.distill, hidden)
 
 
 def add_gradients(

@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from atp_edge.data.blocks import drawn
-from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.checkpoint import streamed_narrow
+from atp_edge.model.families import READER_OF
+from atp_edge.model.narrow import build_model
+from atp_edge.model.stream import fill, put, without_weights
 from atp_edge.reconstruction.teacher_match import match_teacher
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.records import DENSE_ADAPTER
+from atp_edge.training.adapters import with_lora
 from atp_edge.training.cpu import giving_back_freed_memory
-from atp_edge.training.setup import (
-    AUTOCAST,
-    TrainContext,
-    placed,
-)
+from atp_edge.training.frozen import frozen_kind, load_frozen
+from atp_edge.training.optimizer import lora_parameters
+from atp_edge.training.setup import TrainContext, with_attention
 
 
 def teacher_of(context: TrainContext) -> PreTrainedModel | None:
     """The dense tuned model, if the run distils from it."""
-    if not context.config.recovery.distill:
+    config, device = context.config, context.accelerator.device
+    if not config.recovery.distill:
         return None
-    dense = placed(load_narrow(context.run.dense), context.accelerator)
-    return frozen_for(context.config.train.precision, dense)
+    return with_attention(load_frozen(context.run.dense, frozen_kind(config), device), device)
 
 
-def frozen_for(precision: str, model: PreTrainedModel) -> PreTrainedModel:
-    """A model that no step changes, its projections kept in the type that autocast gives them:
-    half the memory, the same outputs, and nothing cast at every step."""
-    head = model.get_output_embeddings()  # may be the embeddings, whose outputs are fp32
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not head and precision in AUTOCAST:
-            module.to(AUTOCAST[precision])
-    return model.requires_grad_(False)
+def teacher_beside(dense: PreTrainedModel, context: TrainContext) -> nn.Module | None:
+    """The same, where LoRA alone is tuned: on the weights of `dense`, with an adapter of its own.
+
+    dense: as it came. What moves of it later, o_proj and down_proj, it has anew after this call.
+    """
+    config, adapter = context.config, dense_adapter_file(context.run)
+    shares = not config.recovery.retrain and config.decision.space == "groups"
+    if not config.recovery.distill or not shares or not adapter.exists():
+        return teacher_of(context)
+    own = dict(dense.named_parameters())
+    with without_weights():
+        twin = build_model(dense.config, torch.float32)
+    for path, module in dense.named_modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:  # bitsandbytes'
+            parent, _, leaf = path.rpartition(".")
+            setattr(twin.get_submodule(parent), leaf, copy.copy(module))
+    twin.tie_weights()
+    fill(twin, [n for n, p in twin.named_parameters() if p.is_meta], lambda n: own[n].data)
+    twin.tie_weights()
+    device = context.accelerator.device
+    taught = with_lora(config, with_attention(twin.to(device).eval(), device))
+    held = load_file(adapter, device=str(device))
+    for name, parameter in lora_parameters(taught).items():
+        parameter.data = held[name]
+    for path, module in dense.named_modules():
+        if path.rpartition(".")[2] in READER_OF.values():
+            put(module, "weight", module.weight.detach().clone())
+    return taught.requires_grad_(False)
+
+
+def dense_adapter_file(run: RunFolder) -> Path:
+    """The LoRA of the dense baseline, by the names of its parameters."""
+    return run.path / DENSE_ADAPTER
 
 
 def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
@@ -46,6 +80,8 @@ def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
     count = min(config.recovery.approach_blocks, left)
     if count:
         context.progress.say("matching the layers to the dense tuned model's in closed form")
-        dense = placed(load_narrow(context.run.dense), accelerator)
+        dense = with_attention(
+            streamed_narrow(context.run.dense, accelerator.device), accelerator.device
+        )
         with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             match_teacher(model, dense, drawn(train, first, count, seed=config.seed))

@@ -1,4 +1,4 @@
-"""A finished run's slim model in another form: written, proven, measured, and nothing else moved."""
+"""A finished run's slim model in another form: written, proven, measured; nothing else moves."""
 
 from __future__ import annotations
 

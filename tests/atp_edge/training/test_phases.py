@@ -11,13 +11,14 @@ import torch
 from torch.optim import AdamW
 
 from atp_edge.config import Config
+from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.narrow import merge, narrow_peft
 from atp_edge.settings import with_values
 from atp_edge.training import phases, teacher
 from atp_edge.training.adapters import add_recovery_adapter, redistributed_ranks
+from atp_edge.training.frozen import frozen_kind, load_frozen
 from atp_edge.training.phases import run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
-from atp_edge.training.teacher import frozen_for
 from tests.tiny import (
     QUICK_TO_TRAIN,
     Silent,
@@ -60,11 +61,13 @@ def test_ranks_follow_what_was_cut_and_keep_their_mean() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_teacher_takes_half_the_memory_and_says_the_same(tied: bool) -> None:
+def test_a_teacher_takes_half_the_memory_and_says_the_same(tied: bool, tmp_path: Path) -> None:
     ids = torch.arange(40).view(2, 20)
+    save_narrow(tiny_model("llama-biases", tied=tied), None, tmp_path / "dense")
 
     def said(precision: str) -> tuple[torch.Tensor, int]:
-        taught_by = frozen_for(precision, tiny_model("llama-biases", tied=tied))
+        kind = frozen_kind(with_values(Config(), {"train.precision": precision}))
+        taught_by = load_frozen(tmp_path / "dense", kind, torch.device("cpu"))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = taught_by(ids).logits
         layers = taught_by.model.layers.parameters()
