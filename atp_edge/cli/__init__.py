@@ -322,7 +322,13 @@ def generate(
     from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
     from atp_export.runtime import Generator, Sampling
 
-    onnx = out / "onnx" if (out / "onnx").is_dir() else out
+    from atp_edge.data.chat import chat_ids
+    from atp_edge.run.folder import RunFolder
+
+    run = RunFolder(out)
+    if run.config_toml.exists():
+        run.require("onnx")
+    onnx = run.onnx if run.onnx.is_dir() else out
     if check:
         verify_manifest(onnx)
     elif (onnx / MANIFEST).exists():
@@ -331,15 +337,14 @@ def generate(
     if _is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)
     if chat:
-        prompt = generator.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+        asked: str | list[int] = chat_ids(generator.tokenizer, prompt)
     else:
+        asked = prompt
         console.print(prompt, end="", markup=False, style="dim")
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     silent = True
     for piece in generator.stream(
-        prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (), rendered=chat
+        asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
     ):
         silent = silent and not piece
         console.print(piece, end="", markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 from atp_edge.data.documents import Segment
-from atp_edge.data.encoding import matching, special_texts
+from atp_edge.data.encoding import Encoder, matching, special_texts
 from atp_edge.data.forms import Conversation
 
 # A template that prints the date prints this one, so that every day's rendering is the same: the
@@ -32,6 +32,13 @@ _OPEN, _CLOSE, _SPECIAL, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _WORDS = re.compile(f"[{_OPEN}{_CLOSE}](\\d+){_END}")
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}{_SPECIAL}](\\d+){_END}")
 Span = tuple[int, int]
+
+
+def chat_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of what a user says, through the chat template, up to where the answer begins; as in
+    training, special-token text in it is text. Raises ValueError as `Chat.asked` does."""
+    segments = Chat(tokenizer).asked([{"role": "user", "content": text}])
+    return Encoder(tokenizer).rendered(segments)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,11 @@ class Chat:
         first = max((found[i][1] for i in found if i < conversation.learn_from), default=0)
         spans = [span for span in spans if span[0] >= first and span[0] < span[1]]
         _check_spans(spans, found, messages, conversation.learn_from)
-        made = self._cut(rendered, spans)
         plain, _ = self._render(conversation.messages, conversation.tools)
+        return self._checked(self._cut(rendered, spans), plain)
+
+    def _checked(self, made: tuple[Segment, ...], plain: str) -> tuple[Segment, ...]:
+        """Segments, when they are the rendering without marks."""
         if "".join(segment.text for segment in made) != plain:
             raise ValueError(
                 "the chat template changes with the words themselves, so its turns cannot be told "
@@ -79,6 +89,14 @@ class Chat:
                 "completion as text"
             )
         return made
+
+    def asked(self, messages: list[dict[str, Any]]) -> tuple[Segment, ...]:
+        """What the template writes of messages that are to be answered, up to where the answer
+        begins. Raises ValueError for a template that fails or changes with the words."""
+        marked, _ = self._marked(Conversation(messages=messages))
+        rendered, _ = self._render(marked, None, prompt=True)
+        plain, _ = self._render(messages, None, prompt=True)
+        return self._checked(self._cut(rendered, []), plain)
 
     # Marks
 

@@ -100,6 +100,10 @@ class Encoder:
         learned = after if last.learn else [IGNORED] * len(after)
         return before + ids + after, [IGNORED] * len(before) + labels + learned
 
+    def rendered(self, segments: tuple[Segment, ...]) -> list[int]:
+        """Ids of what a chat template has written."""
+        return self._marked.encode(segments)[0]
+
     def context(self, text: str) -> list[int]:
         """Ids of a text that starts a document, after what stands before it in training."""
         return self._start + self._texts((Segment(text),))[0]

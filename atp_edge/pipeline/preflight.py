@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from atp_edge.config import Config
 from atp_edge.model.families import model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
+from atp_edge.run.folder import RunFolder
 from atp_edge.run.records import StageName
 from atp_edge.training.frozen import check_base
 from atp_edge.training.setup import (
@@ -26,7 +28,10 @@ from atp_edge.training.setup import (
 
 def check_run(config: Config, stages: Sequence[StageName]) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
-    model or a setting. The model is read once, a tensor at a time."""
+    model or a setting.
+
+    The model is read, a tensor at a time, before a run begins; from then on its hash is pinned, and
+    that the tensors are there is looked up in the files' headers."""
     if "verify" in stages:
         check_provable(config)
     check_precision(config)
@@ -41,7 +46,8 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     check_lengths(config, source)
     check_text_fits(config, source, tokenizer_of(config))
     read_generation(folder)
-    check_model(folder, trust_remote_code=config.trust_remote_code)
+    begun = RunFolder(Path(config.out)).records.inputs is not None
+    check_model(folder, trust_remote_code=config.trust_remote_code, values=not begun)
 
 
 def check_precision(config: Config) -> None:

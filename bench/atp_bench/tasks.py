@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from atp_export.runtime import Session
+from atp_export.runtime.described import described
 from rich.table import Table
 
 from atp_bench.onnx_model import OnnxModel
@@ -72,7 +73,9 @@ def score_run(
     """
     config, forms = run.config(), _forms(run)
     tokenizer, tasks = tokenizer_of(config), tasks_of(config, items)
-    window = load_config(run.dense).max_position_embeddings
+    # One window, so that all forms read the same: the exported context may be the shorter one.
+    positions = load_config(run.dense).max_position_embeddings
+    window = min(positions, described(run.onnx).context or positions)
 
     # A function, so that one form's memory is free before the next is loaded.
     def scored(model: LanguageModel) -> tuple[dict[str, TaskScore], dict[str, HarnessScore]]:

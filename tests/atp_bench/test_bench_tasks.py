@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from atp_bench import lm_eval_adapter, tasks
+from atp_bench.tasks import score_run
 from atp_export.export import export_onnx
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -14,7 +18,7 @@ from atp_edge.cli import app
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model
 from atp_edge.run.folder import RunFolder
-from tests.tiny import PLANS, dense_run, record
+from tests.tiny import PLANS, Silent, dense_run, record
 
 TASK = """
 task: clauses
@@ -72,6 +76,26 @@ def test_the_three_forms_are_scored_side_by_side(run: RunFolder, tmp_path: Path)
     # Of a perplexity less is better: recovery is dense over slim.
     assert f"{dense:.3f}" in shown
     assert f"{dense / slim:.3f}" in shown
+
+
+def test_no_form_reads_beyond_the_exported_context(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = RunFolder(tmp_path)
+    shutil.copytree(run.path, short.path, dirs_exist_ok=True)
+    export_onnx(short.slim, short.onnx, context=64)
+    record(short, "export")
+    windows: list[int] = []
+
+    def harness(*_: Any, window: int) -> None:
+        windows.append(window)
+
+    monkeypatch.setattr(lm_eval_adapter, "HarnessModel", harness)
+    monkeypatch.setattr(lm_eval_adapter, "harness_scores", lambda *_, **__: [])
+    monkeypatch.setattr(tasks, "evaluate", lambda *_: {})
+    monkeypatch.setattr(tasks, "recovery_where_able", lambda *_: None)
+    score_run(short, Silent(), items=1, outside=["a task"])
+    assert windows == [64, 64, 64]
 
 
 def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> None:

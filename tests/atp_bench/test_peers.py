@@ -173,7 +173,6 @@ def test_targets_are_met_or_missed() -> None:
     assert quantized == set(said) - {"slim against genai dense, decode"}
 
 
-@pytest.mark.xfail(reason="fails since the branches met: to be looked at (issue 35)", strict=False)
 def test_a_run_is_compared_in_both_precisions_by_one_command(tmp_path: Path) -> None:
     """The command to its end, on a run of tiny models, with the rival's own builder; the file it
     writes holds both precisions, and the run's metrics too."""

@@ -24,10 +24,10 @@ from tests.tiny import CUTS, PAIR_PLANS, PLANS, tiny_model, to_cut
 
 
 class Numbers:
-    """A tokenizer of tiny models: text is numbers."""
+    """A tokenizer of tiny models: text is numbers, and all else is token 0."""
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
-        return {"input_ids": [int(t) for t in text.split()]}
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [int(t) if t.isdigit() else 0 for t in text.split()]}
 
 
 PROMPTS = ["1 2 3 4 5 6 7", "9 8 7 6", "50 51 52 53 54 55 56 57 58 59", "13 13 14 96"]

@@ -16,6 +16,8 @@ from atp_export.runtime.generation import Generation, Tokens
 from atp_export.runtime.sampling import Sampling, choose, cut
 from atp_export.runtime.session import Session
 
+Prompt = str | Sequence[int]
+"""A text, or the ids of one (`atp_edge.data.chat.chat_ids`)."""
 _TOKENS_TOGETHER = 64
 
 
@@ -52,18 +54,14 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-        rendered: bool = False,
     ) -> list[str]:
-        """Completions of a batch of prompts, without the prompts.
-
-        rendered: by the chat template, which has written what begins them.
-        """
-        rows = [prompt_ids(self.tokenizer, prompt, rendered=rendered) for prompt in prompts]
+        """Completions of a batch of prompts, without the prompts."""
+        rows = [self._ids(prompt) for prompt in prompts]
         new = generate_tokens(
             self.session, rows, max_new_tokens=max_new_tokens, sampling=sampling, ends=self.ends
         )
@@ -72,15 +70,14 @@ class Generator:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         *,
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
-        rendered: bool = False,
     ) -> Iterator[str]:
         """Pieces of one completion as they come; a stop string and all after it is never shown."""
-        ids = prompt_ids(self.tokenizer, prompt, rendered=rendered)
+        ids = self._ids(prompt)
         held, shown = max((len(s) for s in stop), default=1) - 1, 0
         tokens: list[int] = []
         text = ""
@@ -98,6 +95,9 @@ class Generator:
                 yield text[shown:until]
                 shown = until
         yield text[shown:]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def stream_tokens(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from atp_edge.data.encoding import prompt_ids
 from atp_export.runtime import Session
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.compare import distance
@@ -81,7 +82,7 @@ def verify(
     """
     if not (folder / "model.onnx").is_file():
         raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
-    rows = [list(tokenizer(p, add_special_tokens=False)["input_ids"]) for p in prompts]
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     proof, ran = None, at_most("runs", 0, 0, "all of it runs")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fp32-", dir=folder.parent) as beside:
         try:

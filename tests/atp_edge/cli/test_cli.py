@@ -115,6 +115,17 @@ def test_generate_looks_at_what_was_shipped(finished: Path, tmp_path: Path) -> N
     assert "Traceback" not in shown
 
 
+def test_generate_refuses_a_run_whose_model_was_changed(finished: Path) -> None:
+    data = finished / "onnx" / "model.onnx.data"
+    content = data.read_bytes()
+    data.write_bytes(content[:100] + bytes(9) + content[109:])
+    try:
+        shown = atp_edge("generate", "The licence", "--out", str(finished), code=2)
+    finally:
+        data.write_bytes(content)
+    assert "onnx/model.onnx.data changed" in " ".join(shown.split())
+
+
 def test_a_finished_run_is_not_run_again(finished: Path, model_and_data: tuple[str, str]) -> None:
     model, data = model_and_data
     before = (finished / "onnx" / "model.onnx").stat().st_mtime_ns

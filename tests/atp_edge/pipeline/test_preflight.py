@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from atp_edge.model import loading
+from atp_edge.model.loading import read_tensor, tensor_files
 from atp_edge.pipeline.preflight import check_precision, check_run
-from atp_edge.run.folder import STAGES
+from atp_edge.run.folder import STAGES, RunFolder
 from atp_edge.settings import configured
 from tests.sources import change, edit, save_source
 from tests.tiny_tokenizers import tokenizer_of
@@ -181,3 +183,28 @@ def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"'bf16': Tesla T4 does not compute in it; .*fp16"):
         check_precision(configured({}))
     check_precision(configured({"train.precision": "fp16"}))
+
+
+def test_a_begun_run_does_not_read_the_model_s_tensors_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hash is pinned; what a header tells is still looked at."""
+    read: list[str] = []
+
+    def counted(name: str, path: Path) -> Any:
+        read.append(name)
+        return read_tensor(name, path)
+
+    source = save_source(tmp_path / "source")
+    monkeypatch.setattr(loading, "read_tensor", counted)
+    run = RunFolder(tmp_path / "run")
+    checked(source, out=str(run.path))
+    assert set(read) >= set(tensor_files(source))
+    run.path.mkdir()
+    run.records.begin("a hash")
+    read.clear()
+    checked(source, out=str(run.path))
+    assert read == []
+    change(source, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight: it is missing"):
+        checked(source, out=str(run.path))

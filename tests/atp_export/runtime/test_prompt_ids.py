@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from atp_export.runtime import generator
 
+from atp_edge.data.chat import chat_ids
 from atp_edge.data.documents import Document, Segment
 from atp_edge.data.encoding import Encoder
 from tests.tiny_tokenizers import CHATML, KINDS, LLAMA_3, tokenizer_of
@@ -64,9 +65,18 @@ def test_a_rendered_prompt_begins_as_its_template_has_it(
     made = generator.Generator(tmp_path)
     messages = [{"role": "user", "content": "May I copy?"}]
     options: dict[str, Any] = {"add_generation_prompt": True}
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    list(made.stream(prompt, max_new_tokens=2, rendered=True))
-    made.generate([prompt], max_new_tokens=2, rendered=True)
+    prompt = chat_ids(tokenizer, "May I copy?")
+    list(made.stream(prompt, max_new_tokens=2))
+    made.generate([prompt], max_new_tokens=2)
     theirs = tokenizer.apply_chat_template(messages, return_dict=False, **options)
     assert asked == [theirs, theirs]
     assert theirs.count(tokenizer.bos_token_id) == (template == LLAMA_3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
+def test_special_token_text_that_a_user_types_is_text(kind: str, template: str) -> None:
+    tokenizer = tokenizer_of(kind, template=template)
+    plain, typed = (chat_ids(tokenizer, text) for text in ("May I", "May I <|im_end|></s><s>"))
+    assert [i for i in typed if i < 4] == [i for i in plain if i < 4]
+    assert "<|im_end|></s><s>" in tokenizer.decode(typed)

@@ -25,8 +25,8 @@ from atp_edge.pipeline.verify import rounding_cost
 from atp_export.verification.verify import verify
 
 class Numbers:
-    def __call__(self, text, add_special_tokens=False):
-        return {"input_ids": [int(t) for t in text.split()]}
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [int(t) if t.isdigit() else 0 for t in text.split()]}
 
 torch.set_num_threads(1)
 folder, precision = Path(sys.argv[1]), sys.argv[2]
@@ -40,7 +40,6 @@ print(json.dumps([report.passed, report.failures, peak_rss_bytes(), cost["ratio"
 """
 
 
-@pytest.mark.xfail(reason="fails since the branches met (issue 35, point 2 is open)", strict=False)
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_two_gigabytes_are_enough_for_a_large_vocabulary(tmp_path: Path, precision: str) -> None:
     model = tiny_model(
@@ -48,6 +47,8 @@ def test_two_gigabytes_are_enough_for_a_large_vocabulary(tmp_path: Path, precisi
         tied=True,
         vocab_size=VOCABULARY,
         hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         num_hidden_layers=2,
         max_position_embeddings=1024,
     )

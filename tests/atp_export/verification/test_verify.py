@@ -91,11 +91,9 @@ def test_an_activation_exported_as_another_is_caught(
     folder = exported(tmp_path, silu, precision=precision)
     model = tiny_model("llama", hidden_act=activation, **small)
     model.load_state_dict(silu.state_dict())
-    model.config.hidden_act = "silu"  # As a checkpoint says that got past the preflight.
     report = proven(folder, model, precision)
-    assert names(report) == {"the graph in fp32", "with a faint residual stream", "greedy"} or (
-        "the graph in fp32" in names(report)
-    )
+    assert {"the graph in fp32", "with a faint residual stream"} <= names(report)
+    assert names(report) <= {"the graph in fp32", "with a faint residual stream", "greedy"}
     assert report.departs is not None
     assert report.departs.startswith("layer 0 is the first to differ")
     assert report.departs in report.failures
@@ -133,9 +131,14 @@ def test_what_is_not_a_number_fails(tmp_path: Path, precision: str, flavour: str
     name = "model.layers.1.input_layernorm.weight"
     edited(folder, tensor_edited(name, _not_a_number))
     report = proven(folder, model, precision)
-    assert {"finite", "weights", "as shipped"} <= names(report)
+    assert {"finite", "weights", "the graph in fp32", "as shipped"} <= names(report)
     assert f"tensor that is not finite: {name}" in report.failures
-    assert any(np.isnan(check.value) for check in report.checks)
+    in_fp32 = [c for c in report.checks if c.name.startswith("the graph in fp32")]
+    assert np.isnan([c.value for c in in_fp32]).all()
+    # Where `ort` rounds activations to int8, a number comes of one that is none.
+    if flavour != "ort" or precision not in ("int8", "int4"):
+        assert "greedy" in names(report)
+        assert np.isnan(report.logits_max_error)
 
 
 def test_a_value_that_is_not_a_number_passes_no_check() -> None:

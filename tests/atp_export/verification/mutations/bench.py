@@ -64,12 +64,12 @@ def _windowed() -> PreTrainedModel:
     return tiny_model(
         "qwen3",
         tied=True,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         max_position_embeddings=CONTEXT,
         attention_bias=True,
         use_sliding_window=True,
         sliding_window=5,
-        max_window_layers=2,
+        max_window_layers=1,
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 10000.0,

@@ -18,14 +18,16 @@ def tried(model: str, flavour: str, precision: str, *, every: bool) -> list[Outc
     return faults
 
 
-@pytest.mark.xfail(
-    reason="portable fp16 fails since the branches met (issue 35, point 2 is open)", strict=False
+@pytest.mark.parametrize(
+    ("flavour", "precision", "by"),
+    [("ort", "int4", {"rounding", "faint"}), ("portable", "fp16", {"weights", "shipped"})],
 )
-@pytest.mark.parametrize(("flavour", "precision"), [("ort", "int4"), ("portable", "fp16")])
-def test_the_first_fault_of_each_kind(flavour: str, precision: str) -> None:
+def test_the_first_fault_of_each_kind(flavour: str, precision: str, by: set[str]) -> None:
+    """by: what catches a fault here and not everywhere; an epsilon is no attribute in `portable`,
+    and its first scalar is none."""
     faults = tried("windowed", flavour, precision, every=False)
     assert len(faults) > 100
-    assert {said(fault) for fault in faults} >= {"harmless", "graph", "faint", "runs"}
+    assert {said(fault) for fault in faults} >= {"harmless", "graph", "places", "runs"} | by
 
 
 @pytest.mark.large
