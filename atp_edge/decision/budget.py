@@ -129,7 +129,7 @@ def feasible_decisions(
     fewest = {"mlp": 1, "attention": -(-attention[0] // steps[0]) if widths == "uniform" else 1}
     smallest = sum(cost[fewest[s.kind]] for cost, s in zip(costs, sites, strict=True))
     if fixed + smallest > limit:
-        raise ValueError(_too_small(shape, budget, fixed + smallest))
+        raise ValueError(_too_small(shape, budget, fixed + smallest, width_multiple))
     whole = sum(cost[-1] for cost in costs)
     room = min(limit - fixed, whole)
     return FeasibleDecisions(
@@ -191,7 +191,7 @@ def _uniform_attention(shape: ModelShape, site: Site, step: int) -> tuple[int, .
     )
 
 
-def _too_small(shape: ModelShape, budget: Budget, smallest: int) -> str:
+def _too_small(shape: ModelShape, budget: Budget, smallest: int, multiple: int) -> str:
     """smallest: the least that can be had, in the budget's unit."""
     count = count_parameters(shape)
     nearest = {
@@ -202,8 +202,9 @@ def _too_small(shape: ModelShape, budget: Budget, smallest: int) -> str:
     }[budget.kind]
     given = _megabytes(budget.value) if budget.kind == "bytes" else f"{budget.value:g}"
     return (
-        f"budget {budget.kind}={given} cannot be met: one width step of attention and "
-        f"one of channels must stay in every layer; the smallest budget for this model is {nearest}"
+        f"budget {budget.kind}={given} cannot be met: one width step of attention and one of "
+        f"channels ({multiple}, decision.width_multiple) must stay in every layer; the smallest "
+        f"budget for this model is {nearest}"
     )
 
 

@@ -42,6 +42,7 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     check_base(config)
+    check_rank(config, source)
     feasible_of(config, source)
     check_lengths(config, source)
     check_text_fits(config, source, tokenizer_of(config))
@@ -78,6 +79,15 @@ def check_export(config: Config, source: Any) -> None:
         raise ValueError(
             "export.keep_adapter with recovery.adapter = 'dora': a .onnx_adapter holds LoRA's "
             "factors alone, not DoRA's magnitudes; take lora or ranks, or merge it"
+        )
+
+
+def check_rank(config: Config, source: Any) -> None:
+    """A LoRA is of a lower rank than the matrices it is added to."""
+    if config.lora.rank > source.hidden_size:
+        raise ValueError(
+            f"lora.rank = {config.lora.rank}: no projection of this model has a rank above its "
+            f"hidden size, {source.hidden_size}; take that many or fewer"
         )
 
 

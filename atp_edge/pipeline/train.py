@@ -33,6 +33,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     epochs = config.train_blocks / len(splits.train.input_ids)
     if epochs > 1:
         progress.say(f"the train split is read {epochs:.1f} times")
+    for said in left_out(config):
+        progress.say(said)
     context = TrainContext(
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
@@ -42,6 +44,17 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}
     run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
+
+
+def left_out(config: Config) -> list[str]:
+    """What a run does without when the freeze comes before the first step or after the last."""
+    share, steps = config.decision.control_share, config.control_steps
+    found = []
+    if config.decision.learn and not steps:
+        found.append(f"decision.control_share = {share:g}: the decision is frozen at its start")
+    if steps == config.steps:
+        found.append(f"decision.control_share = {share:g}: no step is left for recovery")
+    return found
 
 
 def _figures(

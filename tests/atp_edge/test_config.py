@@ -46,6 +46,9 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"seed": 99999999999999999999}, r"seed = 9+: expected 0 or more, 4294967295 at most"),
         ({"dataset.block_tokens": 1}, r"dataset.block_tokens = 1: expected 2 or more"),
         ({"dataset.special_tokens": "maybe"}, r"expected one of text, parse"),
+        ({"decision.width_multiple": 0}, r"decision.width_multiple = 0: expected 1 or more"),
+        ({"bench.threads": -1}, r"bench.threads = -1: expected 0 or more"),
+        ({"decision.control_share": -0.5}, r"control_share = -0.5: expected 0 or more"),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

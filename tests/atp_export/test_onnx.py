@@ -16,10 +16,11 @@ from atp_export.verification.float64_reference import rounding
 from atp_export.verification.verify import verify
 from transformers import PreTrainedModel
 
-from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import plan_of
+from tests.sources import edit
 from tests.tiny import CUTS, PAIR_PLANS, PLANS, tiny_model, to_cut
 
 
@@ -72,6 +73,22 @@ def test_scaled_rotary_embeddings_match(tmp_path: Path, rope: dict[str, Any], po
         model = narrow_model(model, PAIR_PLANS[policy](model))
     report = verify(exported(tmp_path, model), model, Numbers(), PROMPTS, new_tokens=12)
     assert report.passed, report
+
+
+def test_scaled_positions_under_their_old_key_are_kept(tmp_path: Path) -> None:
+    """Case 13b: `rope_scaling`, as transformers 4 wrote it."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    save_narrow(tiny_model("llama", rope_parameters=rope), None, tmp_path / "slim")
+    edit(
+        tmp_path / "slim" / "config.json",
+        rope_parameters=None,
+        rope_theta=10000.0,
+        rope_scaling={"type": "linear", "factor": 2.0},
+    )
+    export_onnx(tmp_path / "slim", tmp_path / "onnx")
+    model = load_narrow(tmp_path / "slim")
+    assert model.config.rope_parameters["factor"] == 2.0
+    assert verify(tmp_path / "onnx", model, Numbers(), PROMPTS, new_tokens=4).passed
 
 
 @pytest.mark.parametrize("flavour", ["ort", "standard", "portable"])

@@ -152,7 +152,66 @@ def test_an_impossible_budget_is_refused_with_the_nearest_that_is_met(widths: st
     feasible_decisions(shape, parse_budget(nearest), widths="per-layer", width_multiple=4)
 
 
-@pytest.mark.parametrize("text", ["0.6", "params=0", "params=1.5", "bytes=many", "macs=0.5", ""])
+def test_a_width_step_as_wide_as_the_model_is_named() -> None:
+    """One step stays in every layer: with 1000 of 50 channels, all do."""
+    with pytest.raises(ValueError, match=r"one of channels \(1000, decision\.width_multiple\)"):
+        feasible_decisions(
+            shape_of(), parse_budget("params=0.5"), widths="per-layer", width_multiple=1000
+        )
+
+
+def test_one_kv_head_cannot_go_so_channels_give_all() -> None:
+    shape = shape_of(kv_heads=1)
+    feasible = feasible_decisions(
+        shape, parse_budget("params=0.6"), widths="per-layer", width_multiple=4
+    )
+    masks = project([torch.randn(s.size) for s in feasible.sites], feasible).masks
+    assert all(mask.all() for mask in masks[::2])
+    assert not all(mask.all() for mask in masks[1::2])
+    whole = count_parameters(shape).decoder
+    kept = kept_parameters(feasible, masks) + feasible.fixed
+    assert 0.6 * whole - 4 * feasible.sites[1].unit_parameters < kept <= 0.6 * whole
+    with pytest.raises(ValueError, match=r"the smallest budget for this model is params=0\.\d+"):
+        feasible_decisions(shape, parse_budget("params=0.01"), widths="per-layer", width_multiple=4)
+
+
+def test_uniform_widths_of_a_model_of_three_billion() -> None:
+    """Llama-3.2-3B: 24 heads of 128 in 8 groups, of which 1, 2, 4 and 8 load in transformers."""
+    layer = LayerShape(heads=24, kv_heads=8, head_dim=128, channels=8192)
+    own = {"hidden": 3072, "vocabulary": 128_256, "biased": frozenset[str](), "qk_norm": False}
+    shape = replace(shape_of(family="llama", **own), layers=(layer,) * 28)
+
+    def kept(budget: str) -> float:
+        feasible = feasible_decisions(
+            shape, parse_budget(budget), widths="uniform", width_multiple=32
+        )
+        masks = project([torch.zeros(s.size) for s in feasible.sites], feasible).masks
+        assert {int(mask.sum()) for mask in masks[::2]} <= {1, 2, 4, 8}
+        whole = count_parameters(shape).decoder
+        return (kept_parameters(feasible, masks) + feasible.fixed) / whole
+
+    for share in (0.5, 0.15):
+        assert 0.9 * share < kept(f"params={share}") <= share
+    with pytest.raises(ValueError, match=r"params=0\.02 cannot be met.* is params=0\.0343"):
+        kept("params=0.02")
+
+
+@pytest.mark.parametrize("budget", ["params=1", "bytes=10GB"])
+def test_a_budget_of_all_keeps_all(budget: str) -> None:
+    shape = shape_of()
+    feasible = feasible_decisions(
+        shape, parse_budget(budget), widths="per-layer", width_multiple=4,
+        shipped=shipped_as(shape, flavour="ort", precision="fp32"),
+    )  # fmt: skip
+    assert all(
+        m.all() for m in project([torch.randn(s.size) for s in feasible.sites], feasible).masks
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0.6", "params=0", "params=1.5", "params=nan", "bytes=many", "bytes=1.2.3MB", "macs=0.5", ""],
+)  # fmt: skip
 def test_a_budget_that_is_none_names_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected params=SHARE"):
         parse_budget(text)

@@ -41,6 +41,11 @@ NARROW = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
+        (
+            {},
+            {"lora__rank": 49},
+            r"lora\.rank = 49: .* its hidden size, 48; take that many or fewer",
+        ),
         ({"hidden_act": "relu"}, {}, r"config\.json: hidden_act 'relu' is not supported"),
         (rope("dynamic"), {}, r"config\.json: rope_type 'dynamic' is not supported; expected def"),
         (
@@ -140,6 +145,12 @@ def test_every_rope_that_is_written_passes(tmp_path: Path, kind: str) -> None:
     more = {"linear": {}, "yarn": {}, "llama3": bands}[kind]
     long_before = {} if kind == "linear" else {"original_max_position_embeddings": 64}
     checked(save_source(tmp_path, config=rope(kind, **more, **long_before)))
+
+
+def test_scaled_positions_under_their_old_key_are_read(tmp_path: Path) -> None:
+    """Case 13b. That they are kept: tests/atp_export/test_onnx.py."""
+    old = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    checked(save_source(tmp_path, config=old))
 
 
 def test_what_no_stage_that_runs_would_refuse_passes(tmp_path: Path) -> None:

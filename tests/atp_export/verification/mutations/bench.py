@@ -159,7 +159,10 @@ class Export:
         """What `verify` says of one fault."""
         # Damaged graphs end in errors that are expected; ONNX Runtime prints each.
         ort.set_default_logger_severity(4)
-        judge = fault.make()
+        try:
+            judge = fault.make()
+        except ValueError as error:  # gptq reads what a model computes before anything is written.
+            return _refused(fault, error)
         report = verify(
             self.folder / "onnx",
             judge,
@@ -235,6 +238,18 @@ class Export:
 
     def _as_shipped(self) -> Answers:
         return [list(observe(Session(self.folder / "onnx", provider=CPU), self._asked))]
+
+
+def _refused(fault: Fault, error: ValueError) -> Outcome:
+    assert "finite" in str(error), error
+    return Outcome(
+        of=fault.of,
+        where=fault.where,
+        kind=fault.kind,
+        change=np.inf,
+        shipped_change=np.inf,
+        caught_by=("refused",),
+    )
 
 
 def _change(answers: Callable[[], Answers], unharmed: Answers) -> float:

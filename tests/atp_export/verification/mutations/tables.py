@@ -28,6 +28,7 @@ from tests.atp_export.verification.mutations.bench import (
 PAGE = ROOT / "docs" / "verify.md"
 BEGIN, END = "<!-- mutations: written by the command above -->", "<!-- mutations: end -->"
 SHORT = {
+    "refused": "refused",
     "crash": "crash",
     "runs": "runs",
     "finite": "finite",
