@@ -12,6 +12,7 @@ from atp_export.runtime.described import described
 from peft import PeftModel
 
 from atp_edge.config import Config
+from atp_edge.data.chat import chat_ids
 from atp_edge.data.encoding import prompt_ids
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.gate.prompts import Ask
@@ -57,21 +58,13 @@ def shipped(
     return model, _ask_torch(model, tokenizer_of(config), new_tokens)
 
 
-def _rendered(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
-    if not chat:
-        return list(prompts)
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for prompt in prompts
-    ]
+def _ids(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+    return [(chat_ids if chat else prompt_ids)(tokenizer, prompt) for prompt in prompts]
 
 
 def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
     def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rendered = _rendered(generator.tokenizer, prompts, chat)
-        rows = [prompt_ids(generator.tokenizer, p, rendered=chat) for p in rendered]
+        rows = _ids(generator.tokenizer, prompts, chat)
         made = generate_tokens(
             generator.session, rows, max_new_tokens=new_tokens, ends=generator.ends
         )
@@ -82,9 +75,7 @@ def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
 
 def _ask_torch(model: LanguageModel, tokenizer: Any, new_tokens: int) -> Ask:
     def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rows = [
-            prompt_ids(tokenizer, p, rendered=chat) for p in _rendered(tokenizer, prompts, chat)
-        ]
+        rows = _ids(tokenizer, prompts, chat)
         made = model.generate(rows, new_tokens=new_tokens, end=tokenizer.eos_token_id)
         return list(tokenizer.batch_decode(made, skip_special_tokens=True))
 

@@ -20,6 +20,7 @@ class Answering:
 
     pieces: tuple[str, ...] = ("Yes", ".")
     asked: Any = None
+    domain: Any = None
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.tokenizer = tokenizer_of("byte-level", template=CHATML)
