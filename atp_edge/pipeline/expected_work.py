@@ -27,6 +27,7 @@ def expected_work(config: Config, stages: Sequence[StageName]) -> list[tuple[str
         "export": [("export", EXPORT)],
         "verify": [("verify", VERIFY)],
         "bench": [("bench", BENCH)],
+        "gate": [("gate", VERIFY)],
         "report": [("report", 1.0)],
     }
     return [work for stage in stages for work in works[stage]]
