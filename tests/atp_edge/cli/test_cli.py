@@ -265,7 +265,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
             "expected nearest, k-quant, gptq",
         ),
         (["bench", "--precision", "int4"], "--precision int4 goes with --peers"),
-        (["verify"], "either --out RUN or --manifest FOLDER"),
+        (["verify"], "either --out RUN (and --folder) or --manifest FOLDER"),
     ],
 )
 def test_bad_input_is_one_clear_error(
