@@ -129,7 +129,7 @@ def test_what_is_protected_is_pinned_and_checked(source: Path, tmp_path: Path) -
         open_run(plain, inputs_of(plain))
     before = file.read_text()
     file.write_text(before + "\n" + json.dumps({"text": "more"}))
-    with pytest.raises(ValueError, match=r"the protect of .* protect\.jsonl changed"):
+    with pytest.raises(ValueError, match=r"the protect of .*protect\.jsonl changed"):
         open_run(own, inputs_of(own))
     file.write_text(before)
     with pytest.raises(ValueError, match=r"nowhere\.jsonl"):
