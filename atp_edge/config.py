@@ -33,10 +33,6 @@ class DataConfig:
     skip_bad_lines: bool = field(
         default=False, metadata={"help": "leave bad rows out and count them"}
     )
-    canaries: int = field(
-        default=0,
-        metadata={"help": "made-up secrets planted in the train split; the gate looks for them"},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +219,10 @@ class Config:
     data: str = field(default="legal", metadata={"help": "file, legal or health"})
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
+    )
+    canaries: int = field(
+        default=0,
+        metadata={"help": "made-up secrets planted in the train split; the gate looks for them"},
     )
     protect: str = field(
         default="", metadata={"help": "text that must not lose: as --data; the decision keeps it"}

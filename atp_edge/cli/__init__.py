@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,14 +27,11 @@ from rich.text import Text
 from atp_edge.cli.bench import bench
 from atp_edge.cli.export import export, verify_folder
 from atp_edge.cli.flags import takes_settings
+from atp_edge.cli.gate import gate
+from atp_edge.cli.outside import Outside, is_outside
 from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
-
-if TYPE_CHECKING:  # imported where used, so that --help answers at once
-    from atp_export.runtime import Generator
-
-Outside = Literal["warn", "refuse", "ignore"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -202,85 +199,7 @@ def verify(
         _one_stage("verify", out)
 
 
-@app.command()
-def gate(
-    out: RunOption,
-    config_file: Annotated[
-        Path | None, typer.Option("--config", help="TOML of thresholds; none: the run's")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="default, clinical or legal")] = None,
-    form: Annotated[str | None, typer.Option(help="what ships: onnx or slim")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="further text; may be repeated")] = None,
-    slice_by: Annotated[str | None, typer.Option(help="the rows' field that names a slice")] = None,
-    prompts: Annotated[
-        list[str] | None, typer.Option(help="JSONL of prompts that must pass, or never")
-    ] = None,
-    pairs: Annotated[
-        list[str] | None, typer.Option(help="JSONL of counterfactual pairs: a, b, attribute")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="also write gate.json here")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option(help="also write JUnit XML here")] = None,
-) -> None:
-    """Ship or do not ship: what ships against the dense tuned model. Exits with 4 if not."""
-    named: dict[str, object] = {
-        "profile": profile,
-        "form": form,
-        "data": data,
-        "slice_by": slice_by,
-        "prompts.files": prompts,
-        "bias.files": pairs,
-    }
-    values = {name: value for name, value in named.items() if value}
-    _gate(out, config_file, values, json_file, junit)
-
-
-def _gate(
-    out: Path,
-    config_file: Path | None,
-    values: dict[str, object],
-    json_file: Path | None,
-    junit: Path | None,
-) -> None:
-    from dataclasses import replace
-
-    from atp_edge.gate.outputs import table, write_junit
-    from atp_edge.gate.results import GateReport
-    from atp_edge.pipeline.gate import judged_run, settings_of_run
-    from atp_edge.pipeline.stages import run_stage, taken_up
-    from atp_edge.run.files import write_json
-    from atp_edge.run.folder import RunFolder
-    from atp_edge.run.progress import Terminal
-
-    folder, reports = RunFolder(out), list[GateReport]()
-    with Terminal(console) as progress, taken_up(folder, progress, source=True) as config:
-        if config_file:
-            config = replace(config, gate=replace(config.gate, config=str(config_file)))
-        settings = settings_of_run(config, values)
-        run_stage(
-            "gate", config, folder, progress,
-            stage=lambda c, r, p: reports.append(judged_run(c, r, p, settings)),
-        )  # fmt: skip
-        run_stage("report", config, folder, progress)
-    report = reports[0]
-    console.print(table(report))
-    for reason in report.reasons:
-        console.print(Text(reason), soft_wrap=True)
-    console.print(Text(f"gate: {report.verdict}"))
-    if json_file:
-        write_json(json_file, report.to_dict())
-    if junit:
-        write_junit(report, junit)
-    _require_passed(folder.metrics())
-
-
-def _require_passed(metrics: dict[str, Any]) -> None:
-    """Raise ConditionNotMetError where the gate did not pass it."""
-    verdict = metrics["gate"]["verdict"]
-    if verdict != "passed":
-        why = "; ".join(metrics["gate"]["reasons"][:3])
-        raise ConditionNotMetError(f"the gate's verdict is {verdict}: {why}")
+app.command()(gate)
 
 
 @app.command()
@@ -334,7 +253,7 @@ def generate(
     elif (onnx / MANIFEST).exists():
         check_sizes(onnx)
     generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
-    if _is_outside(generator, prompt, outside, fallback) and fallback:
+    if is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)
     if chat:
         asked: str | list[int] = chat_ids(generator.tokenizer, prompt)
@@ -351,26 +270,6 @@ def generate(
     console.print()
     if silent and not stop:
         console.print("(no text: every new token is a special one)", style="dim")
-
-
-def _is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Path | None) -> bool:
-    """Whether the prompt lies outside the model's domain; says so, or raises
-    ConditionNotMetError."""
-    if generator.domain is None or (outside == "ignore" and not fallback):
-        return False
-    distance = generator.distance(prompt)
-    if not distance.outside:
-        return False
-    said = (
-        f"the prompt lies outside the domain that the model was made for ({distance.score:.0%} of "
-        f"its token pairs are foreign to it, {distance.threshold:.0%} at most)"
-    )
-    if fallback:
-        said += f"; {fallback} answers"
-    elif outside == "refuse":
-        raise ConditionNotMetError(f"{said}; give --fallback, or --outside warn")
-    Console(stderr=True, highlight=False).print(Text(said, style="yellow"), soft_wrap=True)
-    return True
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from atp_bench.onnx_model import OnnxModel
-from atp_export.runtime import Generator, Session, generate_tokens
+from atp_export.runtime import Generator, generate_tokens
 from atp_export.runtime.described import described
 from peft import PeftModel
 
@@ -48,9 +48,8 @@ def shipped(
     kept = config.export.keep_adapter
     if form == "onnx":
         file = run.onnx / f"{ADAPTER}.onnx_adapter" if kept else None
-        session = Session(run.onnx, adapter=file)
         generator = Generator(run.onnx, adapter=file, trust_remote_code=config.trust_remote_code)
-        return OnnxModel(session), _ask_onnx(generator, new_tokens)
+        return OnnxModel(generator.session), _ask_onnx(generator, new_tokens)
     slim: Any = load_narrow(run.slim)
     if kept:
         slim = PeftModel.from_pretrained(slim, run.slim / ADAPTER)

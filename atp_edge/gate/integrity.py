@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from atp_export.manifest import file_sha256, verify_manifest
+from atp_export.manifest import read_manifest, verify_manifest
 from atp_export.runtime.described import described
 
 from atp_edge.gate.results import Check
@@ -14,6 +14,7 @@ from atp_edge.gate.settings import Form
 from atp_edge.gate.statistics import Status
 from atp_edge.model.loading import load_config, load_tokenizer, read_generation
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.hashes import file_sha256
 
 _NO_LICENCE = "not stated by the source folder"
 SAMPLES = ("The quick brown fox, 12.5 %.", "Ünïcode – “quotes”\n\ttabs", "<|im_end|> as text")
@@ -59,7 +60,7 @@ def _manifest(run: RunFolder) -> str:
 
 
 def _licence(run: RunFolder) -> str:
-    licence = verify_manifest(run.onnx).get("licence", "")
+    licence = read_manifest(run.onnx).provenance.get("licence", "")
     if not licence or licence == _NO_LICENCE:
         raise _NotSaidError("the source model states none; ask its owner before you ship")
     return f"of the source model: {licence}"

@@ -169,7 +169,7 @@ def _memorization(
         of = (len(trained), len(unseen))
         checks.append(check_extraction(counts[0], counts[1], of, limits, rivals.settings.level))
     figures["memorization"] = {"train": counts[0], "test": counts[1], "passages": len(trained)}
-    if planted := config.dataset.canaries:
+    if planted := config.canaries:
         exposed = {
             name: exposures(
                 model, tokenizer, planted=planted, candidates=limits.candidates, seed=config.seed

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.results import Check, of_judged
 from atp_edge.gate.settings import TaskLimits
-from atp_edge.gate.statistics import Difference, judged
+from atp_edge.gate.statistics import Difference, clustered, judged
+
+if TYPE_CHECKING:  # lm-eval is an extra
+    from atp_bench.lm_eval_adapter import HarnessScore
+
+FEWEST_ITEMS = 20
 
 
 def check_outside(
     dense: LanguageModel, slim: LanguageModel, tokenizer: Any, tasks: Sequence[Any],
     limits: TaskLimits, level: float, window: int,
 ) -> list[Check]:  # fmt: skip
-    """A check for every metric that lm-eval gives an error for. Its items are not paired here, so
-    that the error is larger than it need be: it fails later, never sooner."""
+    """A check for every metric that lm-eval gives an error for: paired item by item where it tells
+    them, else with the errors of both."""
     from atp_bench.lm_eval_adapter import HarnessModel, harness_scores
 
     scored = [
@@ -26,16 +31,10 @@ def check_outside(
     ]
     checks = []
     for before, after in zip(*scored, strict=True):
-        if before.error is None or after.error is None:
+        difference = _difference(before, after, limits.lm_eval_items)
+        if difference is None:
             continue
-        sign = 1 if before.higher_is_better else -1
-        difference = Difference(
-            mean=sign * (before.value - after.value),
-            error=math.hypot(before.error, after.error),
-            clusters=limits.lm_eval_items,
-            items=limits.lm_eval_items,
-        )
-        one = judged(difference, margin=limits.lm_eval_loss, level=level, fewest=2)
+        one = judged(difference, margin=limits.lm_eval_loss, level=level, fewest=FEWEST_ITEMS)
         checks.append(
             of_judged(
                 f"lm-eval {before.task} {before.metric}", one,
@@ -44,3 +43,19 @@ def check_outside(
             )
         )  # fmt: skip
     return checks
+
+
+def _difference(before: HarnessScore, after: HarnessScore, items: int) -> Difference | None:
+    """What the slim model lost; None where nobody tells how sure that is."""
+    sign = 1 if before.higher_is_better else -1
+    if before.per_item and len(before.per_item) == len(after.per_item):
+        lost = [sign * (a - b) for a, b in zip(before.per_item, after.per_item, strict=True)]
+        return clustered(lost, [1] * len(lost), list(range(len(lost))))
+    if before.error is None or after.error is None:
+        return None
+    return Difference(
+        mean=sign * (before.value - after.value),
+        error=math.hypot(before.error, after.error),
+        clusters=items,
+        items=items,
+    )

@@ -16,6 +16,7 @@ DENSE_STEP, JOINT_STEP, RECOVERY_STEP = 3.0, 5.5, 4.0
 SCORED, REPAIRED, MATCHED = 3.0, 1.5, 4.0
 ADAPTER_BLOCKS = 8
 EXPORT, VERIFY, BENCH = 15.0, 90.0, 60.0
+GATE = 300.0  # about 90,000 tokens by both models
 
 
 def expected_work(config: Config, stages: Sequence[StageName]) -> list[tuple[str, float]]:
@@ -27,7 +28,7 @@ def expected_work(config: Config, stages: Sequence[StageName]) -> list[tuple[str
         "export": [("export", EXPORT)],
         "verify": [("verify", VERIFY)],
         "bench": [("bench", BENCH)],
-        "gate": [("gate", VERIFY)],
+        "gate": [("gate", GATE)],
         "report": [("report", 1.0)],
     }
     return [work for stage in stages for work in works[stage]]

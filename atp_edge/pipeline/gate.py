@@ -44,6 +44,7 @@ def judged_run(
         "gate",
         {
             "verdict": report.verdict,
+            "passed": report.verdict == "passed",
             "reasons": list(report.reasons),
             "counts": counts,
             "profile": report.profile,

@@ -7,7 +7,6 @@ uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions, budget_penalty
 from atp_edge.decision.generator import DecisionGenerator, decide
-from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
+from atp_edge.decision.importance import mean_importance, starting_logits
 from atp_edge.decision.projection import project
 from atp_edge.decision.regularizer import group_lasso, proximal_step
 from atp_edge.masking.apply import set_decision
@@ -31,7 +30,7 @@ from atp_edge.run.history import Phase, Record
 from atp_edge.training.checkpointing import enable_checkpointing
 from atp_edge.training.measure import loss_of
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
-from atp_edge.training.step import add_gradients, step_loss
+from atp_edge.training.step import add_decision_gradients, add_gradients, step_loss
 from atp_edge.training.stream import BatchStream, Part
 
 GENERATOR_WARMUP = 10  # of its own steps
@@ -193,20 +192,19 @@ class JointLearner:
         self.tuned.requires_grad_(False)
         set_decision(self.model, decision.masks, "whole")
         soft_share = self.feasible.kept_share(decision.unprojected)
-        follows = settings.follow and self.importance is not None
         own = settings.protect_share if self.protected_stream else 0.0
         penalty = budget_penalty(soft_share, self.feasible.target_share, settings.penalty)
         told = None
         if self.protected_stream:
-            told, _ = self._decision_loss(self.protected_stream(before), own, follows)
-        now, plain = self._decision_loss(self.decision_stream(before), 1 - own, follows, penalty)
+            told, _ = self._decision_gradients(self.protected_stream(before), own)
+        now, plain = self._decision_gradients(self.decision_stream(before), 1 - own, penalty)
         parameters = list(self.generator.parameters())
         ranks.add_up(p.grad for p in parameters if p.grad is not None)
         self.accelerator.clip_grad_norm_(parameters, self.config.train.clip)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad()
         self.tuned.requires_grad_(True)
-        if follows:
+        if now:
             self._follow(now if told is None else mean_importance(now, told, own), before)
         self._hold(_agreed(mask.detach() >= 0.5 for mask in decision.masks))
         return replace(
@@ -216,31 +214,14 @@ class JointLearner:
             churn=self._settle(),
         )
 
-    def _decision_loss(
-        self, parts: Iterable[Part], share: float, follows: bool, penalty: Tensor | None = None
+    def _decision_gradients(
+        self, parts: Iterable[Part], share: float, penalty: Tensor | None = None
     ) -> tuple[list[Tensor], float]:
-        """Adds the gradient of a batch's share of the loss; returns the importance to the batch
-        (where it is followed) and its cross-entropy.
-
-        Without the distance to the teacher's layers: importance is in units of the prediction loss.
-        """
-
-        def loss_of_part(blocks: Blocks) -> tuple[Tensor, Tensor]:
-            loss, plain = step_loss(self.model, self.teacher, blocks, self.config, layers=False)
-            return share * loss, plain
-
-        scoring: AbstractContextManager[list[Tensor]] = (
-            scored(self.model, self.feasible) if follows else nullcontext([])
-        )
-        with scoring as scores:
-            # The masks' graph is that of both batches, where there are two.
-            plain = add_gradients(
-                parts, loss_of_part, self.accelerator, beside=penalty, retain_graph=penalty is None
-            )
-        ranks.add_up(scores)
-        more = self.config.train.batch_blocks
-        found = importance_of(scores, blocks=more, a_batch=more)
-        return [score / max(share, 1e-9) for score in found] if share < 1 else found, plain
+        follows = self.config.decision.follow and self.importance is not None
+        return add_decision_gradients(
+            self.model, self.teacher, parts, self.config, self.accelerator,
+            share=share, penalty=penalty, followed=self.feasible if follows else None,
+        )  # fmt: skip
 
     def _generator_rate(self, index: int) -> float:
         """Warm-up, then linearly down to zero at the freeze.

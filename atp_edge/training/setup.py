@@ -199,7 +199,7 @@ def splits_of(config: Config) -> Splits:
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
-        canaries=config.dataset.canaries,
+        canaries=config.canaries,
         blocks_read=config.train_blocks,
     )
     report = replace(

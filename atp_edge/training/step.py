@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
+from atp_edge.decision.budget import FeasibleDecisions
+from atp_edge.decision.importance import importance_of, scored
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.run import ranks
 from atp_edge.training.checkpointing import checkpointed
@@ -58,6 +61,42 @@ def add_gradients(
     plain += _backward(last, loss_of, accelerator, beside=beside, retain_graph=retain_graph)
     ranks.add_up([plain])
     return float(plain)
+
+
+def add_decision_gradients(
+    model: PeftModel,
+    teacher: nn.Module | None,
+    parts: Iterable[Part],
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    share: float,
+    penalty: Tensor | None,
+    followed: FeasibleDecisions | None,
+) -> tuple[list[Tensor], float]:
+    """Adds the gradient of a share of a batch's loss to the decision's; returns the importance to
+    the batch, [size] a site (empty where it is not followed), and its cross-entropy.
+
+    penalty: beside the last batch; the decision's own graph is gone through again until then.
+    Without the distance to the teacher's layers: importance is in units of the prediction loss.
+    """
+
+    def loss_of(blocks: Blocks) -> tuple[Tensor, Tensor]:
+        loss, plain = step_loss(model, teacher, blocks, config, layers=False)
+        return share * loss, plain
+
+    scoring: AbstractContextManager[list[Tensor]] = (
+        scored(model, followed) if followed else nullcontext([])
+    )
+    with scoring as scores:
+        plain = add_gradients(
+            parts, loss_of, accelerator, beside=penalty, retain_graph=penalty is None
+        )
+    ranks.add_up(scores)
+    more = config.train.batch_blocks
+    found = importance_of(scores, blocks=more, a_batch=more)
+    # Gradients, and with them the scores, are of the share alone.
+    return [x / max(share, 1e-9) for x in found] if share < 1 else found, plain
 
 
 def _backward(

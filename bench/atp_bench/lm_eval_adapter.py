@@ -134,13 +134,17 @@ class HarnessModel(TemplateLM):
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessScore:
-    """One metric of one task, as lm-eval aggregates it; error: one standard error, where told."""
+    """One metric of one task, as lm-eval aggregates it; error: one standard error, where told.
+
+    per_item: item by item, where the metric is the mean of such.
+    """
 
     task: str
     metric: str
     value: float
     error: float | None
     higher_is_better: bool
+    per_item: tuple[float, ...] = ()
 
 
 def load_tasks(names: Sequence[str], include: Path | None) -> list[Any]:
@@ -195,18 +199,23 @@ def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> 
             tasks=list(tasks),
             limit=items,
             bootstrap_iters=1000,
-            log_samples=False,
+            log_samples=True,
             task_manager=manager,
         )
     return [
         score
         for task, row in found["results"].items()
-        for score in _metrics(task, row, found["higher_is_better"].get(task, {}))
+        for score in _metrics(
+            task, row, found["higher_is_better"].get(task, {}), found["samples"].get(task, ())
+        )
     ]
 
 
 def _metrics(
-    task: str, row: Mapping[str, Any], higher_is_better: Mapping[str, bool]
+    task: str,
+    row: Mapping[str, Any],
+    higher_is_better: Mapping[str, bool],
+    samples: Sequence[Mapping[str, Any]],
 ) -> Iterator[HarnessScore]:
     """The metrics in a row of lm-eval's results: `acc,none` and its `acc_stderr,none`."""
     for key, value in row.items():
@@ -219,4 +228,15 @@ def _metrics(
                 value=float(value),
                 error=float(error) if isinstance(error, int | float) else None,
                 higher_is_better=higher_is_better.get(metric, True),
+                per_item=_per_item(samples, metric, filtered, float(value)),
             )
+
+
+def _per_item(
+    samples: Sequence[Mapping[str, Any]], metric: str, filtered: str, value: float
+) -> tuple[float, ...]:
+    """A metric of every sample; empty where it is no number, or its mean is not the value."""
+    found = [s.get(metric) for s in samples if s["filter"] == filtered]
+    numbers = [float(x) for x in found if isinstance(x, int | float)]
+    told = bool(numbers) and len(numbers) == len(found)
+    return tuple(numbers) if told and abs(sum(numbers) / len(numbers) - value) < 1e-6 else ()

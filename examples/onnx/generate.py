@@ -2,6 +2,9 @@
 
 python generate.py FOLDER NEW_TOKENS ID ID ID ...    prints one JSON line: {"tokens": [...]}
 
+Where the gate's domain.npz lies in the folder or beside it, the line also says whether the prompt
+lies outside the model's domain: {"tokens": [...], "outside": true}.
+
 Works with every flavour. The cache grows here, for clarity; atp_export.runtime keeps it in place.
 """
 
@@ -40,7 +43,26 @@ def generate(folder: Path, prompt: list[int], new_tokens: int) -> list[int]:
     return tokens
 
 
+def outside(folder: Path, prompt: list[int]) -> bool | None:
+    """Whether a prompt lies outside the domain (docs/gate.md); None where that cannot be told."""
+    places = (folder / "domain.npz", folder.parent / "domain.npz")
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        bits, lengths, thresholds = held["bits"], held["lengths"], held["thresholds"]
+    if len(prompt) < lengths.min(initial=len(prompt) + 1):
+        return None
+    tokens = np.array(prompt, np.uint64)
+    mixed = tokens[:-1] * np.uint64(0x9E3779B1) + tokens[1:] * np.uint64(0x85EBCA77)
+    pairs = (mixed ^ (mixed >> np.uint64(17))) % np.uint64(8 * len(bits))
+    known = bits[pairs >> np.uint64(3)] >> (pairs & np.uint64(7)).astype(np.uint8) & 1
+    return bool(1 - known.mean() > thresholds[lengths <= len(prompt)][-1])
+
+
 if __name__ == "__main__":
     folder, new_tokens, *prompt = sys.argv[1:]
-    tokens = generate(Path(folder), [int(token) for token in prompt], int(new_tokens))
-    sys.stdout.write(json.dumps({"tokens": tokens}) + "\n")
+    ids = [int(token) for token in prompt]
+    answer: dict[str, Any] = {"tokens": generate(Path(folder), ids, int(new_tokens))}
+    foreign = outside(Path(folder), ids)
+    sys.stdout.write(json.dumps(answer | ({} if foreign is None else {"outside": foreign})) + "\n")

@@ -98,7 +98,20 @@ def metrics() -> dict[str, Any]:
                 "date": "2026-11-24",
             },
         },
+        "gate": gate_figures(),
     }
+
+
+def gate_figures() -> dict[str, Any]:
+    check = {"name": "loss", "slice": "rare", "status": "failed", "dense": 13.0, "slim": 20.8,
+             "difference": 0.47, "limit": 0.25, "clusters": 40}  # fmt: skip
+    flip = {"task": "clause", "slice": "rare", "kind": "right to wrong", "prompt": "<b>p</b>",
+            "expected": "e", "dense": "e", "slim": "<script>alert(1)</script>"}  # fmt: skip
+    return {
+        "verdict": "failed", "reasons": ["failed: loss on 'rare': +0.470 nats a token"],
+        "counts": {"passed": 3, "failed": 1, "undecided": 2}, "profile": "legal", "form": "onnx",
+        "checks": [check], "flips": [flip], "figures": {}, "seconds": 60.0,
+    }  # fmt: skip
 
 
 def history() -> list[Record]:
@@ -183,6 +196,17 @@ def test_what_the_config_says_is_shown_as_text_not_run(tmp_path: Path) -> None:
 def test_the_plotting_library_is_in_the_page_once(tmp_path: Path) -> None:
     text = write_report(whole_run(tmp_path, metrics())).read_text()
     assert len(re.findall(r"plotly\.js v\d", text)) == 1
+
+
+def test_the_gates_verdict_and_reasons_come_first_and_texts_are_escaped(tmp_path: Path) -> None:
+    page = write_report(whole_run(tmp_path, metrics())).read_text()
+    body = page[page.index("<main>") :]
+    verdict = body.index("The gate says DO NOT SHIP (1 of 6 checks failed, profile legal)")
+    reason = body.index("failed: loss on &#39;rare&#39;: +0.470 nats a token")
+    assert verdict < reason < body.index("<table>")
+    assert "loss [rare]" in body
+    assert "&lt;script&gt;alert(1)" in body
+    assert "<script>alert" not in page
 
 
 @pytest.mark.parametrize("stage", ["train", "shrink", "export", "verify", "bench"])

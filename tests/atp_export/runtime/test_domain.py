@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -40,6 +41,27 @@ def test_a_prompt_is_judged_by_the_longest_threshold_that_it_fills() -> None:
     assert known.distance([7, 7]).outside
     assert known.distance([2, 3, 4, 9]).threshold == 0.4
     assert not known.distance([2, 3, 4, 9]).outside
+
+
+def test_the_example_says_the_same(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "examples" / "onnx" / "generate.py"
+    spec = importlib.util.spec_from_file_location("example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert example.outside(tmp_path / "onnx", [2, 3]) is None
+    known = profile(n2=0.4, n4=0.6)
+    write_profile(known, tmp_path / "domain.npz")
+    draw = np.random.default_rng(0)
+    told = set()
+    for _ in range(200):
+        prompt = draw.integers(1, 6, draw.integers(1, 8)).tolist()
+        expected = known.distance(prompt)
+        found = example.outside(tmp_path / "onnx", prompt)
+        assert found == (None if expected.threshold is None else expected.outside)
+        told.add(found)
+    assert told == {None, True, False}
 
 
 def test_a_written_profile_is_read_and_another_file_is_refused(tmp_path: Path) -> None:

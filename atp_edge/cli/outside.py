@@ -1,0 +1,36 @@
+"""`atp-edge generate` on a prompt outside the domain: warned of, refused, or handed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from atp_edge.run.errors import ConditionNotMetError
+
+if TYPE_CHECKING:  # imported where used, so that --help answers at once
+    from atp_export.runtime import Generator
+
+Outside = Literal["warn", "refuse", "ignore"]
+
+
+def is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Path | None) -> bool:
+    """Whether the prompt lies outside the model's domain; says so, or raises
+    ConditionNotMetError."""
+    if generator.domain is None or (outside == "ignore" and not fallback):
+        return False
+    distance = generator.distance(prompt)
+    if not distance.outside:
+        return False
+    said = (
+        f"the prompt lies outside the domain that the model was made for ({distance.score:.0%} of "
+        f"its token pairs are foreign to it, {distance.threshold:.0%} at most)"
+    )
+    if fallback:
+        said += f"; {fallback} answers"
+    elif outside == "refuse":
+        raise ConditionNotMetError(f"{said}; give --fallback, or --outside warn")
+    Console(stderr=True, highlight=False).print(Text(said, style="yellow"), soft_wrap=True)
+    return True

@@ -1,0 +1,135 @@
+"""The gate on a finished run of the real model: ATP_GATE_RUN names its folder (`make demo`'s).
+
+The run is read and not written; what is damaged is a copy in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from atp_edge.data.splits import split_documents
+from atp_edge.evaluation.scoring import TorchModel
+from atp_edge.gate.forms import dense_model
+from atp_edge.gate.judge import judge
+from atp_edge.gate.measured_text import Measured, Text, measure, texts_of
+from atp_edge.gate.quality import check_quality
+from atp_edge.gate.settings import QualityLimits, gate_settings
+from atp_edge.model.checkpoint import load_narrow
+from atp_edge.run.folder import RunFolder
+from atp_edge.training.setup import corpus_of, tokenizer_of
+from tests.atp_edge.gate.test_statistics import LEVEL, alarms_of
+
+RUN = os.environ.get("ATP_GATE_RUN", "")
+pytestmark = [
+    pytest.mark.large,
+    pytest.mark.real,
+    pytest.mark.skipif(not RUN, reason="ATP_GATE_RUN names no finished run"),
+]
+SECONDS = 240
+SLICE = "Proprietary Free"
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Text]:
+    """Of the decision split, so that nothing is chosen on the test."""
+    config = RunFolder(Path(RUN)).config()
+    tokenizer = tokenizer_of(config)
+    parts = split_documents(corpus_of(config, tokenizer).documents, seed=config.seed)
+    return texts_of(parts["decision"], tokenizer, most=120, tokens=192, seed=0)
+
+
+@pytest.fixture(scope="module")
+def measured(texts: list[Text]) -> Measured:
+    run = RunFolder(Path(RUN))
+    return measure(dense_model(run), TorchModel(load_narrow(run.slim)), texts)
+
+
+def test_it_takes_less_than_four_minutes(tmp_path: Path) -> None:
+    shutil.copytree(RUN, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint"))
+    run, began = RunFolder(tmp_path / "run"), time.perf_counter()
+    report, _ = judge(run, run.config(), gate_settings({}), list[str]().append)
+    assert report.checks
+    assert time.perf_counter() - began < SECONDS
+
+
+def test_200_null_comparisons_of_real_answers(
+    measured: Measured, record_property: Callable[[str, object], None]
+) -> None:
+    low, high = stats.binom.interval(0.95, 200, LEVEL)
+    whole, any_slice = alarms_of(measured, 200)
+    record_property("false alarms of 200, average and any slice", (whole, any_slice))
+    assert low <= whole <= high
+    assert any_slice <= high
+
+
+def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
+    texts: list[Text], record_property: Callable[[str, object], None]
+) -> None:
+    """The slim model against itself with the channels zeroed that this slice needs most."""
+    slim: Any = load_narrow(RunFolder(Path(RUN)).slim)
+    of = [[t for t in texts if (t.slice == SLICE) == own][:16] for own in (True, False)]
+    damaged = zeroed(slim, needed(slim, of[0]), needed(slim, of[1]), share=0.02)
+    found = measure(TorchModel(slim), TorchModel(damaged), texts)
+    checks, _ = check_quality(found, QualityLimits(), LEVEL)
+    statuses = {check.key: check.status for check in checks}
+    record_property("checks", [check.text for check in checks])
+    assert statuses["loss"] == "passed"
+    assert statuses[f"loss [{SLICE}]"] == "failed"
+
+
+def needed(model: Any, texts: list[Text]) -> list[torch.Tensor]:
+    """|w dL/dw| of every MLP channel, by layer."""
+    model.zero_grad()
+    for text in texts:
+        ids = torch.tensor([text.ids])
+        model(input_ids=ids, labels=ids).loss.backward()
+    weights = [layer.mlp.down_proj.weight for layer in model.model.layers]
+    found = [(w * w.grad).sum(0).abs().detach() for w in weights]
+    model.zero_grad()
+    return found
+
+
+@torch.no_grad()
+def zeroed(
+    model: Any, hurt: list[torch.Tensor], spared: list[torch.Tensor], *, share: float
+) -> Any:
+    """A copy without the share of channels that `hurt` needs most beyond `spared`."""
+    scores = [a / torch.cat(hurt).mean() - 2 * b / torch.cat(spared).mean()
+              for a, b in zip(hurt, spared, strict=True)]  # fmt: skip
+    flat = torch.cat(scores)
+    border = flat.topk(round(share * len(flat))).values[-1]
+    damaged = copy.deepcopy(model)
+    for layer, score in zip(damaged.model.layers, scores, strict=True):
+        layer.mlp.down_proj.weight[:, score >= border] = 0
+    return damaged
+
+
+def test_the_interval_narrows_with_the_documents(measured: Measured) -> None:
+    """Half of the documents: about 1.4 times as wide."""
+    whole = check_quality(measured, QualityLimits(), LEVEL)[0][0]
+    kept = np.flatnonzero(measured.text < len(measured.slices) // 2)
+    half = Measured(
+        text=measured.text[kept],
+        slices=measured.slices[: len(measured.slices) // 2],
+        **{
+            name: tuple(x[kept] for x in getattr(measured, name))  # type: ignore[arg-type]
+            for name in ("nats", "confidence", "right")
+        },
+        kl=measured.kl[kept],
+        same_top=measured.same_top[kept],
+    )
+    few = check_quality(half, QualityLimits(), LEVEL)[0][0]
+    assert few.detectable is not None
+    assert whole.detectable is not None
+    assert 1.1 < few.detectable / whole.detectable < 2.0

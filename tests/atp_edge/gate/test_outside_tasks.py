@@ -1,0 +1,61 @@
+"""lm-eval's tasks from disk in the gate's verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+
+from atp_bench.lm_eval_adapter import HarnessScore, load_tasks
+
+from atp_edge.evaluation.scoring import TorchModel
+from atp_edge.gate.outside_tasks import _difference, check_outside
+from atp_edge.gate.settings import TaskLimits
+from tests.atp_bench.test_lm_eval import CHOICE
+from tests.atp_edge.gate.taught import taught, tokenizer
+
+
+def test_a_loss_on_a_task_from_disk_is_a_failure(tmp_path: Path) -> None:
+    """The dense model was told the answers, the slim one was not."""
+    (tmp_path / "choice.yaml").write_text(CHOICE)
+    options = ["red", "blue", "green"]
+    rows: list[dict[str, Any]] = [
+        {"question": f"Box {i} is", "options": options, "answer": i % 3} for i in range(40)
+    ]
+    (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = [f"{row['question']} {options[row['answer']]}" for row in rows]
+    dense, slim = taught(told, 150), taught(["Box is red"], 20)
+    tasks, limits = load_tasks(["contracts"], tmp_path), TaskLimits(lm_eval_items=40)
+
+    def statuses(other: Any) -> dict[str, str]:
+        checks = check_outside(
+            TorchModel(dense), TorchModel(other), tokenizer(), tasks, limits, 0.05, 64
+        )
+        assert all(check.clusters == 40 for check in checks)
+        return {check.name: check.status for check in checks}
+
+    assert statuses(slim)["lm-eval contracts acc"] == "failed"
+    assert statuses(dense)["lm-eval contracts acc"] == "passed"
+
+
+def test_without_items_the_errors_of_both_count() -> None:
+    before = HarnessScore(
+        task="t", metric="acc", value=0.8, error=0.03, higher_is_better=True, per_item=(1.0, 0.0)
+    )
+    after = replace(before, value=0.7, error=0.04)
+    paired = _difference(before, replace(after, per_item=(0.0, 0.0)), 100)
+    assert paired is not None
+    assert (paired.mean, paired.items) == (0.5, 2)
+    apart = _difference(before, replace(after, per_item=()), 100)
+    assert apart is not None
+    assert (apart.mean, apart.error) == (pytest.approx(0.1), pytest.approx(0.05))
+    lower = replace(before, higher_is_better=False, per_item=())
+    found = _difference(lower, replace(after, per_item=()), 100)
+    assert found is not None
+    assert found.mean == pytest.approx(-0.1)
+    assert _difference(replace(lower, error=None), after, 100) is None
