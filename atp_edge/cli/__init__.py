@@ -57,6 +57,11 @@ EXIT_CODES: Mapping[type[Exception], int] = {
 }
 """Of errors that say all there is to say; any other is a fault of ours."""
 
+Form = Literal["slim", "onnx", "adapter"]
+Push = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="then upload onnx/ to the Hub, private"),
+]
 RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 
 
@@ -89,14 +94,26 @@ def _atp_edge(
 
 @app.command()
 @takes_settings
-def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
+def run(
+    config: Config,
+    *,
+    dry_run: DryRun = False,
+    require: Require = None,
+    push_to: Push = None,
+) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
     from atp_edge.pipeline.require import check_conditions, parse_conditions
 
     conditions = parse_conditions(require or ())
+    if push_to is not None:
+        from atp_edge.run.hub import check_name
+
+        check_name(push_to)
     metrics = _stages(config, STAGES, dry_run=dry_run)
     if metrics is not None:
         check_conditions(conditions, metrics)
+        if push_to is not None:
+            push(push_to, Path(config.out))
 
 
 @app.command()
@@ -293,6 +310,21 @@ def report(out: RunOption, require: Require = None) -> None:
     _one_stage("report", out)
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
     check_conditions(conditions, RunFolder(out).metrics())
+
+
+@app.command()
+def push(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="a repository of the Hub")],
+    out: RunOption,
+    form: Annotated[Form, typer.Option(metavar="FORM", help="onnx, slim or adapter")] = "onnx",
+    public: Annotated[bool, typer.Option(help="a new repository is public")] = False,
+) -> None:
+    """Upload what a run ships, with its card, to the Hugging Face Hub."""
+    from atp_edge.pipeline.push import push as upload
+    from atp_edge.run.folder import RunFolder
+
+    address = upload(RunFolder(out), name, form, public=public)
+    console.print(Text(f"pushed: {address}"), soft_wrap=True)
 
 
 @app.command()

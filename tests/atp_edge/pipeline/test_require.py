@@ -38,11 +38,11 @@ def test_a_figure_equal_to_its_bound_is_not_less() -> None:
 
 
 def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
-    figures = metrics() | {"gate": {"passed": False}}
+    figures = metrics() | {"gate": {"verdict": "undecided"}}
     figures["verify"]["providers"]["CPUExecutionProvider"]["passed"] = False
     with pytest.raises(ConditionNotMetError, match=r"proven: it is not so; gate: it is not so"):
         check_conditions(parse_conditions(["proven", "gate"]), figures)
-    check_conditions(parse_conditions(["gate"]), {"gate": {"passed": True}})
+    check_conditions(parse_conditions(["gate"]), {"gate": {"verdict": "passed"}})
 
 
 @pytest.mark.parametrize(
