@@ -88,6 +88,8 @@ def _gate(gate: dict[str, Any]) -> Finding:
         tone=tones[gate["verdict"]],
         reasons=(*reasons[:_REASONS], *more),
     )
+
+
 def recovery_interval(metrics: dict[str, Any]) -> tuple[float, float] | None:
     """95 % interval of tuned dense over slim perplexity, where both answered the same blocks."""
     losses = metrics["train"].get("block_losses", {})
