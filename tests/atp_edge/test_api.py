@@ -100,7 +100,7 @@ def test_the_decision_is_learned_in_a_plain_loop_and_narrow_equals_masked() -> N
         accelerator.backward(task)
         optimizer.step()
         learner.regularize(1e-2, (step + 1) / 12)
-        first, last = first or float(task), float(task)
+        first, last = first or task.item(), task.item()
         assert learner.kept_share <= 0.6
     assert last < first
     moved = zip(before, learner.generator.parameters(), strict=True)
