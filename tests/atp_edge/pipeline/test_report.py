@@ -103,6 +103,15 @@ def metrics() -> dict[str, Any]:
                 "date": "2026-11-24",
             },
         },
+        "gate": {
+            "verdict": "undecided",
+            "reasons": ["recovery, all: undecided"],
+            "counts": {"passed": 3, "failed": 0, "undecided": 1},
+            "profile": "default",
+            "form": "onnx",
+            "checks": [],
+            "flips": [],
+        },
     }
 
 
