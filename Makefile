@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test test-floors test-large bench lint format clean
+.PHONY: demo test test-floors test-large bench docs lint format clean
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,15 @@ test-large: $(VENV)/installed $(LARGE)/transformers4/installed \
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench/suites --benchmark-autosave --benchmark-compare \
 	    --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+# The pages of docs/ as a site, build/site; a link that leads nowhere is an error.
+build/docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
+	touch $@
+
+docs: build/docs/installed
+	build/docs/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 Importing the package lets `AutoModelForCausalLM` load checkpoints of per-layer widths, from its
 first call on: importing transformers takes seconds, and the command line answers without it.
+What is public is in `__all__` and comes from `atp_edge.api` when it is asked for.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,30 @@ from types import ModuleType
 from typing import Any
 
 from wrapt import when_imported, wrap_function_wrapper
+
+__all__ = [
+    "Config",
+    "DecisionLearner",
+    "Generator",
+    "Plan",
+    "Run",
+    "Sampling",
+    "Verdict",
+    "load",
+    "narrow",
+    "read_plan",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("atp_edge.api"), name)
+    raise AttributeError(f"module 'atp_edge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @cache

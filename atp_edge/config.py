@@ -14,6 +14,7 @@ WidthsPolicy = Literal["uniform", "per-layer"]
 Flavour = Literal["ort", "standard", "portable"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Quantizer = Literal["nearest", "k-quant", "gptq"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,9 @@ from atp_edge.cli.bench import bench
 from atp_edge.cli.export import export, verify_folder
 from atp_edge.cli.flags import takes_settings
 from atp_edge.cli.gate import gate
-from atp_edge.cli.outside import Outside, is_outside
+from atp_edge.cli.generate import generate
+from atp_edge.cli.push import push
+from atp_edge.cli.shown import Log, Shown, Track
 from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
@@ -54,6 +56,10 @@ EXIT_CODES: Mapping[type[Exception], int] = {
 }
 """Of errors that say all there is to say; any other is a fault of ours."""
 
+Push = Annotated[
+    str | None,
+    typer.Option("--push", metavar="OWNER/NAME", help="then upload onnx/ to the Hub, private"),
+]
 RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 
 
@@ -86,25 +92,41 @@ def _atp_edge(
 
 @app.command()
 @takes_settings
-def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
+def run(
+    config: Config,
+    *,
+    dry_run: DryRun = False,
+    require: Require = None,
+    push_to: Push = None,
+    log: Log = "text",
+    track: Track = None,
+) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
     from atp_edge.pipeline.require import check_conditions, parse_conditions
 
     conditions = parse_conditions(require or ())
-    metrics = _stages(config, STAGES, dry_run=dry_run)
+    if push_to is not None:
+        from atp_edge.run.hub import check_name
+
+        check_name(push_to)
+    metrics = _stages(config, STAGES, dry_run=dry_run, shown=Shown(log=log, track=track))
     if metrics is not None:
         check_conditions(conditions, metrics)
+        if push_to is not None:
+            push(push_to, Path(config.out))
 
 
 @app.command()
 @takes_settings
-def train(config: Config, *, dry_run: DryRun = False) -> None:
+def train(
+    config: Config, *, dry_run: DryRun = False, log: Log = "text", track: Track = None
+) -> None:
     """Learn LoRA and the pruning decision together; writes plan.json, dense/ and adapter/."""
-    _stages(config, ("train",), dry_run=dry_run)
+    _stages(config, ("train",), dry_run=dry_run, shown=Shown(log=log, track=track))
 
 
 def _stages(
-    config: Config, names: tuple[StageName, ...], *, dry_run: bool
+    config: Config, names: tuple[StageName, ...], *, dry_run: bool, shown: Shown
 ) -> dict[str, Any] | None:
     """The figures of the run; None of a dry run, and on every rank but the first."""
     from atp_edge.pipeline.launch import check_ranks, follow, leading
@@ -117,28 +139,34 @@ def _stages(
         follow(config, Terminal(Console(quiet=True)))
         return None
     with leading():
-        return _lead(config, names, dry_run=dry_run)
+        return _lead(config, names, dry_run=dry_run, shown=shown)
 
 
-def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> dict[str, Any] | None:
+def _lead(
+    config: Config, names: tuple[StageName, ...], *, dry_run: bool, shown: Shown
+) -> dict[str, Any] | None:
     from atp_edge.pipeline.cost_estimate import cost_table
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
     from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
-    from atp_edge.run.progress import Terminal
     from atp_edge.training.setup import splits_of
 
+    shown.check()
     check_run(config, names)
-    console.print(cost_table(config))
+    if shown.for_people or dry_run:
+        console.print(cost_table(config))
     if dry_run:
         splits_of(config)  # What a run would read next, and refuse.
         return None
-    with Terminal(console) as progress:
+    with shown.progress(console, config) as progress:
         folder = run_stages(config, names, progress)
     metrics = folder.metrics()
-    console.print(table(metrics))
     verdict = verdict_of(metrics)
+    shown.end(console, metrics, verdict.sentence)
+    if not shown.for_people:
+        return metrics
+    console.print(table(metrics))
     console.print(Text(verdict.sentence, style=TONE_STYLE[verdict.tone]))
     for advice in verdict.advice:
         console.print(Text(advice))
@@ -214,62 +242,8 @@ def report(out: RunOption, require: Require = None) -> None:
     check_conditions(conditions, RunFolder(out).metrics())
 
 
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="text to go on from")],
-    out: RunOption,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 96,
-    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="nucleus")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="the likeliest so many; 0: all")] = 0,
-    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
-    chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
-    check: Annotated[bool, typer.Option(help="read every shipped file first")] = False,
-    outside: Annotated[
-        Outside, typer.Option(help="of a prompt outside the model's domain")
-    ] = "warn",
-    fallback: Annotated[
-        Path | None, typer.Option(help="an exported folder that takes prompts outside the domain")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="run code that the tokenizer's folder brings")
-    ] = False,
-) -> None:
-    """Talk to the slim ONNX model."""
-    from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
-    from atp_export.runtime import Generator, Sampling
-
-    from atp_edge.data.chat import chat_ids
-    from atp_edge.run.folder import RunFolder
-
-    run = RunFolder(out)
-    if run.config_toml.exists():
-        run.require("onnx")
-    onnx = run.onnx if run.onnx.is_dir() else out
-    if check:
-        verify_manifest(onnx)
-    elif (onnx / MANIFEST).exists():
-        check_sizes(onnx)
-    generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
-    if is_outside(generator, prompt, outside, fallback) and fallback:
-        generator = Generator(fallback, trust_remote_code=trust_remote_code)
-    if chat:
-        asked: str | list[int] = chat_ids(generator.tokenizer, prompt)
-    else:
-        asked = prompt
-        console.print(prompt, end="", markup=False, style="dim")
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    silent = True
-    for piece in generator.stream(
-        asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
-    ):
-        silent = silent and not piece
-        console.print(piece, end="", markup=False, soft_wrap=True)
-    console.print()
-    if silent and not stop:
-        console.print("(no text: every new token is a special one)", style="dim")
+app.command()(push)
+app.command()(generate)
 
 
 @app.command()

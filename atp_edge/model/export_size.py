@@ -41,6 +41,8 @@ _EXTERNAL, _INLINE = 76, 24
 # Of genai_config.json, manifest.json and the like; a layer's own sizes in config.json.
 _CONFIGURATIONS = 4096
 _LAYER, _PAIR = 210, 14
+CARD_BYTES = 4096
+"""Of the model's card, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,8 @@ def _adapter_bytes(shape: ModelShape, storage: Storage, layer: LayerShape, kind:
 def files_beside(
     config: Any, tokenizer: PreTrainedTokenizerBase | None, space: StructureSpace
 ) -> int:
-    """What lies in an exported folder beside the model: tokenizer, configurations, manifest."""
+    """What lies in an exported folder beside the model: tokenizer, configurations, manifest,
+    and the model's card."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         config.save_pretrained(folder)
@@ -126,4 +129,4 @@ def files_beside(
         saved = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     layers = model_shape(config).layers
     pairs = sum(layer.head_dim // 2 for layer in layers) if space == "head-dims" else 0
-    return saved + _CONFIGURATIONS + _LAYER * len(layers) + _PAIR * pairs
+    return saved + CARD_BYTES + _CONFIGURATIONS + _LAYER * len(layers) + _PAIR * pairs

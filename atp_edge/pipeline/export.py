@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import time
 from pathlib import Path
 
 from atp_export.export import export_onnx
+from atp_export.manifest import read_manifest, write_manifest
 
 from atp_edge.config import Config
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
 from atp_edge.pipeline.inputs import provenance_of
+from atp_edge.pipeline.model_card import write_card
+from atp_edge.pipeline.source_licence import licence_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import model_source, quantizer_of, splits_of
@@ -43,7 +45,7 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
 
 
 def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> None:
-    """A checkpoint of the run as ONNX, as `config.export` has it."""
+    """A checkpoint of the run as ONNX, as `config.export` has it; the slim one with its card."""
     settings, quantizer = config.export, quantizer_of(config.export)
     apart = settings.keep_adapter and source == run.slim
     export_onnx(
@@ -58,6 +60,9 @@ def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> No
         context=settings.context,
         trust_remote_code=config.trust_remote_code,
     )
+    if source == run.slim:
+        write_card("onnx", config, run, target)
+        write_manifest(target, read_manifest(target).provenance)
 
 
 def _of_context(checkpoint: Path, asked: int) -> str:
@@ -78,16 +83,6 @@ def provenance(config: Config, run: RunFolder) -> dict[str, str]:
         "plan_sha256": trained["plan_sha256"],
         "data_sha256": trained["data"]["sha256"],
         **provenance_of(run),
-        "licence": _licence(model_source(config.model)),
+        "licence": licence_of(model_source(config.model)),
         **versions,
     }
-
-
-def _licence(checkpoint: Path) -> str:
-    """The source model's licence as its folder states it: its card's `license:`, or a file."""
-    card = checkpoint / "README.md"
-    # A card in another encoding than UTF-8 still says its licence in ASCII.
-    lines = card.read_text("utf-8", "replace").splitlines() if card.exists() else []
-    named = (x.partition(":")[2].strip() for x in lines if x.startswith("license:"))
-    files = (path.name for path in sorted(checkpoint.glob("LICENSE*")))
-    return next(itertools.chain(named, files), "not stated by the source folder")

@@ -47,7 +47,7 @@ the bench, how many times better than the dense model. They raise KeyError where
 
 FLAGS: dict[str, Callable[[Metrics], bool]] = {
     "proven": lambda m: all(p["passed"] for p in m["verify"]["providers"].values()),
-    "gate": lambda m: bool(m["gate"]["passed"]),
+    "gate": lambda m: m["gate"]["verdict"] == "passed",
 }
 
 

@@ -14,6 +14,7 @@ from atp_edge.model.loading import load_tokenizer, read_tensor, stored_type
 from atp_edge.model.merged import MergedWeights
 from atp_edge.model.plan import shares
 from atp_edge.model.structures import count_parameters
+from atp_edge.pipeline.model_card import write_card
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.dense_adapter import write_peft
@@ -40,6 +41,7 @@ def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
             "perplexity": perplexity(load_narrow(run.slim), blocks),
         },
     )
+    write_card("slim", config, run)
 
 
 def _write_slim(config: Config, run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from atp_kernels import backend_name
 from atp_edge.config import Config
 from atp_edge.data.splits import Splits
 from atp_edge.model.plan import read_plan
+from atp_edge.pipeline.model_card import write_card
 from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
@@ -44,6 +45,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}
     run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
+    if adapter["written"]:
+        write_card("adapter", config, run)
 
 
 def left_out(config: Config) -> list[str]:

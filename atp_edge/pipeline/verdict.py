@@ -90,6 +90,13 @@ def _gate(gate: dict[str, Any]) -> Finding:
     )
 
 
+def recovery_interval(metrics: dict[str, Any]) -> tuple[float, float] | None:
+    """95 % interval of tuned dense over slim perplexity, where both answered the same blocks."""
+    losses = metrics["train"].get("block_losses", {})
+    ends = _interval(losses.get("dense"), losses.get("slim"))
+    return None if ends is None else (float(ends[0]), float(ends[1]))
+
+
 def _quality(train: dict[str, Any], slim: dict[str, Any]) -> Iterator[Finding]:
     """Perplexity against the untouched and the tuned dense model, on the same test blocks."""
     losses = train.get("block_losses", {})

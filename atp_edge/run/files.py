@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from atp_edge.run.errors import TakenError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # There is no way to read it but to set it.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -28,6 +30,7 @@ def file_atomically(path: Path) -> Iterator[Path]:
     """
     with _beside(path) as beside:
         yield beside
+        _as_umask_says(beside)
         _sync(beside)
         beside.replace(path)
         _sync(path.parent)
@@ -46,6 +49,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         for made in (*beside.rglob("*"), beside):
+            _as_umask_says(made)
             _sync(made)
         if os.path.lexists(path):
             path.rename(_aside(path))
@@ -95,6 +99,13 @@ def _beside(path: Path) -> Iterator[Path]:
                 "MB are free there; make room and call it again, or name another folder"
             ) from error
         raise
+
+
+def _as_umask_says(path: Path) -> None:
+    """Give a file or folder the mode of a new one: some libraries write files for their owner
+    alone."""
+    if not path.is_symlink():
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
 
 
 def _sync(path: Path) -> None:

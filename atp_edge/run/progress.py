@@ -3,6 +3,7 @@ all that takes seconds. Where there is no terminal: a plain line now and then.""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,22 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
     def phase(self, name: str, first: int, last: int, target_share: float | None) -> None: ...
     def record(self, record: Record) -> None: ...
+
+
+class Logged:
+    """Progress as the lines of Python's own log, for whoever calls atp-edge from a program."""
+
+    def __init__(self) -> None:
+        self.log = logging.getLogger("atp_edge")
+
+    def say(self, text: str) -> None:
+        self.log.info(text)
+
+    def phase(self, name: str, first: int, last: int, target_share: float | None) -> None:
+        self.log.info("%s: steps %d to %d", name, first, last)
+
+    def record(self, record: Record) -> None:
+        self.log.debug("%s step %d: loss %.3f", record.phase, record.step + 1, record.loss)
 
 
 class _Row(ProgressColumn):

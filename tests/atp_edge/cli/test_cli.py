@@ -298,6 +298,16 @@ def test_a_condition_that_is_not_met_ends_with_code_4(finished: Path) -> None:
     assert "required and not met: recovery>=99: recovery is " in shown
 
 
+def test_json_lines_are_all_that_a_machine_reads(finished: Path) -> None:
+    """Of a run that is done, gone on with: stages, what is said, and the end with every figure."""
+    shown = atp_edge("run", "--config", str(finished / "config.toml"), "--log", "json")
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert {"stage", "say", "end"} <= {line["event"] for line in lines}
+    assert next(x["name"] for x in lines if x["event"] == "stage") == "train"
+    assert lines[-1]["metrics"] == json.loads((finished / "metrics.json").read_text())
+    assert "on its domain" in lines[-1]["verdict"]
+
+
 def test_a_condition_that_is_none_is_refused_before_anything(tmp_path: Path) -> None:
     shown = atp_edge("run", "--out", str(tmp_path / "x"), "--require", "recovry>=0.9", code=2)
     assert "did you mean 'recovery'?" in shown

@@ -28,7 +28,7 @@ def test_all_that_is_not_met_is_named_with_its_figures() -> None:
         check_conditions(asked, metrics())
     assert str(error.value) == (
         "required and not met: perplexity<untouched: perplexity is 20.8, untouched 18.4; "
-        "recovery>=0.9: recovery is 0.625; gate: it was not measured"
+        "recovery>=0.9: recovery is 0.625; gate: it is not so"
     )
 
 
@@ -38,11 +38,11 @@ def test_a_figure_equal_to_its_bound_is_not_less() -> None:
 
 
 def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
-    figures = metrics() | {"gate": {"passed": False}}
+    figures = metrics()
     figures["verify"]["providers"]["CPUExecutionProvider"]["passed"] = False
     with pytest.raises(ConditionNotMetError, match=r"proven: it is not so; gate: it is not so"):
         check_conditions(parse_conditions(["proven", "gate"]), figures)
-    check_conditions(parse_conditions(["gate"]), {"gate": {"passed": True}})
+    check_conditions(parse_conditions(["gate"]), {"gate": {"verdict": "passed"}})
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,8 @@ def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
 def test_what_is_no_condition_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         parse_conditions([text])
+
+
+def test_what_was_not_measured_is_said() -> None:
+    with pytest.raises(ConditionNotMetError, match="it was not measured; gate: it was not"):
+        check_conditions(parse_conditions(["recovery>=0.1", "gate"]), {})

@@ -60,6 +60,25 @@ def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_cards_are_shipped_and_every_file_has_the_mode_of_a_new_one(run: Path) -> None:
+    for form in ("slim", "onnx"):
+        card = (run / form / "README.md").read_text()
+        assert "license: apache-2.0" in card
+        assert str(run.parent) not in card
+        assert "of a person" in card  # The model's name, not where it lay.
+    assert "README.md" in verify_manifest_files(run / "onnx")
+    new = run / "new"
+    new.touch()
+    modes = {f.stat().st_mode for f in run.rglob("*") if f.is_file() and f.suffix != ".lock"}
+    assert modes == {new.stat().st_mode}
+    new.unlink()
+
+
+def verify_manifest_files(folder: Path) -> set[str]:
+    verify_manifest(folder)
+    return set(read(folder / "manifest.json")["files"])
+
+
 def read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text())
     return found

@@ -1,0 +1,70 @@
+"""`atp-edge generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from atp_edge.cli.outside import Outside, is_outside
+
+console = Console(highlight=False)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="text to go on from")],
+    out: Annotated[Path, typer.Option("--out", help="the run's folder")],
+    max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 96,
+    temperature: Annotated[float, typer.Option(help="0: greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="nucleus")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="the likeliest so many; 0: all")] = 0,
+    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="a .onnx_adapter of the model")] = None,
+    chat: Annotated[bool, typer.Option(help="through the chat template")] = False,
+    check: Annotated[bool, typer.Option(help="read every shipped file first")] = False,
+    outside: Annotated[
+        Outside, typer.Option(help="of a prompt outside the model's domain")
+    ] = "warn",
+    fallback: Annotated[
+        Path | None, typer.Option(help="an exported folder that takes prompts outside the domain")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="run code that the tokenizer's folder brings")
+    ] = False,
+) -> None:
+    """Talk to the slim ONNX model."""
+    from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
+    from atp_export.runtime import Generator, Sampling
+
+    from atp_edge.data.chat import chat_ids
+    from atp_edge.run.folder import RunFolder
+
+    run = RunFolder(out)
+    if run.config_toml.exists():
+        run.require("onnx")
+    onnx = run.onnx if run.onnx.is_dir() else out
+    if check:
+        verify_manifest(onnx)
+    elif (onnx / MANIFEST).exists():
+        check_sizes(onnx)
+    generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
+    if is_outside(generator, prompt, outside, fallback) and fallback:
+        generator = Generator(fallback, trust_remote_code=trust_remote_code)
+    if chat:
+        asked: str | list[int] = chat_ids(generator.tokenizer, prompt)
+    else:
+        asked = prompt
+        console.print(prompt, end="", markup=False, style="dim")
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    silent = True
+    for piece in generator.stream(
+        asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+    ):
+        silent = silent and not piece
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print()
+    if silent and not stop:
+        console.print("(no text: every new token is a special one)", style="dim")

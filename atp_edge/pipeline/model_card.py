@@ -1,0 +1,167 @@
+"""README.md of what a run ships, with the Hub's metadata: what it is, what it was made of, what it
+is worth, and how to load it. It holds no path of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from atp_edge.config import Config
+from atp_edge.model.export_size import CARD_BYTES
+from atp_edge.pipeline.model_card_use import GOOD_FOR, NOT_FOR, how_to_load
+from atp_edge.pipeline.source_licence import licence_of
+from atp_edge.pipeline.verdict import recovery_interval
+from atp_edge.run.environment import version
+from atp_edge.run.files import write_atomically
+from atp_edge.run.folder import RunFolder
+from atp_edge.training.setup import model_source
+
+Form = Literal["slim", "onnx", "adapter"]
+DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LIBRARY: dict[Form, str] = {"slim": "transformers", "onnx": "onnx", "adapter": "peft"}
+WHAT: dict[Form, str] = {
+    "slim": "a physically narrower checkpoint",
+    "onnx": "a physically narrower model as ONNX",
+    "adapter": "LoRA for the dense model",
+}
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The model that a run began with; hub_id: None where it is a folder."""
+
+    name: str
+    hub_id: str | None
+    licence: str
+
+
+def write_card(form: Form, config: Config, run: RunFolder, folder: Path | None = None) -> None:
+    """Write the card into the run's folder of this form, or into one that holds the same."""
+    write_atomically((folder or run.path / form) / CARD, card_of(form, config, run.metrics()))
+
+
+def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
+    """The card's text, at most `CARD_BYTES` long: a budget in bytes counts it."""
+    source = source_of(config)
+    body = [
+        f"# {source.name}, {'adapter' if form == 'adapter' else 'slim'}",
+        _what(form, source, config, metrics),
+        "## What it is worth",
+        _worth(form, metrics),
+        "## Use",
+        f"Good for: {GOOD_FOR}\n\nNot for: {NOT_FOR}",
+        "## Load",
+        how_to_load(form, config, source.hub_id or source.name),
+        "## Data",
+        _data(config, metrics["train"]["data"]),
+        "## Made by",
+        _made_by(config, metrics),
+    ]
+    text = ModelCard(f"---\n{_metadata(form, source, metrics)}\n---\n\n" + "\n\n".join(body))
+    content = f"{text.content}\n"
+    assert len(content.encode()) <= CARD_BYTES, len(content.encode())
+    return content
+
+
+def source_of(config: Config) -> Source:
+    """What the model's folder and its name say of it."""
+    licence = licence_of(model_source(config.model))
+    if config.model == "demo":
+        return Source(name=DEMO_MODEL.split("/")[1], hub_id=DEMO_MODEL, licence=licence)
+    hub = None if Path(config.model).exists() else config.model
+    return Source(name=Path(config.model).name[:80], hub_id=hub, licence=licence)
+
+
+def data_name(config: Config) -> str:
+    """The text by its name, never by its path."""
+    return config.data if config.data in ("legal", "health") else Path(config.data).name[:80]
+
+
+def _metadata(form: Form, source: Source, metrics: dict[str, Any]) -> str:
+    perplexity = metrics.get("shrink", metrics["train"])["perplexity"]
+    results = None
+    if form != "adapter":
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="text",
+                dataset_name="test split of the run's text",
+                metric_type="perplexity",
+                metric_value=round(perplexity, 3),
+            )
+        ]
+    known = " " not in source.licence and not source.licence.startswith("LICENSE")
+    data = ModelCardData(
+        base_model=source.hub_id,
+        license=source.licence if known else "other",
+        library_name=LIBRARY[form],
+        pipeline_tag="text-generation",
+        tags=["atp-edge", "lora"] if form == "adapter" else ["atp-edge", "pruned"],
+        model_name=f"{source.name} {form}",
+        eval_results=results,
+    )
+    text: str = data.to_yaml()
+    return text
+
+
+def _what(form: Form, source: Source, config: Config, metrics: dict[str, Any]) -> str:
+    dense = f"[{source.hub_id}](https://huggingface.co/{source.hub_id})" if source.hub_id else ""
+    text = f"{dense or source.name}, tuned on one domain: {WHAT[form]}. "
+    if form != "adapter":
+        train = metrics["train"]
+        text += (
+            f"{train['decoder_share']:.1%} of the decoder's parameters stay "
+            f"({train['whole_share']:.1%} of all), {config.widths} widths. "
+        )
+    if config.model == "demo":
+        text += "It began with weights that were dequantized from Q4_1. "
+    return f"{text}Licence of the source: {source.licence}."
+
+
+def _worth(form: Form, metrics: dict[str, Any]) -> str:
+    train = metrics["train"]
+    if form == "adapter":
+        judged = train["adapter"]
+        return (
+            f"On {judged['blocks']} blocks of held-out text: perplexity "
+            f"{judged['untuned_perplexity']:.2f} without it, {judged['perplexity']:.2f} with it, "
+            f"{judged['dense_tuned_perplexity']:.2f} of the dense model tuned as a whole."
+        )
+    slim = metrics.get("shrink", train)["perplexity"]
+    tuned, ends = train["dense_tuned_perplexity"], recovery_interval(metrics)
+    sure = f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+    lines = [
+        "| perplexity on the test split | |",
+        "|---|---:|",
+        f"| untouched model | {train['untuned_perplexity']:.2f} |",
+        f"| dense model, tuned | {tuned:.2f} |",
+        f"| **this model** | **{slim:.2f}** |",
+        "",
+        f"Recovery, tuned over this: {tuned / slim:.3f}{sure}.",
+    ]
+    if slim > train["untuned_perplexity"]:
+        lines += ["", "**It is worse on its own domain than the untouched model.**"]
+    return "\n".join(lines)
+
+
+def _data(config: Config, data: dict[str, Any]) -> str:
+    def counted(of: dict[str, int]) -> str:
+        return ", ".join(f"{name} {count:,}" for name, count in of.items())
+
+    return (
+        f"`{data_name(config)}`, SHA-256 `{data['sha256']}`. Documents: "
+        f"{counted(data['documents'])}. Tokens: {counted(data['tokens'])}. The splits share no "
+        "document; the test split was never trained on."
+    )
+
+
+def _made_by(config: Config, metrics: dict[str, Any]) -> str:
+    return (
+        f"atp-edge {version('atp-edge')} (ATP, arXiv 2412.14426): budget {config.budget}, "
+        f"{config.steps} steps, {metrics['train']['tokens']:,} tokens, seed {config.seed}, plan "
+        f"`{metrics['train']['plan_sha256'][:16]}`."
+    )

@@ -1,0 +1,82 @@
+"""How to load what a run ships, line by line, and what it is for."""
+
+from __future__ import annotations
+
+from atp_edge.config import Config
+
+GOOD_FOR = "text like that it was tuned on; CPUs and little memory."
+NOT_FOR = (
+    "general use: what it forgets elsewhere was not measured, and rare words suffer most. It has "
+    "the source model's biases."
+)
+
+GENERATOR = """\
+from pathlib import Path
+from atp_export.runtime import Generator
+
+print(Generator(Path("FOLDER")).generate(["Text"], max_new_tokens=32)[0])"""
+GENAI = """\
+import onnxruntime_genai as og
+
+model = og.Model("FOLDER")
+tokenizer = og.Tokenizer(model)
+options = og.GeneratorParams(model)
+options.set_search_options(max_length=64)
+generator = og.Generator(model, options)
+generator.append_tokens(tokenizer.encode("Text"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))"""
+
+
+def how_to_load(form: str, config: Config, base: str) -> str:
+    """Lines to copy, for every runtime that was tried (docs/runtimes.md)."""
+    match form:
+        case "slim":
+            return _slim(config)
+        case "adapter":
+            return _python(
+                "from peft import PeftModel\n"
+                "from transformers import AutoModelForCausalLM\n\n"
+                f'model = AutoModelForCausalLM.from_pretrained("{base}")\n'
+                'model = PeftModel.from_pretrained(model, "FOLDER")'
+            )
+        case _:
+            return _onnx()
+
+
+def how_to_use() -> list[tuple[str, str]]:
+    """(runtime, lines to copy) for onnx/, of the runtimes that are proven."""
+    return [
+        ("atp-edge, shell", 'atp-edge generate "Text" --out FOLDER'),
+        ("atp-edge, Python", GENERATOR),
+        ("onnxruntime-genai", GENAI),
+        ("ONNX Runtime alone, Python", "python examples/onnx/generate.py FOLDER 32 ID ID ID"),
+        ("ONNX Runtime alone, Node", "node examples/onnx/generate.mjs FOLDER 32 ID ID ID"),
+        ("check the files", "atp-edge verify --manifest FOLDER"),
+    ]
+
+
+def _slim(config: Config) -> str:
+    stock = config.widths == "uniform" and config.decision.space == "groups"
+    code = "" if stock else ", trust_remote_code=True"
+    text = _python(
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{code})'
+    )
+    if stock:
+        return text
+    return f"{text}\n\ntransformers 5.20 or later; `import atp_edge` does in place of the flag."
+
+
+def _onnx() -> str:
+    return (
+        f"With atp-edge:\n\n{_python(GENERATOR)}\n\nWith onnxruntime-genai:\n\n{_python(GENAI)}"
+        "\n\nONNX Runtime alone, in Python and Node: atp-edge's `examples/onnx/`. "
+        "`atp-edge verify --manifest FOLDER` checks the files."
+    )
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```"

@@ -1,0 +1,135 @@
+"""The cards of what ships: the Hub reads them, they hold no path, their figures are the run's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from atp_edge.config import Config
+from atp_edge.model.export_size import CARD_BYTES
+from atp_edge.pipeline import push as pushing
+from atp_edge.pipeline.model_card import Form, card_of
+from atp_edge.pipeline.push import push
+from atp_edge.run.errors import NotProvenError
+from atp_edge.run.folder import RunFolder
+from atp_edge.settings import with_values
+from tests.atp_edge.pipeline.test_report import metrics
+from tests.sources import save_source
+
+FORMS: tuple[Form, ...] = ("slim", "onnx", "adapter")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    source = tmp_path_factory.mktemp("home of somebody") / "tiny-model"
+    save_source(source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    data = source.parent / "notes.jsonl"
+    return with_values(Config(), {"model": str(source), "data": str(data)})
+
+
+def figures() -> dict[str, Any]:
+    found = metrics()
+    found["train"]["adapter"] = {
+        "blocks": 8,
+        "untuned_perplexity": 22.15,
+        "perplexity": 18.0,
+        "dense_tuned_perplexity": 16.5,
+        "written": True,
+    }
+    losses = [3.0 + 0.1 * (i % 3) for i in range(40)]
+    found["train"]["block_losses"] = {"dense": losses, "slim": [x + 0.4 for x in losses]}
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_card_is_what_the_hub_reads_and_has_no_path(config: Config, form: Form) -> None:
+    text = card_of(form, config, figures())
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.library_name == {"slim": "transformers", "onnx": "onnx"}.get(form, "peft")
+    assert "somebody" not in text
+    assert "`notes.jsonl`, SHA-256 `cdcd" in text
+    assert "Documents: train 90, decision 11, test 12." in text
+    assert len(text.encode()) <= CARD_BYTES
+
+
+def test_figures_come_with_their_interval_and_the_untouched_model(config: Config) -> None:
+    text = card_of("onnx", config, figures())
+    assert "| untouched model | 18.40 |" in text
+    assert "| **this model** | **20.80** |" in text
+    found = re.search(r"0\.625 \(95 % interval (\d\.\d+) to (\d\.\d+)\)", text)
+    assert found is not None
+    assert "worse on its own domain than the untouched model" in text
+    card = ModelCard(text)
+    assert card.data.eval_results[0].metric_value == 20.8
+
+
+def test_a_model_of_the_hub_is_named_as_the_base(config: Config) -> None:
+    demo = with_values(config, {"model": "demo"})
+    card = ModelCard(card_of("slim", demo, figures()))
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "dequantized from Q4_1" in card.text
+
+
+def test_the_lines_to_load_compile_and_say_when_code_is_needed(config: Config) -> None:
+    uniform = with_values(config, {"widths": "uniform"})
+    assert "trust_remote_code" in card_of("slim", config, figures())
+    assert "trust_remote_code" not in card_of("slim", uniform, figures())
+    for form in FORMS:
+        for block in re.findall(r"```python\n(.*?)```", card_of(form, config, figures()), re.S):
+            compile(block, form, "exec")
+
+
+class Hub:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+
+    def create_repo(self, name: str, **more: Any) -> None:
+        self.asked.append((name, more))
+
+    def upload_folder(self, **more: Any) -> None:
+        self.asked.append(("upload", more))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub()
+    monkeypatch.setattr(pushing, "HfApi", lambda: made)
+    return made
+
+
+def ready(folder: Path, *, proven: bool = True) -> RunFolder:
+    run, found = RunFolder(folder), metrics()
+    found["verify"]["providers"]["CPUExecutionProvider"]["passed"] = proven
+    for stage, values in found.items():
+        run.add_metrics(stage, values)
+    run.onnx.mkdir()
+    (run.onnx / "config.json").write_text("{}")
+    (run.onnx / "README.md").write_text("# card\n")
+    return run
+
+
+def test_a_push_is_private_and_of_the_whole_folder(tmp_path: Path, hub: Hub) -> None:
+    run = ready(tmp_path)
+    assert push(run, "owner/name") == "https://huggingface.co/owner/name"
+    (name, how), (_, upload) = hub.asked
+    assert (name, how) == ("owner/name", {"private": True, "exist_ok": True})
+    assert (upload["repo_id"], upload["folder_path"]) == ("owner/name", run.onnx)
+
+
+def test_what_is_not_proven_or_not_there_is_not_pushed(tmp_path: Path, hub: Hub) -> None:
+    with pytest.raises(ValueError, match="expected OWNER/NAME"):
+        push(RunFolder(tmp_path), "name")
+    with pytest.raises(ValueError, match="is not there; write it with"):
+        push(RunFolder(tmp_path), "owner/name", "slim")
+    with pytest.raises(NotProvenError, match="is not proven"):
+        push(ready(tmp_path, proven=False), "owner/name")
+    assert hub.asked == []
