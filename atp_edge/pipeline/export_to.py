@@ -5,6 +5,7 @@ The folder gets its name when all three are done. Nothing of the run is changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from atp_export.manifest import MANIFEST, unlisted, write_manifest
 from atp_edge.config import Config, Flavour, Precision, Quantizer
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
+from atp_edge.pipeline import export_gguf
 from atp_edge.pipeline.export import write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.preflight import check_export, check_lengths
@@ -23,6 +25,8 @@ from atp_edge.run.progress import Progress
 from atp_edge.run.records import FOLDERS
 from atp_edge.settings import with_values
 
+Writer = Callable[[Path, Progress], dict[str, Any]]
+"""Writes a folder, and gives its figures."""
 Format = Literal["onnx", "gguf"]
 FIGURES = "figures.json"
 """In the folder: what was proven and measured of it."""
@@ -47,11 +51,14 @@ def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) 
     with nothing left behind, where the folder does not compute what slim/ does.
     """
     check_target(run, asked.to)
-    settings = settings_asked(config, asked)
     run.require("slim")
-    _check_onnx(settings, run)
+    write = (
+        _gguf_writer(config, run, asked)
+        if asked.format == "gguf"
+        else _onnx_writer(config, run, asked)
+    )
     with folder_atomically(asked.to) as beside:
-        figures = _onnx(settings, run, beside, asked.to, progress)
+        figures = write(beside, progress)
         write_json(beside / FIGURES, figures)
         write_manifest(beside, provenance_seal(run, beside))
     return figures
@@ -73,6 +80,23 @@ def check_target(run: RunFolder, to: Path) -> None:
             f"--to {to}: {foreign[0]} is there, which no export wrote; name a new folder, or one "
             "that `atp-edge export --to` wrote, which is then replaced"
         )
+
+
+def _gguf_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
+    for name in ("flavour", "quantizer"):
+        if value := getattr(asked, name):
+            raise ValueError(f"--{name} {value} is of ONNX; GGUF has --precision alone")
+    precision, context = asked.precision or export_gguf.DEFAULT, asked.context or 0
+    export_gguf.check_asked(config, run, precision, context)
+    return lambda folder, progress: export_gguf.write(
+        config, run, folder, asked.to, precision, context, progress
+    )
+
+
+def _onnx_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
+    settings = settings_asked(config, asked)
+    _check_onnx(settings, run)
+    return lambda folder, progress: _onnx(settings, run, folder, asked.to, progress)
 
 
 def settings_asked(config: Config, asked: Asked) -> Config:

@@ -126,8 +126,9 @@ def export_lines(figures: dict[str, Any]) -> list[str]:
     """What `atp-edge export --to` found of a folder, a line a figure."""
     lines = [f"  {figures['proven']}"] if "proven" in figures else []
     if quality := figures.get("quality"):
+        measured = quality.get("onnx_perplexity", quality.get("perplexity"))
         lines.append(
-            f"  perplexity {quality['onnx_perplexity']:.2f}, slim in fp32 "
+            f"  perplexity {measured:.2f}, slim in fp32 "
             f"{quality['fp32_perplexity']:.2f} ({quality['ratio']:.4f}x)"
         )
     if "bytes" in figures:

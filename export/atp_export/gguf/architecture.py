@@ -29,8 +29,20 @@ class Architecture:
     paired_rope: bool
 
 
-def architecture_of(config: Any, shape: ModelShape) -> Architecture:
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+
+
+def architecture_of(config: Any, shape: ModelShape, context: int) -> Architecture:
     """Raises ValueError for a model that llama.cpp has no architecture for."""
+    if shape.family not in FAMILY_ARCHITECTURE:
+        raise ValueError(
+            f"{shape.family} has no GGUF form here; expected {', '.join(FAMILY_ARCHITECTURE)}"
+        )
+    kind = config.rope_parameters["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise ValueError(
+            f"rope_type {kind!r} has no GGUF form here; expected {', '.join(ROPE_TYPES)}"
+        )
     widths = {(x.heads, x.kv_heads, x.channels) for x in shape.layers}
     name = FAMILY_ARCHITECTURE[shape.family] if len(widths) == 1 else PER_LAYER
     if name == "qwen2" and shape.layers[0].heads * shape.layers[0].head_dim != shape.hidden:
@@ -49,10 +61,10 @@ def architecture_of(config: Any, shape: ModelShape) -> Architecture:
     if any(not x.heads or not x.channels for x in shape.layers):
         raise ValueError("a layer has no attention or no MLP left, which GGUF has no place for")
     window = next((x.sliding_window for x in shape.layers if x.sliding_window), None)
-    if window is not None and window < config.max_position_embeddings:
+    if window is not None and window < context:
         raise ValueError(
             f"a sliding window of {window} tokens: llama.cpp's {name!r} architecture attends to "
-            f"everything; export with a context of {window} or less (--export-context)"
+            f"everything; export with a context of {window} or less (--context)"
         )
     return Architecture(name=name, paired_rope=name in PAIRED_ROPE)
 
@@ -92,7 +104,3 @@ def _write_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if kind not in ("default", "linear", "yarn", "llama3"):
-        raise ValueError(
-            f"rope_type {kind!r} has no GGUF form here; expected default, linear, yarn or llama3"
-        )

@@ -2,8 +2,7 @@
 
 - f32, f16: matrices in that type; norms and biases stay fp32.
 - q8_0: blocks of 32, to the nearest.
-- q4: our quantizers' 4-bit levels (gptq by default) in blocks of 32: Q4_0 where the middle level
-  means 0, Q4_1 where every block has a zero point. The embedding is q8_0, as llama-quantize has it.
+- q4_0: gptq's 4-bit levels in blocks of 32. Embedding and head are q8_0, as llama-quantize has it.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
-from gguf import quants
 from numpy.typing import NDArray
 from torch import Tensor
 
 from atp_edge.model.families import ModelShape
 from atp_export.gguf.architecture import Architecture
 
-GgufPrecision = Literal["f32", "f16", "q8_0", "q4"]
+GgufPrecision = Literal["f32", "f16", "q8_0", "q4_0"]
 BLOCK = 32
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -46,16 +46,36 @@ TOP_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """One tensor as the file has it. raw: its bytes; shape: in values, rows first."""
+class Info:
+    """One tensor as the file's header has it. shape: in values, rows first."""
 
     name: str
     kind: Kind
-    raw: NDArray[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return math.prod(self.shape) // block * size
 
 
-# (name of the module, matrix [N, K]) -> levels uint8 [N, K], scales [N, K / 32], zeros or None
-Rounder = Callable[[str, Tensor], tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]]
+# (name of the module, matrix [N, K]) -> levels uint8 [N, K], scales [N, K / 32]
+Rounder = Callable[[str, Tensor], tuple[NDArray[Any], NDArray[Any]]]
+
+
+def tensor_infos(
+    weights: Callable[[str], Tensor],
+    shape: ModelShape,
+    precision: GgufPrecision,
+    rope: Mapping[str, Any],
+) -> Iterator[Info]:
+    """Every tensor of the file, in its order."""
+    for name, target in _names(shape):
+        size = tuple(weights(name).shape)
+        yield Info(name=target, kind=_kind(name, size, precision), shape=size)
+    if rope["rope_type"] == "llama3":
+        factors = (shape.layers[0].head_dim // 2,)
+        yield Info(name="rope_freqs.weight", kind=Kind.F32, shape=factors)
 
 
 def stored_tensors(
@@ -65,14 +85,14 @@ def stored_tensors(
     precision: GgufPrecision,
     rounder: Rounder,
     rope: Mapping[str, Any],
-) -> Iterator[Stored]:
-    """Every tensor of the file, read when its turn comes."""
-    for name, target in _names(shape):
-        tensor = _reordered(name, weights(name), shape, named)
-        yield _stored(name, target, tensor, precision, rounder)
+) -> Iterator[NDArray[Any]]:
+    """The bytes of every tensor of `tensor_infos`, read when its turn comes."""
+    for name, _ in _names(shape):
+        tensor = weights(name)
+        kind = _kind(name, tuple(tensor.shape), precision)
+        yield _stored(name, _reordered(name, tensor, shape, named), kind, rounder)
     if rope["rope_type"] == "llama3":
-        factors = llama3_factors(rope, shape.layers[0].head_dim)
-        yield Stored(name="rope_freqs.weight", kind=Kind.F32, raw=factors)
+        yield llama3_factors(rope, shape.layers[0].head_dim)
 
 
 def _names(shape: ModelShape) -> Iterator[tuple[str, str]]:
@@ -89,51 +109,61 @@ def _names(shape: ModelShape) -> Iterator[tuple[str, str]]:
                 yield f"model.layers.{i}.{module}.{kind}", f"blk.{i}.{target}.{kind}"
 
 
+def checkpoint_tensors(
+    shape: ModelShape, named: Architecture
+) -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
+    """(name in the checkpoint, name in the file, rows of the file in the checkpoint's order)."""
+    for name, target in _names(shape):
+        heads = _paired_heads(name, shape, named)
+        yield name, target, partial(_swapped, heads=heads, back=True)
+
+
 def _reordered(name: str, tensor: Tensor, shape: ModelShape, named: Architecture) -> Tensor:
     """Rows of q and k for RoPE on neighbouring values: (0, d/2, 1, d/2 + 1, ...) of every head."""
+    return _swapped(tensor, _paired_heads(name, shape, named))
+
+
+def _paired_heads(name: str, shape: ModelShape, named: Architecture) -> int | None:
+    """How many heads a tensor's rows are, where their order differs; None: it does not."""
     parts = name.split(".")
     if not named.paired_rope or "layers" not in parts:
-        return tensor
+        return None
     layer = shape.layers[int(parts[2])]
-    heads = {"q_proj": layer.heads, "k_proj": layer.kv_heads}.get(parts[-2])
+    return {"q_proj": layer.heads, "k_proj": layer.kv_heads}.get(parts[-2])
+
+
+def _swapped(tensor: Tensor, heads: int | None, *, back: bool = False) -> Tensor:
+    """Halves of every head in turn; back: the halves one after the other again."""
     if heads is None:
         return tensor
-    halves = tensor.unflatten(0, (heads, 2, -1))
-    return halves.swapaxes(1, 2).reshape(tensor.shape)
+    parts = tensor.unflatten(0, (heads, -1, 2) if back else (heads, 2, -1))
+    return parts.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _stored(
-    name: str, target: str, tensor: Tensor, precision: GgufPrecision, rounder: Rounder
-) -> Stored:
-    if tensor.ndim == 1 or precision == "f32":
-        return Stored(name=target, kind=Kind.F32, raw=_floats(tensor))
-    if precision == "f16" or tensor.shape[1] % BLOCK:
-        # A row that no whole number of blocks makes stays f16.
-        return Stored(name=target, kind=Kind.F16, raw=_floats(tensor).astype(np.float16))
-    if precision == "q8_0" or name in TOP_NAMES:
-        raw = quants.quantize(_floats(tensor), Kind.Q8_0)
-        return Stored(name=target, kind=Kind.Q8_0, raw=raw)
-    levels, scales, zeros = rounder(name.removesuffix(".weight"), tensor)
-    kind = Kind.Q4_0 if zeros is None else Kind.Q4_1
-    return Stored(name=target, kind=kind, raw=packed_q4(levels, scales, zeros))
+def _kind(name: str, shape: tuple[int, ...], precision: GgufPrecision) -> Kind:
+    if len(shape) == 1 or precision == "f32":
+        return Kind.F32
+    if precision == "f16" or shape[1] % BLOCK:
+        return Kind.F16  # A row that no whole number of blocks makes stays f16.
+    return Kind.Q8_0 if precision == "q8_0" or name in TOP_NAMES else Kind.Q4_0
 
 
-def packed_q4(
-    levels: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any] | None
-) -> NDArray[np.uint8]:
-    """Levels [N, K] and scales [N, K / 32] as rows of Q4_0 blocks (fp16 scale, 16 bytes), or of
-    Q4_1 blocks (fp16 scale and fp16 value of level 0, 16 bytes). (ggml, ggml-common.h.)
+def _stored(name: str, tensor: Tensor, kind: Kind, rounder: Rounder) -> NDArray[Any]:
+    if kind == Kind.Q4_0:
+        return packed_q4(*rounder(name.removesuffix(".weight"), tensor))
+    values: NDArray[np.float32] = tensor.to(torch.float32).contiguous().numpy()
+    return values if kind == Kind.F32 else quants.quantize(values, kind)
 
-    A byte holds the values i and i + 16 of its block, the first one low.
-    """
+
+def packed_q4(levels: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.uint8]:
+    """Levels [N, K], 8 meaning 0, and scales [N, K / 32] as rows of Q4_0 blocks: an fp16 scale,
+    then 16 bytes that hold the values i and i + 16 of the block, the first one low
+    (ggml-common.h)."""
     rows = len(levels)
     blocks = levels.astype(np.uint8).reshape(rows, -1, 2, BLOCK // 2)
     nibbles = blocks[:, :, 0] | (blocks[:, :, 1] << np.uint8(4))
-    heads = [scales.astype(np.float16)]
-    if zeros is not None:
-        heads.append((-scales * zeros).astype(np.float16))
-    bytes_of = [h[:, :, None].view(np.uint8) for h in heads]
-    return np.concatenate([*bytes_of, nibbles], axis=2).reshape(rows, -1)
+    heads = scales.astype(np.float16)[:, :, None].view(np.uint8)
+    return np.concatenate([heads, nibbles], axis=2).reshape(rows, -1)
 
 
 def llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
@@ -149,8 +179,3 @@ def llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float32
         waves < original / high, 1.0, np.where(waves > original / low, factor, between)
     )
     return whole.astype(np.float32)
-
-
-def _floats(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.to(torch.float32).contiguous().numpy()
-    return array

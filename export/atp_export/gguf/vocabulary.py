@@ -29,13 +29,13 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     size: rows of the embedding; those without a token are written as unused. Raises ValueError for
     a tokenizer that llama.cpp has no rule for.
     """
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = _tokenizer(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     names = {i: token for token, i in tokenizer["model"]["vocab"].items()}
     names |= {i: token["content"] for i, token in added.items()}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(tokenizer, folder))
+    writer.add_tokenizer_pre(pre_tokenizer(folder))
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types([_type(i, names, added) for i in range(size)])
     merges = tokenizer["model"]["merges"]
@@ -50,21 +50,31 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
         text = token["content"] if isinstance(token, dict) else token
         if text in ids:
             add(ids[text])
-    writer.add_add_bos_token(_adds_bos(tokenizer))
+    writer.add_add_bos_token(adds_bos(folder))
     template = folder / "chat_template.jinja"
     if template.exists():
         writer.add_chat_template(template.read_text(encoding="utf-8"))
 
 
-def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: a GGUF file holds its tokenizer")
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
+
+
+def pre_tokenizer(folder: Path) -> str:
     """The name of llama.cpp's rule. Raises ValueError where none is known to be the same."""
+    tokenizer = _tokenizer(folder)
     parts = tokenizer.get("pre_tokenizer") or {}
     steps = parts.get("pretokenizers", [parts])
     key = "".join(_rule(step) for step in steps)
     if tokenizer["model"]["type"] != "BPE" or key not in PRE_TOKENIZERS:
         raise ValueError(
             f"{folder / 'tokenizer.json'}: its pre-tokenizer ({[s.get('type') for s in steps]}) is "
-            f"none that llama.cpp is known to split alike; known are {PRE_TOKENIZERS.values()}"
+            f"none that llama.cpp is known to split alike; known are those of "
+            f"{', '.join(PRE_TOKENIZERS.values())}"
         )
     return PRE_TOKENIZERS[key]
 
@@ -82,9 +92,9 @@ def _rule(step: dict[str, Any]) -> str:
             return f"unknown {step.get('type')}"
 
 
-def _adds_bos(tokenizer: dict[str, Any]) -> bool:
+def adds_bos(folder: Path) -> bool:
     """Whether the tokenizer itself puts a first token before a text."""
-    post = tokenizer.get("post_processor") or {}
+    post = _tokenizer(folder).get("post_processor") or {}
     steps = post.get("processors", [post])
     return any(
         "SpecialToken" in (step.get("single") or [{}])[0]

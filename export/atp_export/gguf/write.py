@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,21 +11,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atp_edge.model.families import model_shape
-from atp_edge.model.loading import load_config
-from atp_edge.run.files import folder_atomically
+from atp_edge.model.loading import load_config, load_tokenizer, read_generation
+from atp_edge.model.storage import context_of
+from atp_edge.run.files import folder_atomically, read_json
+from atp_export.consumers import end_tokens
 from atp_export.gguf.architecture import architecture_of, write_sizes
-from atp_export.gguf.tensors import BLOCK, GgufPrecision, Rounder, stored_tensors
-from atp_export.gguf.vocabulary import write_vocabulary
+from atp_export.gguf.modelfile import modelfile
+from atp_export.gguf.tensors import BLOCK, GgufPrecision, Rounder, stored_tensors, tensor_infos
+from atp_export.gguf.vocabulary import adds_bos, pre_tokenizer, write_vocabulary
 from atp_export.quantization.calibrate import BESIDE, input_grams
 from atp_export.quantization.gptq import gptq
 from atp_export.weights import CheckpointWeights
 
+FILE = "model.gguf"
 FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q4": LlamaFileType.MOSTLY_Q4_0,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
+
+
+def check_gguf(checkpoint: Path, *, precision: str, context: int = 0) -> None:
+    """Raise the ValueError that `write_gguf` would, without reading a weight."""
+    if precision not in get_args(GgufPrecision):
+        raise ValueError(
+            f"GGUF precision {precision!r}: expected {', '.join(get_args(GgufPrecision))}"
+        )
+    config = load_config(checkpoint)
+    architecture_of(config, model_shape(config), context_of(config, context))
+    pre_tokenizer(checkpoint)
 
 
 def write_gguf(
@@ -35,65 +49,58 @@ def write_gguf(
     *,
     precision: GgufPrecision = "f16",
     calibration: Tensor | None = None,
-    context: int | None = None,
+    context: int = 0,
 ) -> Path:
     """Write out/model.gguf and out/Modelfile; returns the path of the former.
 
-    calibration: token ids [N, T] of the train split, for q4: its levels are gptq's, since those to
-    the nearest lose the text. context: tokens at most; by default the model's own. Raises
+    calibration: token ids [N, T] of the train split, for q4_0: its levels are gptq's, since those
+    to the nearest lose the text. context: tokens at most; 0: the model's own, 8192 at most. Raises
     ValueError for a model, tokenizer or precision that llama.cpp cannot read.
     """
-    if precision not in get_args(GgufPrecision):
-        raise ValueError(
-            f"GGUF precision {precision!r}: expected {', '.join(get_args(GgufPrecision))}"
-        )
-    if precision == "q4" and calibration is None:
-        raise ValueError("GGUF precision q4 rounds by gptq: give blocks of the train split")
+    check_gguf(checkpoint, precision=precision, context=context)
+    if precision == "q4_0" and calibration is None:
+        raise ValueError("GGUF precision q4_0 rounds by gptq: give blocks of the train split")
     config = load_config(checkpoint)
-    shape = model_shape(config)
-    named = architecture_of(config, shape)
+    shape, longest = model_shape(config), context_of(config, context)
+    named = architecture_of(config, shape, longest)
     weights = CheckpointWeights(checkpoint)
     grams = {} if calibration is None else input_grams(checkpoint, calibration)
+    rope = config.rope_parameters
     with folder_atomically(out) as beside:
-        writer = GGUFWriter(beside / "model.gguf", named.name)
+        writer = GGUFWriter(beside / FILE, named.name)
         writer.add_name(out.name)
         writer.add_file_type(FILE_TYPES[precision])
-        write_sizes(writer, config, shape, named, context or config.max_position_embeddings)
+        write_sizes(writer, config, shape, named, longest)
         write_vocabulary(writer, checkpoint, shape.vocabulary)
-        for tensor in stored_tensors(
-            weights, shape, named, precision, _gptq_rounder(grams), config.rope_parameters
-        ):
-            writer.add_tensor(tensor.name, tensor.raw, raw_dtype=tensor.kind)
+        for info in tensor_infos(weights, shape, precision, rope):
+            writer.add_tensor_info(
+                info.name, info.shape, np.dtype(np.float32), info.bytes, raw_dtype=info.kind
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        rounder = _gptq_rounder(grams)
+        for raw in stored_tensors(weights, shape, named, precision, rounder, rope):
+            writer.write_tensor_data(raw)
         writer.close()
-        (beside / "Modelfile").write_text(modelfile(checkpoint), encoding="utf-8")
-    return out / "model.gguf"
+        (beside / "Modelfile").write_text(_modelfile(checkpoint), encoding="utf-8")
+    return out / FILE
+
+
+def _modelfile(checkpoint: Path) -> str:
+    tokenizer = load_tokenizer(checkpoint)
+    config = read_json(checkpoint / "config.json")
+    ends = end_tokens(read_generation(checkpoint), config, tokenizer.eos_token_id)
+    return modelfile(tokenizer, ends, adds_bos=adds_bos(checkpoint))
 
 
 def _gptq_rounder(grams: dict[str, Tensor]) -> Rounder:
     """4-bit levels by gptq, from the grams of what each matrix reads."""
 
-    def rounded(
-        name: str, matrix: Tensor
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    def rounded(name: str, matrix: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
         at, _, own = name.rpartition(".")
         gram = grams[f"{at}.{BESIDE.get(own, own)}"]
         levels, scales = gptq(matrix.float().T, gram, bits=4, block=BLOCK)
-        return levels.T.numpy(), np.ascontiguousarray(scales.T.numpy()), None
+        return levels.T.numpy(), np.ascontiguousarray(scales.T.numpy())
 
     return rounded
-
-
-def modelfile(checkpoint: Path) -> str:
-    """Ollama's recipe beside the file: where the weights are, and every end token."""
-    lines = ["FROM ./model.gguf"]
-    generation = checkpoint / "generation_config.json"
-    ends = json.loads(generation.read_text()).get("eos_token_id") if generation.exists() else None
-    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
-    names = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    for end in ends if isinstance(ends, list) else [ends]:
-        if end in names:
-            lines.append(f'PARAMETER stop "{names[end]}"')
-    return "\n".join(lines) + "\n"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from atp_export.export import export_onnx
-from atp_export.manifest import verify_manifest
+from atp_export.gguf.llama_cpp import node_folder
+from atp_export.manifest import read_manifest, verify_manifest
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
@@ -109,6 +110,9 @@ def test_a_second_export_replaces_the_first(finished: RunFolder, tmp_path: Path)
         (["--to", "{tmp}/x", "--flavour", "openvino"], r"--flavour openvino: for ONNX expected"),
         (["--to", "{tmp}/x", "--precision", "fp32", "--quantizer", "gptq"], r"rounds int8 and"),
         (["--to", "{tmp}/x", "--context", "16"], r"test blocks of 32 tokens; take 32 or more"),
+        (["--to", "{tmp}/x", "--format", "gguf", "--precision", "int4"], r"'int4': expected f32"),
+        (["--to", "{tmp}/x", "--format", "gguf", "--flavour", "ort"], r"--flavour ort is of ONNX"),
+        (["--to", "{tmp}/x", "--format", "gguf", "--context", "16"], r"of 32 tokens; take 32"),
         (["--to", "{run}/onnx"], r"the run keeps its own there"),
         (["--to", "{run}"], r"the run keeps its own there"),
         (["--to", "{tmp}"], r"mine\.txt is there, which no export wrote"),
@@ -155,3 +159,25 @@ def test_a_folder_of_another_slim_model_is_refused(
     (copy.slim / "generation_config.json").unlink()
     with pytest.raises(ValueError, match="slim is not what shrink wrote"):
         call("export", "--out", copy.path, "--to", tmp_path / "form")
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_gguf_is_proven_by_llama_cpp_or_said_not_to_be(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: bool
+) -> None:
+    if at_hand and node_folder() is None:
+        pytest.skip("node-llama-cpp is not installed: `make test` installs it where npm is at hand")
+    if not at_hand:
+        monkeypatch.setattr("atp_export.gguf.llama_cpp.node_folder", lambda: None)
+    to = tmp_path / "gguf"
+    shown = call("export", "--out", finished.path, "--to", to, "--format", "gguf",
+                 "--precision", "f32")  # fmt: skip
+    assert ("same token ids" if at_hand else "not proven here") in shown
+    provenance = verify_manifest(to)
+    assert (provenance["format"], provenance["precision"]) == ("gguf", "f32")
+    assert {"Modelfile", "figures.json", "model.gguf"} == set(read_manifest(to).files)
+    assert json.loads((to / "figures.json").read_text())["quality"]["ratio"] == pytest.approx(
+        1, rel=0.01
+    )
+    with pytest.raises(ValueError, match="is proven and measured as it is written"):
+        call("verify", "--out", finished.path, "--folder", to)

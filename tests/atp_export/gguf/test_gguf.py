@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from atp_export.gguf.tensors import llama3_factors, packed_q4
+from atp_export.gguf import tensors, vocabulary
+from atp_export.gguf.llama_cpp import node_folder
+from atp_export.gguf.proof import GgufProof, prove_gguf
+from atp_export.gguf.tensors import GgufPrecision, llama3_factors, packed_q4
 from atp_export.gguf.vocabulary import pre_tokenizer
 from atp_export.gguf.write import write_gguf
-from gguf import GGMLQuantizationType, GGUFReader, quants
-from transformers import AutoTokenizer, PreTrainedModel
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
@@ -52,7 +56,7 @@ def test_sizes_and_weights_are_the_checkpoint_s(
     tmp_path: Path, real_folder: Path, family: str, policy: str, architecture: str
 ) -> None:
     folder = slim(tmp_path / "slim", real_folder, family, policy)
-    keys, tensors = read(write_gguf(folder, tmp_path / "gguf", precision="f32"))
+    keys, stored = read(write_gguf(folder, tmp_path / "gguf", precision="f32"))
     model = load_narrow(folder)
     shape = model_shape(model.config)
     assert keys["general.architecture"] == architecture
@@ -63,16 +67,16 @@ def test_sizes_and_weights_are_the_checkpoint_s(
     ):
         assert keys[f"{architecture}.{name}"] == (values if architecture == "deci" else values[0])
     state = model.state_dict()
-    assert np.array_equal(tensors["blk.1.ffn_down.weight"], _of(state, 1, "mlp.down_proj.weight"))
+    assert np.array_equal(stored["blk.1.ffn_down.weight"], _of(state, 1, "mlp.down_proj.weight"))
     q = _of(state, 0, "self_attn.q_proj.weight")
     d = shape.layers[0].head_dim
     if architecture in ("llama", "deci"):
         # llama.cpp turns rows 2i and 2i + 1 of a head together, transformers i and i + d/2.
         order = np.stack([np.arange(d // 2), np.arange(d // 2) + d // 2], 1).flatten()
         q = q.reshape(-1, d, q.shape[1])[:, order].reshape(q.shape)
-    assert np.array_equal(tensors["blk.0.attn_q.weight"], q)
-    assert ("blk.0.attn_q_norm.weight" in tensors) == (family == "qwen3")
-    assert ("blk.0.attn_v.bias" in tensors) == (family in ("qwen2", "llama-biases"))
+    assert np.array_equal(stored["blk.0.attn_q.weight"], q)
+    assert ("blk.0.attn_q_norm.weight" in stored) == (family == "qwen3")
+    assert ("blk.0.attn_v.bias" in stored) == (family in ("qwen2", "llama-biases"))
 
 
 def _of(state: dict[str, Any], layer: int, name: str) -> Any:
@@ -83,12 +87,8 @@ def test_q4_blocks_are_what_ggml_reads() -> None:
     draw = np.random.default_rng(0)
     levels = draw.integers(0, 16, (3, 64)).astype(np.uint8)
     scales = draw.normal(size=(3, 2)).astype(np.float16).astype(np.float32)
-    zeros = draw.integers(0, 16, (3, 2)).astype(np.float32)
-    wide = np.repeat(scales, 32, axis=1)
-    found = quants.dequantize(packed_q4(levels, scales, None), GGMLQuantizationType.Q4_0)
-    np.testing.assert_allclose(found, (levels - 8.0) * wide, rtol=1e-6)
-    found = quants.dequantize(packed_q4(levels, scales, zeros), GGMLQuantizationType.Q4_1)
-    np.testing.assert_allclose(found, (levels - np.repeat(zeros, 32, axis=1)) * wide, atol=2e-2)
+    found = quants.dequantize(packed_q4(levels, scales), GGMLQuantizationType.Q4_0)
+    np.testing.assert_allclose(found, (levels - 8.0) * np.repeat(scales, 32, axis=1), rtol=1e-6)
 
 
 def test_llama3_s_frequencies_are_transformers_own() -> None:
@@ -124,56 +124,93 @@ def test_what_llama_cpp_has_no_place_for_is_refused_by_name(
 
 
 def test_a_tokenizer_without_a_rule_in_llama_cpp_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not there"):
+        pre_tokenizer(tmp_path)
     odd = {"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Whitespace"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(odd))
     with pytest.raises(ValueError, match=r"its pre-tokenizer \(\['Whitespace'\]\) is none that"):
-        pre_tokenizer(odd, tmp_path)
+        pre_tokenizer(tmp_path)
 
 
-LLAMA = os.environ.get("ATP_NODE_FOLDER", "")
+NODE = node_folder()
 needs_llama_cpp = pytest.mark.skipif(
-    not (Path(LLAMA) / "node_modules" / "node-llama-cpp").is_dir(),
+    NODE is None,
     reason="node-llama-cpp is not installed: `make test` installs it where npm is at hand",
 )
+PROMPTS = ["The licence is granted in 2024", "Free software, a café and"]
 
 
-def by_llama_cpp(file: Path, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-    """llama.cpp's greedy tokens after given ids."""
-    asked = json.dumps({"file": str(file), "prompts": prompts, "new": new_tokens})
-    script = Path(__file__).with_name("greedy.mjs")
-    done = subprocess.run(
-        ["node", str(script), asked],
-        cwd=LLAMA,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-@torch.no_grad()
-def by_torch(model: PreTrainedModel, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
-    found = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        made = model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-                              do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
-        found.append(made[0, len(prompt) :].tolist())
-    return found
+def proof_of(folder: Path, file: Path, precision: GgufPrecision, node: Path | None) -> GgufProof:
+    """On real text."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
+    ids = tokenizer(legal_texts()[0][0])["input_ids"][:64]
+    return prove_gguf(
+        folder, file, precision, tokenizer, prompts=PROMPTS, blocks=torch.tensor([ids]),
+        node=node, new_tokens=24,
+    )  # fmt: skip
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize(
-    ("family", "policy"),
-    [("llama", "uniform"), ("llama-biases", "per-layer"), ("qwen2", "per-layer"),
-     ("qwen2", "uniform"), ("qwen3", "uniform")],
-)  # fmt: skip
-def test_llama_cpp_gives_the_same_greedy_tokens(
-    tmp_path: Path, real_folder: Path, family: str, policy: str
+    ("family", "policy", "precision"),
+    [
+        ("llama-biases", "per-layer", "f32"),
+        ("qwen2", "per-layer", "f32"),
+        ("qwen2", "uniform", "f32"),
+        ("qwen3", "uniform", "f32"),
+        ("llama", "per-layer", "q8_0"),
+        ("llama", "uniform", "q4_0"),
+    ],
+)
+def test_llama_cpp_agrees_with_pytorch(
+    tmp_path: Path, real_folder: Path, family: str, policy: str, precision: GgufPrecision
 ) -> None:
-    folder = slim(tmp_path / "slim", real_folder, family, policy)
+    """Fewer heads than hidden / head_dim too: in `uniform` one KV group of three is left."""
+    wide = {"hidden_size": 96, "intermediate_size": 64} if precision in ("q8_0", "q4_0") else {}
+    folder = slim(tmp_path / "slim", real_folder, family, policy, **wide)
+    text = torch.randint(0, 1000, (4, 32), generator=torch.Generator().manual_seed(0))
+    calibration = text if precision == "q4_0" else None
+    file = write_gguf(folder, tmp_path / "gguf", precision=precision, calibration=calibration)
+    proof = proof_of(folder, file, precision, NODE)
+    assert proof.failures == []
+    assert {check.name for check in proof.checks} == {"weights", "ids", "greedy", "perplexity"}
+    assert proof.release
+    if precision == "f32":
+        assert proof.greedy_same == len(PROMPTS)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("what", "failed"), [("rope", "greedy"), ("heads", "greedy"), ("pre", "ids")]
+)
+def test_a_wrong_file_is_noticed(
+    tmp_path: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, failed: str
+) -> None:
+    """Another base of RoPE, q and k in transformers' order, another pre-tokenizer."""
+    folder = slim(tmp_path / "slim", real_folder, "llama", "per-layer")
+    if what == "rope":
+        own = GGUFWriter.add_rope_freq_base
+        monkeypatch.setattr(GGUFWriter, "add_rope_freq_base", lambda w, base: own(w, base / 100))
+    elif what == "heads":
+        monkeypatch.setattr(tensors, "_paired_heads", lambda *_: None)
+    else:
+        monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda folder: "llama-bpe")
     file = write_gguf(folder, tmp_path / "gguf", precision="f32")
-    prompts = [[5, 6, 7, 8], list(range(100, 140))]
-    assert by_llama_cpp(file, prompts, 24) == by_torch(load_narrow(folder), prompts, 24)
+    proof = proof_of(folder, file, "f32", NODE)
+    assert failed in {check.name for check in proof.checks if not check.passed}
+
+
+def test_a_file_of_other_weights_is_noticed_without_llama_cpp(
+    tmp_path: Path, real_folder: Path
+) -> None:
+    folder = slim(tmp_path / "slim", real_folder, "llama", "per-layer")
+    other = slim(tmp_path / "other", real_folder, "llama", "per-layer", rms_norm_eps=1e-5)
+    file = write_gguf(other, tmp_path / "gguf", precision="f16")
+    assert proof_of(folder, file, "f16", None).failures == []
+    with safe_open(other / "model.safetensors", "pt") as opened:
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    state["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.01
+    save_file(state, other / "model.safetensors", metadata={"format": "pt"})
+    file = write_gguf(other, tmp_path / "gguf", precision="f16")
+    (failure,) = proof_of(folder, file, "f16", None).failures
+    assert failure.startswith("tensor that is not the checkpoint's: model.layers.1.mlp.up_proj")
