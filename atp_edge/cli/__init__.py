@@ -26,7 +26,7 @@ from rich.text import Text
 
 from atp_edge.cli.bench import bench
 from atp_edge.cli.export import export, verify_folder
-from atp_edge.cli.flags import takes_settings
+from atp_edge.cli.flags import Settings, takes_settings
 from atp_edge.config import Config
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 from atp_edge.run.records import STAGES, StageName
@@ -69,6 +69,10 @@ Require = Annotated[
         help='end with code 4 unless met: "perplexity<untouched", "recovery>=0.9"; repeatable',
     ),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option("--device-memory", help="a GPU of so much (80GB), not the device at hand"),
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -89,25 +93,65 @@ def _atp_edge(
 
 @app.command()
 @takes_settings
-def run(config: Config, *, dry_run: DryRun = False, require: Require = None) -> None:
+def run(
+    settings: Settings,
+    *,
+    dry_run: DryRun = False,
+    device_memory: DeviceMemory = None,
+    require: Require = None,
+) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
     from atp_edge.pipeline.require import check_conditions, parse_conditions
 
     conditions = parse_conditions(require or ())
-    metrics = _stages(config, STAGES, dry_run=dry_run)
+    metrics = _stages(settings, STAGES, dry_run=dry_run, device_memory=device_memory)
     if metrics is not None:
         check_conditions(conditions, metrics)
 
 
 @app.command()
 @takes_settings
-def train(config: Config, *, dry_run: DryRun = False) -> None:
+def train(
+    settings: Settings, *, dry_run: DryRun = False, device_memory: DeviceMemory = None
+) -> None:
     """Learn LoRA and the pruning decision together; writes plan.json, dense/ and adapter/."""
-    _stages(config, ("train",), dry_run=dry_run)
+    _stages(settings, ("train",), dry_run=dry_run, device_memory=device_memory)
+
+
+def _fitted(
+    settings: Settings, names: tuple[StageName, ...], *, dry_run: bool, device_memory: str | None
+) -> Config:
+    """The settings to run with, when all that can be known before has been checked and shown."""
+    from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model
+    from atp_edge.pipeline.device import device_of
+    from atp_edge.pipeline.fit import begun_settings, fitted, refuse
+    from atp_edge.pipeline.memory import needs_of
+    from atp_edge.pipeline.preflight import check_run
+    from atp_edge.run.folder import RunFolder
+    from atp_edge.training.setup import model_source, shapes_alone, splits_of
+
+    config, said = settings.config, settings.said
+    out = Path(config.out)
+    device = device_of(device_memory, out)
+    alone = dry_run and shapes_alone(model_source(config.model))
+    check_run(config, names, weights=not alone)
+    if alone:
+        console.print("no weights there: checked on the model's shapes alone, and no text read")
+    config = begun_settings(config, said, RunFolder(out))
+    model = sized_model(config)
+    config, chosen = fitted(config, model, said, device)
+    if chosen:
+        console.print(Text(chosen))
+    # What a run would read next, and refuse.
+    splits = splits_of(config) if dry_run and not alone else None
+    console.print(cost_table(config, splits))
+    console.print(needs_table(needs_of(config, model, device.kind), device))
+    refuse(config, model, device)
+    return config
 
 
 def _stages(
-    config: Config, names: tuple[StageName, ...], *, dry_run: bool
+    settings: Settings, names: tuple[StageName, ...], *, dry_run: bool, device_memory: str | None
 ) -> dict[str, Any] | None:
     """The figures of the run; None of a dry run, and on every rank but the first."""
     from atp_edge.pipeline.launch import check_ranks, follow, leading
@@ -115,27 +159,24 @@ def _stages(
     from atp_edge.run.progress import Terminal
 
     ranks.join()
-    check_ranks(config)
+    check_ranks(settings.config)
     if not ranks.is_main():
-        follow(config, Terminal(Console(quiet=True)))
+        follow(settings.config, Terminal(Console(quiet=True)))
         return None
     with leading():
-        return _lead(config, names, dry_run=dry_run)
+        return _lead(settings, names, dry_run=dry_run, device_memory=device_memory)
 
 
-def _lead(config: Config, names: tuple[StageName, ...], *, dry_run: bool) -> dict[str, Any] | None:
-    from atp_edge.pipeline.cost_estimate import cost_table
-    from atp_edge.pipeline.preflight import check_run
+def _lead(
+    settings: Settings, names: tuple[StageName, ...], *, dry_run: bool, device_memory: str | None
+) -> dict[str, Any] | None:
     from atp_edge.pipeline.stages import run_stages
     from atp_edge.pipeline.summary import table
     from atp_edge.pipeline.verdict import TONE_STYLE, verdict_of
     from atp_edge.run.progress import Terminal
-    from atp_edge.training.setup import splits_of
 
-    check_run(config, names)
-    console.print(cost_table(config))
+    config = _fitted(settings, names, dry_run=dry_run, device_memory=device_memory)
     if dry_run:
-        splits_of(config)  # What a run would read next, and refuse.
         return None
     with Terminal(console) as progress:
         folder = run_stages(config, names, progress)

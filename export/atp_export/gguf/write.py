@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,7 +73,7 @@ def write_gguf(
     return out / "model.gguf"
 
 
-def _gptq_rounder(grams: dict[str, Tensor]) -> Rounder:
+def _gptq_rounder(grams: Mapping[str, Tensor]) -> Rounder:
     """4-bit levels by gptq, from the grams of what each matrix reads."""
 
     def rounded(
