@@ -97,8 +97,8 @@ def quantize(
     for columns in matrix.split(COLUMNS, dim=1):  # A vocabulary's are gigabytes in fp32.
         weight = np.ascontiguousarray(columns.float().numpy())
         parts.append(quantizer_of_columns.qbits_block_quant(weight)[:2])
-    packed, scales = (np.concatenate(of) for of in zip(*parts, strict=True))
-    return QuantizedMatrix(packed=packed, scales=scales, bits=bits, rows=len(matrix))
+    found = [np.concatenate(of) for of in zip(*parts, strict=True)]
+    return QuantizedMatrix(packed=found[0], scales=found[1], bits=bits, rows=len(matrix))
 
 
 def _beside_each_other(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
