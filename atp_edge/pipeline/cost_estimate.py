@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -101,6 +102,7 @@ def needs_table(found: list[Need], device: Device) -> Table:
             *(f"{size / 1e9:.1f}" if size else "" for size in sizes),
             ", ".join(f"{name} {most[name] / 1e9:.1f}" for name in largest),
         )
-    there = (device.memory, device.host if device.kind == "cuda" else 0, device.disk)
-    shown.add_row("there is", *(f"{size / 1e9:.1f}" if size else "" for size in there), "")
+    there = (device.memory, device.host if device.kind == "cuda" else math.inf, device.disk)
+    known = (f"{size / 1e9:.1f}" if math.isfinite(size) else "" for size in there)
+    shown.add_row("there is", *known, "")
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ def device_of(asked: str | None, out: Path) -> Device:
     host, disk = _host_memory(), float(shutil.disk_usage(_existing(out)).free)
     if asked is not None:
         size = parse_size(asked)
-        return Device(kind="cuda", name=f"a GPU of {asked}", memory=size, host=host, disk=disk)
+        # Of a machine that is elsewhere: its host and disk are not known here.
+        return Device(
+            kind="cuda", name=f"a GPU of {asked}", memory=size, host=math.inf, disk=math.inf
+        )
     if torch.cuda.is_available():
         total = float(torch.cuda.mem_get_info()[1])
         name = torch.cuda.get_device_name()
