@@ -117,6 +117,13 @@ def mean_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tens
     return _projected(hidden, head, chunk) / len(targets)
 
 
+@torch.no_grad()
+def sum_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> float:
+    """Cross-entropy of hidden [L, H] projected by head [V, H] against targets [L], summed."""
+    pairs = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    return sum(float(F.cross_entropy(F.linear(h, head), t, reduction="sum")) for h, t in pairs)
+
+
 def _labelled_hidden(
     model: nn.Module, batch: Blocks, *, every_layer: bool = False
 ) -> tuple[list[Tensor], Tensor]:

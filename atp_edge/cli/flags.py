@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from atp_edge.config import Config
 from atp_edge.settings import Key, configured, keys, read_values
 
 SHOWN = frozenset(
@@ -46,6 +48,14 @@ def _flag(key: Key) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, option],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A configuration, and the settings in it that a file or a flag named."""
+
+    config: Config
+    said: frozenset[str]
 
 
 def _names(key: Key) -> list[str]:
@@ -87,12 +97,12 @@ def _show_all(asked: bool) -> None:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `--config FILE` and a flag for every setting; it receives the Config."""
+    """Give a command `--config FILE` and a flag for every setting; it receives Settings."""
     hints = get_type_hints(command, include_extras=True)
     own = [
         parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(command).parameters.items()
-        if name != "config"
+        if name != "settings"
     ]
     file = inspect.Parameter(
         "config_file",
@@ -121,7 +131,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         path, _ = given.pop("config_file"), given.pop("help_all")
         rest = {p.name: given.pop(p.name) for p in own}
         values = {k.name: given[k.parameter] for k in keys() if given[k.parameter] is not None}
-        command(configured((_values_in(path) if path else {}) | values), **rest)
+        said = (_values_in(path) if path else {}) | values
+        command(Settings(config=configured(said), said=frozenset(said)), **rest)
 
     parameters = [file, *own, *map(_flag, keys()), help_all]
     call.__name__, call.__doc__ = command.__name__, command.__doc__

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from atp_edge.data.blocks import Blocks
-from atp_edge.losses import language_loss
+from atp_edge.losses import language_loss, sum_cross_entropy
+from atp_edge.model.checkpoint import streamed_narrow
+from atp_edge.model.loading import tensor_files
+from atp_edge.model.stream import reader_of
 from atp_edge.run.watched import counted
+
+_STREAMED_TOKENS = 2**14
+"""Read at once: more cost memory, fewer read the weights more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,27 @@ def text_loss(model: nn.Module, blocks: Blocks) -> TextLoss:
             nats.append(float(language_loss(model, block)) * labelled)
             counts.append(labelled)
     model.train(was_training)
+    return TextLoss(nats=tuple(nats), tokens=tuple(counts))
+
+
+@torch.no_grad()
+def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
+    """The same of a checkpoint, in fp32 on the CPU, one layer's weights in memory at a time."""
+    device = torch.device("cpu")
+    model, read = streamed_narrow(folder, device), reader_of(tensor_files(folder))
+    at_once = max(1, _STREAMED_TOKENS // blocks.input_ids.shape[1])
+    nats, counts = [], []
+    for ids, labels in zip(
+        blocks.input_ids.split(at_once), blocks.labels.split(at_once), strict=True
+    ):
+        hidden = model.get_submodule("model")(input_ids=ids, use_cache=False).last_hidden_state
+        head = read("lm_head.weight").float()
+        for states, targets in zip(hidden, labels, strict=True):
+            labelled = targets[1:] != -100
+            if count := int(labelled.sum()):
+                chosen = targets[1:][labelled]
+                nats.append(sum_cross_entropy(states[:-1][labelled], head, chosen))
+                counts.append(count)
     return TextLoss(nats=tuple(nats), tokens=tuple(counts))
 
 

@@ -133,11 +133,18 @@ def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
 
 def streamed_narrow(folder: Path, device: torch.device) -> PreTrainedModel:
     """A checkpoint in fp32 that holds a layer's weights only while that layer computes."""
+    model, read = load_narrow_parts(folder)
+    model.requires_grad_(False)  # Else autocast keeps a copy of every weight that went by.
+    streamed(model, read, device)
+    model.get_submodule("model.rotary_emb").to(device)
+    return model
+
+
+def load_narrow_parts(folder: Path) -> tuple[PreTrainedModel, Read]:
+    """A checkpoint's model without its weights, and what reads them by name."""
     with without_weights():
         model = build_model(load_config(folder), torch.float32)
-    streamed(model, reader_of(tensor_files(folder)), device)
-    model.model.rotary_emb.to(device)
-    return model.eval()
+    return model.eval(), reader_of(tensor_files(folder))
 
 
 def build_on_meta(config: object) -> PreTrainedModel:

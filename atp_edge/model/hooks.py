@@ -28,3 +28,25 @@ def read_under(hooks: Iterable[RemovableHandle], model: PreTrainedModel, *batche
     with removed_after(hooks):
         for ids in batches:
             decoder(input_ids=ids.to(model.device), use_cache=False)
+
+
+def into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The stream [B, T, H] that enters the first layer, and how the decoder calls each of them:
+    masks and positions, which families make in their own ways. No layer is computed."""
+    layers: Any = model.model.layers
+    streams: list[Tensor] = []
+    calls: list[dict[str, Any]] = []
+
+    def note(x: Tensor, **call: Any) -> Tensor:
+        streams.append(x)
+        calls.append(call)
+        return x
+
+    try:
+        for layer in layers:
+            layer.forward = note
+        read_under((), model, ids)
+    finally:
+        for layer in layers:
+            del layer.forward
+    return streams[0], calls

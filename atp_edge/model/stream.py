@@ -133,3 +133,9 @@ def _take_weights(
 def _drop_weights(leaves: list[str], module: nn.Module, *_: Any) -> None:
     for leaf in leaves:
         put(module, leaf, module.get_parameter(leaf).detach().to("meta"))
+
+
+def drop(module: nn.Module) -> None:
+    """Let go of a module's parameters; `fill` gives them back."""
+    for path, part in module.named_modules():
+        _drop_weights([name for name, _ in part.named_parameters(recurse=False)], part, path)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from rich.table import Table
 from rich.text import Text
 
 from atp_edge.config import Config
+from atp_edge.data.splits import Splits
 from atp_edge.decision.budget import FeasibleDecisions
-from atp_edge.decision.generator import WIDTH
 from atp_edge.decision.projection import project
-from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import ModelShape, model_shape
 from atp_edge.model.plan import narrow_shape, plan_of
 from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
-from atp_edge.pipeline.summary import megabytes, millions
-from atp_edge.training.setup import feasible_of, shipped_of, source_config
+from atp_edge.pipeline.device import Device
+from atp_edge.pipeline.memory import Model, Need
+from atp_edge.pipeline.summary import millions
+from atp_edge.training.frozen import source_type
+from atp_edge.training.setup import feasible_of, model_source, shipped_of, source_config
 
-_FP32 = 4
 
+def cost_table(config: Config, splits: Splits | None = None) -> Table:
+    """Parameters, bytes, steps and, of splits that were read, the text.
 
-def cost_table(config: Config) -> Table:
-    """Parameters, bytes, steps and memory. Raises ValueError when the budget cannot be met."""
+    Raises ValueError when the budget cannot be met.
+    """
     source = source_config(config)
     shape, feasible = model_shape(source), feasible_of(config, source)
     slim, shipped = even_shape(shape, feasible), shipped_of(config, source)
@@ -45,8 +51,17 @@ def cost_table(config: Config) -> Table:
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
     shown.add_row("train tokens", f"{config.train_tokens:,}", f"{config.train_tokens:,}")
-    shown.add_row("memory to train, about", "", megabytes(_training_bytes(config, shape, feasible)))
+    if splits is not None:
+        documents, tokens = splits.report.documents, splits.report.tokens
+        held = splits.train.input_ids.numel()
+        shown.add_row("documents", f"{sum(documents.values()):,}", _by_split(documents))
+        shown.add_row("tokens of the text", f"{sum(tokens.values()):,}", _by_split(tokens))
+        shown.add_row("epochs of the train split", f"{config.train_tokens / held:.2f}", "")
     return shown
+
+
+def _by_split(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
@@ -56,38 +71,38 @@ def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
     return narrow_shape(shape, plan_of(shape, kept, feasible.sites[0].space))
 
 
-def _training_bytes(config: Config, shape: ModelShape, feasible: FeasibleDecisions) -> int:
-    """The largest of joint loop, recovery and the step to the teacher's layers before either:
-    weights, the teacher, gradients, Adam's moments, what the moving repair measured, what the
-    backward pass keeps, and the loss; or both models' streams beside one MLP.
+def sized_model(config: Config) -> Model:
+    """The run's model, dense and about as it will be cut."""
+    folder, source = model_source(config.model), source_config(config)
+    shape, feasible = model_shape(source), feasible_of(config, source)
+    slim, shipped = even_shape(shape, feasible), shipped_of(config, source)
+    return Model(
+        dense=shape,
+        slim=slim,
+        stored=source_type(folder),
+        dense_onnx=shipped.bytes(shape),
+        slim_onnx=shipped.bytes(slim),
+    )
 
-    An estimate from sizes alone: PyTorch's own 0.8 GB come on top. Of the demo model 4.7 GB were
-    measured on a CPU where this says 3.7; on a GPU, in steps of 64 blocks, 31 where it says 42.
-    """
-    count, slim = count_parameters(shape), feasible.fixed + feasible.allowed
-    generator = sum(site.size for site in feasible.sites) * WIDTH
-    teacher = count.whole if config.recovery.distill else 0
-    trained = 3 if config.recovery.retrain else 0  # a gradient and two moments a parameter
-    grams = sum((x.heads * x.head_dim) ** 2 + x.channels**2 for x in shape.layers)
-    # And its folds, largest where half is kept.
-    repair = grams * 5 // 4 if config.repairs_along else 0
-    joint = count.whole + trained * count.decoder + 4 * generator + repair
-    recovery = count.around + slim + trained * slim
-    tokens = config.train.batch_blocks * config.dataset.block_tokens
-    # What a layer keeps for its backward pass, in values a token: the inputs of its norms and
-    # projections, gate, up and their product. Attention keeps no scores, on a CPU or a GPU.
-    kept = sum(12 * shape.hidden + 6 * layer.channels for layer in shape.layers)
-    activation = 4 if config.train.precision == "no" else 2
-    loss = 3 * min(tokens, CHUNK_TOKENS) * shape.vocabulary
-    if config.recovery.distill and config.recovery.distill_hidden:
-        # Every layer's output, the teacher's, and their difference.
-        loss += 3 * tokens * len(shape.layers) * shape.hidden
-    steps = (max(joint, recovery) + teacher + loss) * _FP32 + tokens * kept * activation
-    approached = min(config.recovery.approach_blocks, config.train_blocks)
-    if not approached:
-        return steps
-    # Of every token the two streams before, between and after attention and MLP, gate, up, their
-    # product, and what it counts for.
-    held = 6 * shape.hidden + 4 * max(layer.channels for layer in shape.layers)
-    approach = 2 * count.whole + teacher + repair + approached * config.dataset.block_tokens * held
-    return max(steps, approach * _FP32)
+
+def needs_table(found: list[Need], device: Device) -> Table:
+    """What every part takes, beside what there is, in GB."""
+    title = Text(f"memory and disk, about, GB ({device.name})")
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("", no_wrap=True)
+    for name in ("device", "host", "disk"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("most of it")
+    for need in found:
+        most = need.device or need.host
+        largest = sorted(most, key=lambda name: -most[name])[:2]
+        sizes = (need.device_bytes, need.host_bytes, need.disk_bytes)
+        shown.add_row(
+            need.part,
+            *(f"{size / 1e9:.1f}" if size else "" for size in sizes),
+            ", ".join(f"{name} {most[name] / 1e9:.1f}" for name in largest),
+        )
+    there = (device.memory, device.host if device.kind == "cuda" else math.inf, device.disk)
+    known = (f"{size / 1e9:.1f}" if math.isfinite(size) else "" for size in there)
+    shown.add_row("there is", *known, "")
+    return shown

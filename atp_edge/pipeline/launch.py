@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from atp_edge.config import Config
+from atp_edge.pipeline.fit import CHOSEN
 from atp_edge.run import ranks
 from atp_edge.run.environment import PACKAGES, version
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
+from atp_edge.settings import values_of, with_values
 
 TRAIN = "train"
 LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "gloo", "Gloo")
@@ -55,6 +57,7 @@ def train_together(config: Config, run: RunFolder, progress: Progress) -> None:
     try:
         if ranks.is_main():
             ranks.from_main(TRAIN)
+        config = _chosen_by_main(config)
         ranks.check_same(_start(config))
         train(config, run, progress)
     except RuntimeError as error:
@@ -66,6 +69,13 @@ def train_together(config: Config, run: RunFolder, progress: Progress) -> None:
         raise
     finally:
         ranks.leave()
+
+
+def _chosen_by_main(config: Config) -> Config:
+    """With the settings that rank 0 may have chosen by its device's memory."""
+    values = values_of(config)
+    chosen: dict[str, Any] = ranks.from_main({name: values[name] for name in CHOSEN})
+    return with_values(config, chosen)
 
 
 def _start(config: Config) -> dict[str, Any]:

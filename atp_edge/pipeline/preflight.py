@@ -26,12 +26,14 @@ from atp_edge.training.setup import (
 )
 
 
-def check_run(config: Config, stages: Sequence[StageName]) -> None:
+def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = True) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
     model or a setting.
 
     The model is read, a tensor at a time, before a run begins; from then on its hash is pinned, and
-    that the tensors are there is looked up in the files' headers."""
+    that the tensors are there is looked up in the files' headers. weights: off, its configuration
+    is read, and nothing else of it.
+    """
     if "verify" in stages:
         check_provable(config)
     check_precision(config)
@@ -45,6 +47,8 @@ def check_run(config: Config, stages: Sequence[StageName]) -> None:
     check_rank(config, source)
     feasible_of(config, source)
     check_lengths(config, source)
+    if not weights:
+        return
     check_text_fits(config, source, tokenizer_of(config))
     read_generation(folder)
     begun = RunFolder(Path(config.out)).records.inputs is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from atp_edge.config import Config
-from atp_edge.evaluation.text_loss import perplexity
-from atp_edge.model.checkpoint import build_on_meta, load_narrow, shape_of, write_checkpoint
+from atp_edge.evaluation.text_loss import streamed_text_loss
+from atp_edge.model.checkpoint import build_on_meta, shape_of, write_checkpoint
 from atp_edge.model.families import ModelShape
 from atp_edge.model.loading import load_tokenizer, read_tensor, stored_type
 from atp_edge.model.merged import MergedWeights
@@ -38,7 +38,7 @@ def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
             "decoder_share": kept.decoder,
             "whole_share": kept.whole,
             "masked_narrow_max_error": run.metrics()["train"]["masked_narrow_max_error"],
-            "perplexity": perplexity(load_narrow(run.slim), blocks),
+            "perplexity": streamed_text_loss(run.slim, blocks).perplexity,
         },
     )
     write_card("slim", config, run)

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from atp_edge.data.blocks import Blocks
 from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF
-from atp_edge.model.hooks import read_under, removed_after
+from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.reconstruction.repair import solve_damped
 from atp_edge.run import ranks
 from atp_edge.run.watched import counted
@@ -47,8 +47,8 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
     blocks: text [N, T], in one batch.
     """
     student, ids = model.get_base_model(), ranks.shared(blocks.input_ids)
-    ours, calls = _into_layers(student, ids)
-    theirs, their_calls = _into_layers(teacher, ids)
+    ours, calls = into_layers(student, ids)
+    theirs, their_calls = into_layers(teacher, ids)
     for i, layer in enumerate(counted(student.model.layers, "matching")):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
@@ -90,28 +90,6 @@ def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
     gram, wanted = weighted.T @ z, weighted.T @ missing
     ranks.add_up([gram, wanted])
     return solve_damped(gram, wanted, DAMPING)
-
-
-def _into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The stream [B, T, H] that enters the first layer, and how the decoder calls each of them:
-    masks and positions, which families make in their own ways. No layer is computed."""
-    layers: Any = model.model.layers
-    streams: list[Tensor] = []
-    calls: list[dict[str, Any]] = []
-
-    def note(x: Tensor, **call: Any) -> Tensor:
-        streams.append(x)
-        calls.append(call)
-        return x
-
-    try:
-        for layer in layers:
-            layer.forward = note
-        read_under((), model, ids)
-    finally:
-        for layer in layers:
-            del layer.forward
-    return streams[0], calls
 
 
 def _halfway(layer: Any, read: Callable[[Tensor], None]) -> RemovableHandle:

@@ -32,6 +32,7 @@ from atp_edge.training.setup import (
     load_dense,
     model_source,
     placed,
+    shapes_alone,
     with_attention,
 )
 
@@ -57,14 +58,22 @@ def frozen_kind(config: Config) -> Kind:
     return AUTOCAST.get(config.train.precision, torch.float32)
 
 
-def pruned_kind(config: Config, source: Path) -> Kind:
+def pruned_kind(config: Config, stored: torch.dtype) -> Kind:
     """What they are kept in while a decision is learned, and in recovery: fp32 where they are tuned
-    or moved finely; else what loses nothing of their source, unless `train.base_dtype` says."""
+    else what loses nothing of their source, unless `train.base_dtype`
+    says. stored: the type of the source's weights."""
     if config.recovery.retrain or config.train.base_dtype == "fp32":
         return torch.float32
-    if config.train.base_dtype == "auto" and stored_type(source) != torch.bfloat16:
+    if config.train.base_dtype == "auto" and stored != torch.bfloat16:
         return torch.float32
     return frozen_kind(config)
+
+
+def source_type(source: Path) -> torch.dtype:
+    """The type of a checkpoint's weights; where there are none, what its configuration says."""
+    if shapes_alone(source):
+        return getattr(load_config(source), "dtype", None) or torch.float32
+    return stored_type(source)
 
 
 def check_base(config: Config) -> None:
@@ -111,12 +120,13 @@ def load_frozen(folder: Path, kind: Kind, device: torch.device) -> PreTrainedMod
 
 def kept_as(kind: Kind, name: str, value: Tensor, device: torch.device) -> Tensor:
     """A weight as it is kept on the device."""
-    if not _is_projection(name) or name.endswith("bias"):
+    head = name.startswith("lm_head")  # Autocast computes with it as with projections.
+    if not (head or _is_projection(name)) or name.endswith("bias"):
         return value.to(device, torch.float32)
     if kind != NF4:
         assert isinstance(kind, torch.dtype)
         return value.to(device, kind)
-    if _is_moved(name):
+    if head or _is_moved(name):
         return value.to(device, torch.bfloat16)
     from bitsandbytes.nn import Params4bit
 
@@ -172,6 +182,8 @@ def in_fp32(model: PeftModel) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, MaskedLoraLinear):
             hooks += _widening(module, module.get_base_layer())
+    head = model.get_base_model().get_output_embeddings()
+    hooks += _widening(head, head)
     with removed_after(hooks):
         yield
 

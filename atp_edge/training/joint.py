@@ -19,7 +19,7 @@ from atp_edge.reconstruction.repair import Repair
 from atp_edge.reconstruction.value_rotation import rebase_values
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.cpu import giving_back_freed_memory
-from atp_edge.training.frozen import load_base, pruned_kind
+from atp_edge.training.frozen import load_base, pruned_kind, source_type
 from atp_edge.training.learners import JointLearner
 from atp_edge.training.loop import phase_begun
 from atp_edge.training.setup import TrainContext, feasible_of, model_source
@@ -41,7 +41,9 @@ class _Start:
 def prepare_joint(context: TrainContext) -> JointLearner:
     """The dense model with LoRA under its first decision, repaired and near the teacher."""
     config, splits, accelerator = context.config, context.splits, context.accelerator
-    dense = load_base(config, pruned_kind(config, model_source(config.model)), accelerator)
+    dense = load_base(
+        config, pruned_kind(config, source_type(model_source(config.model))), accelerator
+    )
     feasible = feasible_of(config, dense.config)
     if config.decision.space == "head-dims":
         context.progress.say("rotating the values: few dimensions then carry most")

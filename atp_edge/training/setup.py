@@ -130,8 +130,14 @@ def shipped_of(config: Config, dense_config: Any) -> Shipped:
         rotary=(context_of(dense_config, settings.context), head_dim // 2),
         adapter_rank=config.lora.rank if settings.keep_adapter else None,
     )
-    beside = files_beside(dense_config, tokenizer_of(config), config.decision.space)
+    alone = shapes_alone(model_source(config.model))
+    beside = 0 if alone else files_beside(dense_config, tokenizer_of(config), config.decision.space)
     return Shipped(storage=storage, beside=beside)
+
+
+def shapes_alone(folder: Path) -> bool:
+    """Whether a model's folder has a configuration and no weights: enough for `--dry-run`."""
+    return not any(folder.glob("*.safetensors"))
 
 
 def _check_adapter(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def export_onnx(
     """Write out/: model.onnx with its data, configuration, tokenizer, genai_config, manifest.
 
     quantizer: how int4 and int8 weights are rounded (see atp_export.quantization.quantize).
-    calibration: token ids [N, T] that gptq reads; it then holds the whole model in memory, in fp32.
+    calibration: token ids [N, T] that gptq reads, layer by layer; what waits lies beside `out`.
     context: tokens at most, prompt and new ones; 0: the model's own context, but 8192 at most.
     adapters: peft folders by name, written as NAME.onnx_adapter; with any mapping, an empty one
     too, the model takes LoRA factors at run time (see atp_export.adapter).
@@ -101,8 +102,11 @@ def export_onnx(
         quantizer=quantizer,
         adapter_rank=None if adapters is None else 0,
     )
-    grams = {} if calibration is None else input_grams(checkpoint, calibration)
-    with folder_atomically(out) as beside:
+    with (
+        folder_atomically(out) as beside,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.grams-", dir=beside.parent) as scratch,
+    ):
+        grams = {} if calibration is None else input_grams(checkpoint, calibration, Path(scratch))
         g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
         matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
         DecoderWriter(g, shape, matrices, rotary).write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,7 +95,7 @@ def _modelfile(checkpoint: Path) -> str:
     return modelfile(tokenizer, ends, adds_bos=adds_bos(checkpoint))
 
 
-def _gptq_rounder(grams: dict[str, Tensor]) -> Rounder:
+def _gptq_rounder(grams: Mapping[str, Tensor]) -> Rounder:
     """4-bit levels by gptq, from the grams of what each matrix reads."""
 
     def rounded(name: str, matrix: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:

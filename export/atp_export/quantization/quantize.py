@@ -11,6 +11,7 @@ How values are rounded is the quantizer's:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from atp_edge.config import Quantizer
 from atp_edge.model.storage import BLOCK, Bits
-from atp_export.quantization.gptq import gptq
+from atp_export.quantization.gptq import COLUMNS, gptq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ def quantize(
     matrix without one is rounded to the nearest.
     """
     if quantizer == "k-quant":
-        return _k_quant(matrix, bits)
+        found = [_k_quant(columns, bits) for columns in matrix.split(COLUMNS, dim=1)]
+        return _beside_each_other(found)
     if quantizer == "gptq" and gram is not None:
         levels, scales = gptq(matrix, gram, bits=bits, block=BLOCK)
         middle = 2 ** (bits - 1)
@@ -90,9 +92,25 @@ def quantize(
             rows=len(matrix),
         )
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
-    weight = np.ascontiguousarray(matrix.float().numpy())
-    packed, scale, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
-    return QuantizedMatrix(packed=packed, scales=scale, bits=bits, rows=len(matrix))
+    quantizer_of_columns = DefaultWeightOnlyQuantizer(config)
+    rounded = []
+    for columns in matrix.split(COLUMNS, dim=1):  # A vocabulary's are gigabytes in fp32.
+        weight = np.ascontiguousarray(columns.float().numpy())
+        rounded.append(quantizer_of_columns.qbits_block_quant(weight)[:2])
+    packed, scales_found = (np.concatenate(of) for of in zip(*rounded, strict=True))
+    return QuantizedMatrix(packed=packed, scales=scales_found, bits=bits, rows=len(matrix))
+
+
+def _beside_each_other(parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
+    """Matrices of the same rows as one."""
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return QuantizedMatrix(
+        packed=np.concatenate([part.packed for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zeros=np.concatenate(zeros) if zeros else None,
+        bits=parts[0].bits,
+        rows=parts[0].rows,
+    )
 
 
 def _k_quant(matrix: Tensor, bits: Bits) -> QuantizedMatrix:

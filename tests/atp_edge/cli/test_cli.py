@@ -321,7 +321,7 @@ def test_a_dry_run_shows_the_costs_and_writes_nothing(
     shown = atp_edge("run", "--model", model_and_data[0], "--out", str(out), "--dry-run", *SMALL)
     assert "decoder parameters" in shown
     assert "context, tokens" in shown
-    assert "memory to train" in shown
+    assert "before the joint steps" in shown
     assert not out.exists()
 
 

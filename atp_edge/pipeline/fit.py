@@ -1,0 +1,138 @@
+"""Settings that fit the memory at hand, where they were not said; what does not fit is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from atp_edge.config import Config
+from atp_edge.pipeline.device import USABLE, Device
+from atp_edge.pipeline.memory import Model, Need, needs_of
+from atp_edge.run.folder import RunFolder
+from atp_edge.settings import values_of, with_values
+
+LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64}
+"""A tie with tuning the kept weights, where it was measured (docs/recovery.md)."""
+
+CHOSEN = (
+    "train.checkpointing",
+    "train.base_dtype",
+    "train.moments",
+    *LORA_ALONE,
+    "recovery.reconstruct_blocks",
+    "recovery.approach_blocks",
+)
+"""The settings that are chosen, where they are not said."""
+
+
+def fitted(
+    config: Config, model: Model, said: Collection[str], device: Device
+) -> tuple[Config, str | None]:
+    """The settings with which a run fits a device, and a sentence if they had to be chosen.
+
+    said: the settings that the user named; they stay. Of the ways that follow one another, each
+    with less memory, the first that fits is taken. Where none does, the settings are returned as
+    they came: `refuse` says what is missing.
+    """
+    if _fits(needs_of(config, model, device.kind), device):
+        return _without_auto(config), None
+    for changes in _ways(config, device):
+        tried = with_values(config, {k: v for k, v in changes.items() if k not in said})
+        if tried != config and _fits(needs_of(tried, model, device.kind), device):
+            return _without_auto(tried), (
+                f"chosen for {device.memory / 1e9:.1f} GB of {device.name}: {_shown(config, tried)}"
+            )
+    return config, None
+
+
+def begun_settings(config: Config, said: Collection[str], run: RunFolder) -> Config:
+    """The settings of a run that has begun, where they are chosen and were not said: another
+    device changes nothing of it."""
+    if not run.config_toml.is_file():
+        return config
+    before = values_of(run.config())
+    return with_values(config, {k: before[k] for k in CHOSEN if k not in said})
+
+
+def refuse(config: Config, model: Model, device: Device) -> None:
+    """Raises ValueError for a run that does not fit, with the nearest settings that do."""
+    found = needs_of(config, model, device.kind)
+    if _fits(found, device):
+        return
+    short = "; ".join(_short(need, device) for need in found if not _fits([need], device))
+    advice = "no settings known here fit: take a smaller model, or a larger device"
+    for changes in _ways(config, device):
+        tried = with_values(config, changes)
+        if _fits(needs_of(tried, model, device.kind), device):
+            flags = " ".join(_flag(k, v) for k, v in changes.items())
+            advice = f"take {flags}"
+            break
+    raise ValueError(f"{device.name} cannot hold this run: {short}; {advice}")
+
+
+def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
+    """Settings that take less and less, each with those before it."""
+    quantizes = importlib.util.find_spec("bitsandbytes") is not None and device.kind == "cuda"
+    steps: list[dict[str, Any]] = [{"train.checkpointing": "true"}]
+    if quantizes:
+        steps.append({"train.moments": "8bit"})
+    if config.recovery.retrain:
+        steps.append(LORA_ALONE)
+    steps += [
+        {"recovery.reconstruct_blocks": 0},
+        {"train.base_dtype": "bf16"},
+        {"recovery.approach_blocks": 16},
+    ]
+    if quantizes:
+        steps.append({"train.base_dtype": "nf4"})
+    changes: dict[str, Any] = {}
+    for step in steps:
+        changes = changes | step
+        if "recovery.retrain" in changes:
+            changes.pop("train.moments", None)
+        yield changes
+
+
+def _without_auto(config: Config) -> Config:
+    """What `auto` means for memory is written down, so that a resumed run does the same."""
+    if config.train.checkpointing != "auto":
+        return config
+    return with_values(config, {"train.checkpointing": "false"})
+
+
+def _fits(found: list[Need], device: Device) -> bool:
+    free = device.disk
+    return (
+        all(
+            need.device_bytes <= USABLE * device.memory and need.host_bytes <= USABLE * device.host
+            for need in found
+        )
+        and sum(need.disk_bytes for need in found) <= free
+    )
+
+
+def _short(need: Need, device: Device) -> str:
+    if need.device_bytes > USABLE * device.memory:
+        asked, there, what = need.device_bytes, device.memory, device.name
+    elif need.host_bytes > USABLE * device.host:
+        asked, there, what = need.host_bytes, device.host, "the host"
+    else:
+        asked, there, what = need.disk_bytes, device.disk, "the disk"
+    return f"{need.part} takes {asked / 1e9:.1f} GB of the {there / 1e9:.1f} GB of {what}"
+
+
+def _shown(before: Config, after: Config) -> str:
+    old, new = values_of(before), values_of(after)
+    return ", ".join(f"{k} = {_value(v)}" for k, v in new.items() if old[k] != v)
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = name.replace(".", "-").replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
