@@ -15,7 +15,8 @@ from wrapt import when_imported, wrap_function_wrapper
 
 @cache
 def _register() -> None:
-    import_module("atp_edge.model.modeling_per_layer").register()
+    families = import_module("atp_edge.model.families").FAMILIES
+    import_module("atp_edge.model.modeling_per_layer").register(families)
 
 
 def _registered(

@@ -31,6 +31,11 @@ class Architecture:
 
 def architecture_of(config: Any, shape: ModelShape) -> Architecture:
     """Raises ValueError for a model that llama.cpp has no architecture for."""
+    if shape.family not in FAMILY_ARCHITECTURE:
+        raise ValueError(
+            f"model_type {shape.family!r} has no GGUF form here; expected one of "
+            f"{', '.join(FAMILY_ARCHITECTURE)}; export it as ONNX"
+        )
     widths = {(x.heads, x.kv_heads, x.channels) for x in shape.layers}
     name = FAMILY_ARCHITECTURE[shape.family] if len(widths) == 1 else PER_LAYER
     if name == "qwen2" and shape.layers[0].heads * shape.layers[0].head_dim != shape.hidden:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atp_edge.model.checkpoint import load_narrow
-from atp_edge.model.families import PROJECTIONS, Projection
+from atp_edge.model.families import PARTS, Projection
 from atp_edge.model.storage import EMBEDDING, HEAD
 
 # The first of several projections that read one input, by the others.
@@ -52,15 +52,17 @@ def input_grams(checkpoint: Path, ids: Tensor) -> dict[str, Tensor]:
 
     for path, module in model.named_modules():
         parent, _, own = path.rpartition(".")
-        if own in PROJECTIONS:
+        if own in PARTS:
             module.register_forward_hook(watch(f"{parent}.{BESIDE.get(own, own)}"))
     model.get_output_embeddings().register_forward_hook(watch(HEAD))
     embed = model.get_input_embeddings()
+    # Gemma multiplies a row before it leaves the module, and an error in it as well.
+    scale = float(getattr(embed, "embed_scale", 1.0))
     table = HEAD if model.config.tie_word_embeddings else EMBEDDING
     for block in ids:
         # The gradient goes back to the embeddings' output, through what no weight asks for.
         embedded = embed(block[None]).requires_grad_()
         model(inputs_embeds=embedded, labels=block[None], use_cache=False).loss.backward()
-        met = embedded.grad[0].T @ embedded.grad[0]
+        met = scale**2 * (embedded.grad[0].T @ embedded.grad[0])
         grams[table] = grams[table].add_(met) if table in grams else met
     return grams
