@@ -140,6 +140,8 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
 
 
 QUICK_GATE = str(Path(__file__).with_name("quick_gate.toml"))
+
+
 def _norm_size(name: str, layout: Layout) -> float:
     """Of a norm's factors, about; 0 for all that is no norm. What enters the stream through a norm
     is small beside it, as in trained models."""
