@@ -40,7 +40,8 @@ def __dir__() -> list[str]:
 
 @cache
 def _register() -> None:
-    import_module("atp_edge.model.modeling_per_layer").register()
+    families = import_module("atp_edge.model.families").FAMILIES
+    import_module("atp_edge.model.modeling_per_layer").register(families)
 
 
 def _registered(

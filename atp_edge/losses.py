@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atp_edge.data.blocks import Blocks
+from atp_edge.model.families import Scales, model_shape
 
 # Forward and backward of 2048 tokens at H = 576, V = 49152 (2 cores of an EPYC, least of 4, bf16 /
 # fp32): 1.90 / 3.63 s in chunks of 256, 1.70 / 2.99 s of 512, 1.50 / 2.74 s all at once. A chunk of
@@ -39,16 +40,20 @@ def language_loss(model: nn.Module, batch: Blocks) -> Tensor:
     """
     (hidden,), targets = _labelled_hidden(model, batch)
     _check_labelled(targets)
-    return mean_cross_entropy(hidden, _causal(model).get_output_embeddings(), targets)
+    head = _causal(model).get_output_embeddings()
+    return mean_cross_entropy(hidden, head, targets, _scales(model))
 
 
 @torch.no_grad()
 def token_losses(model: nn.Module, batch: Blocks) -> Tensor:
     """Negative log-likelihood of every labelled token of a batch ([B, T]): [L], fp32."""
     (hidden,), targets = _labelled_hidden(model, batch)
-    head = _causal(model).get_output_embeddings()
+    head, scales = _causal(model).get_output_embeddings(), _scales(model)
     pairs = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-    return torch.cat([F.cross_entropy(head(h).float(), t, reduction="none") for h, t in pairs])
+    losses = [
+        F.cross_entropy(scaled(head(h).float(), scales), t, reduction="none") for h, t in pairs
+    ]
+    return torch.cat(losses)
 
 
 def distilled_loss(
@@ -67,12 +72,13 @@ def distilled_loss(
         wanted_layers, _ = _labelled_hidden(teacher, batch, every_layer=hidden_weight > 0)
         teacher_head = _causal(teacher).get_output_embeddings()
         wanted, teacher_weight = _autocast(wanted_layers[-1], teacher_head.weight)
-    hidden = layers[-1]
+    hidden, scales, teacher_scales = layers[-1], _scales(model), _scales(teacher)
     plain = hidden.new_zeros((), dtype=torch.float32)
 
     def chunk(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         chosen = targets[tokens, None]
-        taught = F.linear(wanted[tokens], teacher_weight).softmax(-1, dtype=torch.float32)
+        taught = F.linear(wanted[tokens], teacher_weight).float()
+        taught = scaled(taught, teacher_scales).softmax(-1)
         normalizers = logits.logsumexp(-1, keepdim=True)
         of_token = (normalizers - logits.gather(-1, chosen)).sum()
         plain.add_(of_token)
@@ -82,7 +88,8 @@ def distilled_loss(
         gradient.scatter_add_(-1, chosen, torch.full_like(normalizers, weight - 1))
         return (1 - weight) * of_token + weight * of_teacher, gradient
 
-    total = _projected(hidden, _causal(model).get_output_embeddings(), chunk) / len(targets)
+    head = _causal(model).get_output_embeddings()
+    total = _projected(hidden, head, chunk, scales) / len(targets)
     if hidden_weight:
         total = total + hidden_weight * _layers_distance(layers, wanted_layers)
     return total, plain / len(targets)
@@ -104,8 +111,11 @@ def _layers_distance(layers: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.stack(distances).mean()
 
 
-def mean_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of hidden [L, H] projected by `head` against targets [L]."""
+def mean_cross_entropy(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, scales: Scales | None = None
+) -> Tensor:
+    """Mean cross-entropy of hidden [L, H] projected by `head`, and scaled and capped, against
+    targets [L]."""
 
     def chunk(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         chosen = targets[tokens, None]
@@ -114,7 +124,7 @@ def mean_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tens
         gradient = logits.sub_(normalizers).exp_()
         return total, gradient.scatter_add_(-1, chosen, -torch.ones_like(normalizers))
 
-    return _projected(hidden, head, chunk) / len(targets)
+    return _projected(hidden, head, chunk, scales or Scales()) / len(targets)
 
 
 @torch.no_grad()
@@ -150,6 +160,25 @@ def _check_labelled(targets: Tensor) -> None:
         )
 
 
+def _scales(model: nn.Module) -> Scales:
+    return model_shape(_causal(model).config).scales
+
+
+def scaled(logits: Tensor, scales: Scales) -> Tensor:
+    """What the model makes of its head's products [.., V], in fp32."""
+    if scales.logits != 1:
+        logits = logits * scales.logits
+    cap = scales.logit_cap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _slope(scaled: Tensor, scales: Scales) -> Tensor | float:
+    """The derivative of `scaled`, from what it gave."""
+    if scales.logit_cap is None:
+        return scales.logits
+    return scales.logits * (1 - (scaled / scales.logit_cap).square())
+
+
 def _causal(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -162,17 +191,17 @@ def _autocast(*values: Tensor) -> list[Tensor]:
     return [value.to(torch.get_autocast_dtype(device)) for value in values]
 
 
-def _projected(hidden: Tensor, head: nn.Linear, chunk_loss: ChunkLoss) -> Tensor:
+def _projected(hidden: Tensor, head: nn.Linear, chunk_loss: ChunkLoss, scales: Scales) -> Tensor:
     """Sum of `chunk_loss` over hidden [L, H] projected by `head`; gradients to hidden and head.
 
     Raises ValueError for a head with a bias: no supported family has one.
     """
     if head.bias is not None:
         raise ValueError(
-            "lm_head has a bias; expected none, as in Llama, Mistral, Qwen2 and Qwen3. "
-            "Use a model of one of these families."
+            "lm_head has a bias; expected none, as in every supported family. Use a model of one "
+            "of these families."
         )
-    total: Tensor = _ChunkedLoss.apply(*_autocast(hidden, head.weight), chunk_loss)
+    total: Tensor = _ChunkedLoss.apply(*_autocast(hidden, head.weight), chunk_loss, scales)
     return total
 
 
@@ -180,17 +209,21 @@ class _ChunkedLoss(torch.autograd.Function):
     """The gradients are made in the forward, chunk by chunk, and scaled in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss) -> Tensor:
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss, scales: Scales
+    ) -> Tensor:
+        wants_hidden, wants_weight, *_ = ctx.needs_input_grad
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         # The sum over chunks is kept in fp32 whatever the type of the weight.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), CHUNK_TOKENS):
             tokens = slice(start, start + CHUNK_TOKENS)
-            logits = F.linear(hidden[tokens], weight)
-            loss, gradient = chunk_loss(logits.float(), tokens)
+            logits = scaled(F.linear(hidden[tokens], weight).float(), scales)
+            slope = _slope(logits, scales)
+            loss, gradient = chunk_loss(logits, tokens)
             total += loss
+            gradient = gradient if isinstance(slope, float) and slope == 1 else gradient * slope
             gradient = gradient.to(weight.dtype)
             if d_hidden is not None:
                 torch.mm(gradient, weight, out=d_hidden[tokens])
@@ -202,4 +235,5 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        return *(None if d is None else d * scale.to(d.dtype) for d in ctx.saved_tensors), None
+        saved = (None if d is None else d * scale.to(d.dtype) for d in ctx.saved_tensors)
+        return *saved, None, None

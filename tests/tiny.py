@@ -12,11 +12,25 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Ernie4_5Config,
+    Exaone4Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    Glm4Config,
+    GraniteConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from atp_edge.config import Config, StructureSpace
@@ -25,7 +39,7 @@ from atp_edge.data.domains import legal_texts
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.masking.lora import add_lora, lora_layer
 from atp_edge.model.checkpoint import save_narrow
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import Layout, model_shape
 from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Masks
 from atp_edge.run.folder import RunFolder, open_run
@@ -42,6 +56,8 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 
+_NO_TOKENS: dict[str, Any] = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+
 FAMILIES: dict[str, Any] = {
     "llama": (LlamaConfig, {}),
     "llama-biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
@@ -50,21 +66,89 @@ FAMILIES: dict[str, Any] = {
     "qwen3": (Qwen3Config, {}),
 }
 
+_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0],
+    "long_factor": [2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0],
+    "original_max_position_embeddings": 192,
+}
+_LLAMA4 = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 128,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+_NTK_ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0}
+NEW_FAMILIES: dict[str, Any] = {
+    "gemma3": (
+        Gemma3TextConfig,
+        {"layer_types": _TYPES, "sliding_window": 5, "query_pre_attn_scalar": 24},
+    ),
+    "gemma2": (
+        Gemma2Config,
+        {"layer_types": _TYPES, "sliding_window": 5, "query_pre_attn_scalar": 24}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "phi3": (Phi3Config, {"sliding_window": 7}),
+    "phi4-mini": (
+        Phi3Config,
+        {"hidden_size": 192, "head_dim": 32, "rope_parameters": _LONGROPE},
+    ),
+    "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0, 1]}),
+    "olmo2": (Olmo2Config, {}),
+    "olmo3": (Olmo3Config, {"layer_types": _TYPES, "sliding_window": 5}),
+    "granite": (
+        GraniteConfig,
+        {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 1.7}
+        | {"attention_multiplier": 0.3, "mlp_bias": True},
+    ),
+    "glm4": (Glm4Config, {"head_dim": 32, "rms_norm_eps": 1e-6}),
+    "exaone4": (Exaone4Config, {"layer_types": _TYPES, "sliding_window": 5}),
+    "seed-oss": (SeedOssConfig, {"attention_out_bias": True}),
+    "ernie4_5": (Ernie4_5Config, {"use_bias": True}),
+    "hunyuan": (
+        HunYuanDenseV1Config,
+        {"rope_parameters": _NTK_ALPHA},
+    ),
+    "ministral": (MinistralConfig, {"layer_types": _TYPES, "sliding_window": 5}),
+    "ministral3": (Ministral3Config, {"rope_parameters": _LLAMA4}),
+}
+"""Families that are what the first ones are not, one line each."""
+
 
 def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) -> PreTrainedModel:
     """A random model whose every parameter (biases and norms too) is away from its default."""
-    config_class, extra = FAMILIES[family]
-    config = config_class(**(SIZES | sizes), tie_word_embeddings=tied, **extra)
+    config_class, extra = (FAMILIES | NEW_FAMILIES)[family]
+    config = config_class(**(SIZES | _NO_TOKENS | extra | sizes), tie_word_embeddings=tied)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
+    layout = model_shape(config).layout
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.ndim == 1 else 0.15
-            parameter.copy_(torch.randn_like(parameter) * scale + ("norm" in name))
+            size = _norm_size(name, layout)
+            parameter.copy_(torch.randn_like(parameter) * scale * (size or 1) + size)
+            if size:
+                parameter.sub_(layout.norm_offset)
     return model
 
 
 QUICK_GATE = str(Path(__file__).with_name("quick_gate.toml"))
+
+
+def _norm_size(name: str, layout: Layout) -> float:
+    """Of a norm's factors, about; 0 for all that is no norm. What enters the stream through a norm
+    is small beside it, as in trained models."""
+    after = (layout.norms.after_attention, layout.norms.after_mlp)
+    return 0.2 if name.split(".")[-2] in after else float("norm" in name)
+
+
 QUICK_TO_TRAIN: dict[str, Any] = {
     "dataset.block_tokens": 32,
     "dataset.test_blocks": 2,

@@ -21,14 +21,9 @@ from atp_edge.config import StructureSpace
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.losses import language_loss
-from atp_edge.model.families import (
-    ATTENTION_PROJECTIONS,
-    MLP_PROJECTIONS,
-    READER_OF,
-    module_path,
-)
+from atp_edge.model.families import READER_OF, model_shape, module_path, structured
 from atp_edge.model.hooks import read_under
-from atp_edge.model.structures import Site, by_structure
+from atp_edge.model.structures import Site, parts_by_structure
 from atp_edge.run.watched import counted
 
 Baseline = Callable[[PreTrainedModel, Blocks, FeasibleDecisions], list[Tensor]]
@@ -124,7 +119,10 @@ def torch_pruning(
         )
         for i, site in enumerate(feasible.sites):
             if site.kind == "mlp":
-                gate: Any = model.get_submodule(module_path(site.layer, "gate_proj"))
+                name = model_shape(model.config).layout.mlp[0]
+                if name != "gate_proj":
+                    continue  # Torch-Pruning does not know how a fused one is split.
+                gate: Any = model.get_submodule(module_path(site.layer, name))
                 rows = list(range(site.size))
                 group = graph.get_pruning_group(gate, tp.prune_linear_out_channels, idxs=rows)
                 scores[i] = importance(group).detach().float().cpu() / site.unit_parameters
@@ -231,21 +229,28 @@ def _weight(model: PreTrainedModel, site: Site) -> Tensor:
 
 def _a_weight(model: PreTrainedModel, site: Site, of: Callable[[Tensor], Tensor]) -> Tensor:
     """`of` summed over each structure's weights and biases, a parameter: [size]."""
-    names = ATTENTION_PROJECTIONS if site.kind == "attention" else MLP_PROJECTIONS
+    shape = model_shape(model.config)
     total = torch.zeros(site.size)
-    for name in names:
+    for name in shape.projections(site.kind):
         module: Any = model.get_submodule(module_path(site.layer, name))
+        parts = structured(shape.layers[site.layer], name)
         reads = name == READER_OF[site.kind]
-        total += _a_structure(site, of(module.weight).sum(0 if reads else 1).cpu())
+        total += _a_structure(site, of(module.weight).sum(0 if reads else 1).cpu(), *parts)
         # Biases of o_proj and down_proj belong to no structure.
         if module.bias is not None and not reads:
-            total += _a_structure(site, of(module.bias).cpu())
+            total += _a_structure(site, of(module.bias).cpu(), *parts)
     return total / site.unit_parameters
 
 
-def _a_structure(site: Site, values: Tensor) -> Tensor:
-    """Rows or columns [size * n] summed over the structures that own them: [size]."""
-    return by_structure(values.float().cpu(), 0, site.size, site.space).sum(1)
+def _a_structure(site: Site, values: Tensor, *parts: int) -> Tensor:
+    """Rows or columns [size * n] summed over the structures that own them: [size].
+
+    parts: rows of what lies in them one after the other (q, k, v of a fused projection).
+    """
+    every = parts_by_structure(
+        values.float().cpu(), 0, parts or (len(values),), site.size, site.space
+    )
+    return torch.stack([part.sum(1) for part in every]).sum(0)
 
 
 @torch.no_grad()

@@ -15,26 +15,26 @@ from peft import PeftModel
 from torch import Tensor
 
 from atp_edge.masking.lora import lora_layer
-from atp_edge.model.families import READER_OF, model_shape
-from atp_edge.model.structures import Masks, SiteKind, by_structure
-
-_WRITES = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
+from atp_edge.model.families import model_shape
+from atp_edge.model.structures import Masks, SiteKind, by_structure, parts_by_structure
 
 
 def _removed_groups(model: PeftModel, masks: Masks) -> Iterator[tuple[Tensor, Tensor]]:
     """A view [structures, ., .] of every LoRA factor of a site, and the structures removed."""
-    layers = len(model_shape(model.get_base_model().config).layers)
-    for i in range(layers):
+    shape = model_shape(model.get_base_model().config)
+    for i in range(len(shape.layers)):
         for kind in get_args(SiteKind):
             mask = masks.of(i, kind)
             removed = (~mask.detach().bool()).nonzero().squeeze(1)
             if not len(removed):
                 continue
-            for name in _WRITES[kind]:
+            *writers, last = shape.projections(kind)
+            for name in writers:
                 writer = lora_layer(model, i, name)
                 rows = writer.lora_B["default"].weight
-                yield by_structure(rows, 0, len(mask), writer.space), removed
-            reader = lora_layer(model, i, READER_OF[kind])
+                for part in parts_by_structure(rows, 0, writer.rows, len(mask), writer.space):
+                    yield part, removed
+            reader = lora_layer(model, i, last)
             columns = reader.lora_A["default"].weight
             yield by_structure(columns, 1, len(mask), reader.space), removed
 

@@ -18,6 +18,7 @@ from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.gate.prompts import Ask
 from atp_edge.gate.settings import Form
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.training.setup import tokenizer_of
@@ -27,7 +28,7 @@ ADAPTER = "adapter"
 
 def window_of(run: RunFolder, form: Form) -> int:
     """Tokens that both models can read."""
-    own: int = load_config(run.dense).max_position_embeddings
+    own = longest_text(load_config(run.dense))
     shipped = described(run.onnx).context if form == "onnx" else None
     return min(own, shipped or own)
 

@@ -12,6 +12,7 @@ from atp_export.runtime.described import described
 from atp_edge.gate.results import Check
 from atp_edge.gate.settings import Form
 from atp_edge.gate.statistics import Status
+from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config, load_tokenizer, read_generation
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import file_sha256
@@ -92,7 +93,7 @@ def _end_tokens(run: RunFolder) -> str:
 
 def _context(run: RunFolder) -> str:
     shipped = described(run.onnx).context
-    own = load_config(run.slim).max_position_embeddings
+    own = longest_text(load_config(run.slim))
     if not shipped or shipped > own:
         raise ValueError(f"{run.onnx} states a context of {shipped}; the model reads {own}")
     return f"{shipped:,} tokens of the model's {own:,}"

@@ -36,6 +36,7 @@ from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.results import Check, Flip, GateReport
 from atp_edge.gate.settings import GateSettings
 from atp_edge.gate.tasks import check_tasks
+from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
@@ -81,7 +82,7 @@ def judge(
     checks += found
     if material.lm_eval:
         say(f"lm-eval: {len(material.lm_eval)} tasks")
-        window = load_config(run.dense).max_position_embeddings
+        window = longest_text(load_config(run.dense))
         checks += check_outside(
             dense, slim, tokenizer, material.lm_eval, settings.tasks, settings.level, window
         )

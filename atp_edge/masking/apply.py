@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MethodType
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from atp_kernels import on_triton
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from atp_edge.masking.compact_site import CompactSite
 from atp_edge.masking.lora import MaskedLoraLinear, Placement, SiteForward, lora_layer
+from atp_edge.masking.norms import norm_kept
 from atp_edge.masking.triton_blocks import (
     QKV,
     FusedQkv,
@@ -31,14 +32,15 @@ from atp_edge.masking.triton_blocks import (
     qkv_unlike,
 )
 from atp_edge.model.families import (
-    PROJECTIONS_OF,
+    MLP_PROJECTIONS,
     READER_OF,
     LayerShape,
+    Layout,
     Projection,
     model_shape,
     module_path,
 )
-from atp_edge.model.structures import Masks, SiteKind, to_rows
+from atp_edge.model.structures import Masks, SiteKind, spread, to_rows
 
 Modules = Mapping[Projection, MaskedLoraLinear]
 
@@ -65,19 +67,24 @@ def set_decision(
     removes is not computed, unless `skip` is off (then o_proj and down_proj see their whole input).
     Where the backend is Triton, blocks go through its fused operators
     (`atp_edge/masking/triton_blocks.py`) and nothing is read back to the host; on torch a fixed
-    decision makes shapes narrow (`CompactSite`). Attention in `head-dims` is masked in either case:
-    neither knows heads of fewer dimensions.
+    decision makes shapes narrow (`CompactSite`). Attention in `head-dims`, fused projections and
+    attention with norms over all heads are masked in either case: neither knows them.
     """
     decision = None if masks is None else Masks(masks)
-    for i, layer in enumerate(model_shape(model.get_base_model().config).layers):
+    base: Any = model.get_base_model()
+    shape = model_shape(base.config)
+    for i, layer in enumerate(shape.layers):
         for kind in get_args(SiteKind):
-            modules = {name: lora_layer(model, i, name) for name in PROJECTIONS_OF[kind]}
+            modules = {name: lora_layer(model, i, name) for name in shape.projections(kind)}
             mask = None if decision is None else decision.of(i, kind)
-            _apply(modules, placement, _choose(mask, placement, modules, layer, skip=skip))
-        if _on_gpu(modules):
-            block = model.get_base_model().get_submodule(
-                module_path(i, "down_proj").rpartition(".")[0]
-            )
+            choice = _choose(mask, placement, modules, layer, shape.layout, skip=skip)
+            _apply(modules, placement, choice)
+        norms = shape.layout.head_norms
+        if norms is not None and norms.over == "all":
+            kept = None if decision is None else decision.of(i, "attention")
+            norm_kept(base.model.layers[i].self_attn, norms, layer, kept)
+        if _on_gpu(modules) and shape.layout.mlp == MLP_PROJECTIONS:
+            block = base.get_submodule(module_path(i, "down_proj").rpartition(".")[0])
             block.forward = MethodType(fused_mlp, block)
 
 
@@ -93,6 +100,7 @@ def _choose(
     placement: Placement,
     modules: Modules,
     layer: LayerShape,
+    layout: Layout,
     *,
     skip: bool,
 ) -> dict[Projection, _Choice]:
@@ -101,13 +109,14 @@ def _choose(
         return {name: _Choice() for name in modules}
     on_gpu, fixed = _on_gpu(modules), mask.dtype == torch.bool
     pairs = "q_proj" in modules and modules["q_proj"].space == "head-dims"
+    masked_alone = pairs or _masked_alone(modules, layout)
     # On the whole output, masking what o_proj and down_proj read is enough; but what is masked in
     # their writers too is skipped there.
-    both = placement == "base" or (fixed and skip and (on_gpu or pairs))
+    both = placement == "base" or (fixed and skip and (on_gpu or masked_alone))
     sites: Mapping[Projection, SiteForward] = {}
-    if skip and not pairs and on_gpu:
+    if skip and not masked_alone and on_gpu:
         sites = _fused_sites(mask if both else None, placement, modules, layer)
-    elif skip and not pairs:
+    elif skip and not masked_alone:
         sites = _compact_sites(mask, placement, modules)
     # A pair that goes must leave the scores too: in q, where the mask's gradient then comes from an
     # unmasked k.
@@ -120,12 +129,20 @@ def _choose(
     }
 
 
+def _masked_alone(modules: Modules, layout: Layout) -> bool:
+    """Whether neither fused operators nor narrow shapes know a site: its projections are fused, or
+    its queries are normed over all heads."""
+    if "o_proj" in modules:
+        return "qkv_proj" in modules or layout.norms_all_heads
+    return "gate_up_proj" in modules
+
+
 def _masked(mask: Tensor, module: MaskedLoraLinear, *, reads: bool, writes: bool) -> _Choice:
     """The mask on what a projection reads, or on what it writes."""
     if reads:
         return _Choice(in_mask=to_rows(mask, module.in_features, module.space))
     if writes:
-        return _Choice(out_mask=to_rows(mask, module.out_features, module.space))
+        return _Choice(out_mask=spread(mask, module.rows or (module.out_features,), module.space))
     return _Choice()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from atp_edge.config import StructureSpace
-from atp_edge.model.families import PROJECTIONS, module_path
+from atp_edge.model.families import READER_OF, model_shape, module_path, structured
 
 # Where a decision's mask stands: `atp_edge.masking.apply`.
 Placement = Literal["base", "whole"]
@@ -40,6 +40,8 @@ class MaskedLoraLinear(PeftLoraLinear):
     name: str = ""
     space: StructureSpace = "groups"
     """What the structures of a decision on this model are."""
+    rows: tuple[int, ...] = ()
+    """Of a layer that writes structures: its output rows, part by part (q, k and v where fused)."""
 
     @property
     def lora_alone(self) -> bool:
@@ -94,10 +96,11 @@ def add_lora(
     takes no decision. space: the structures that decisions on the model will be about. Uses peft's
     own extension point for layers, so that the adapter saves and loads as any other.
     """
+    shape = model_shape(model.config)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(PROJECTIONS),
+        target_modules=[*shape.layout.attention, *shape.layout.mlp],
         task_type="CAUSAL_LM",
         rank_pattern=dict(ranks or {}),
         alpha_pattern={path: alpha * r / rank for path, r in (ranks or {}).items()},
@@ -107,10 +110,19 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = get_peft_model(model, config)
-    for module in made.modules():
-        if isinstance(module, MaskedLoraLinear):
-            module.space = space
+    note_structures(made, space)
     return made
+
+
+def note_structures(model: PeftModel, space: StructureSpace) -> None:
+    """Tell every LoRA layer of the model which of its rows make a structure."""
+    shape = model_shape(model.get_base_model().config)
+    for i, layer in enumerate(shape.layers):
+        for name in (*shape.layout.attention, *shape.layout.mlp):
+            module = lora_layer(model, i, name)
+            module.space = space
+            if name not in READER_OF.values():
+                module.rows = structured(layer, name)
 
 
 def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinear:

@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from atp_edge.config import Flavour, StructureSpace
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.storage import (
-    MATRICES,
+    SITE_KINDS,
     Storage,
     Stored,
     around_tensors,
+    matrices_of,
     matrix_sizes,
     site_tensors,
 )
@@ -60,7 +61,7 @@ class Shipped:
 def onnx_bytes(shape: ModelShape, storage: Storage) -> int:
     """model.onnx with its data and, where one is kept, the adapter."""
     sites = sum(
-        site_bytes(shape, storage, layer, kind) for layer in shape.layers for kind in MATRICES
+        site_bytes(shape, storage, layer, kind) for layer in shape.layers for kind in SITE_KINDS
     )
     return around_bytes(shape, storage) + sites
 
@@ -76,10 +77,10 @@ def site_bytes(shape: ModelShape, storage: Storage, layer: LayerShape, kind: Sit
     tensors = list(site_tensors(shape, storage, layer, kind, len(shape.layers)))
     if not tensors:
         return 0
-    matrices = len(MATRICES[kind])
+    matrices = matrices_of(shape, kind)
     nodes = _NODES[storage.flavour][kind]
-    nodes += matrices * (storage.bits is not None) * _QUANTIZED[storage.flavour]
-    nodes += sum(not shape.biased.isdisjoint(names) for names in MATRICES[kind]) * _BIAS
+    nodes += len(matrices) * (storage.bits is not None) * _QUANTIZED[storage.flavour]
+    nodes += sum(not shape.biased.isdisjoint(names) for names in matrices) * _BIAS
     if kind == "attention" and shape.qk_norm:
         nodes += _HEAD_NORMS
     if kind == "attention" and layer.rope_pairs is not None:
@@ -107,10 +108,9 @@ def _adapter_bytes(shape: ModelShape, storage: Storage, layer: LayerShape, kind:
     """LoRA factors of a site: the inputs that take them, and their own file."""
     if storage.adapter_rank is None:
         return 0
-    size = _LORA * len(MATRICES[kind])
-    for names, (rows, columns) in zip(
-        MATRICES[kind], matrix_sizes(shape, layer, kind), strict=True
-    ):
+    matrices = matrices_of(shape, kind)
+    size = _LORA * len(matrices)
+    for names, (rows, columns) in zip(matrices, matrix_sizes(shape, layer, kind), strict=True):
         rank = storage.adapter_rank * len(names)
         size += storage.vector("A and B", rank, rows + columns).nbytes
     return size

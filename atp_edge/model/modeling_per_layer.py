@@ -11,24 +11,15 @@ beside the weights of every per-layer checkpoint, for those who load it with
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 20):
     raise ImportError(
@@ -105,27 +96,26 @@ def _ordinary(cls: type) -> Any:
     return next(base for base in cls.__mro__ if not issubclass(base, _PerLayer))
 
 
-class PerLayerLlamaForCausalLM(_PerLayer, LlamaForCausalLM): ...
+@cache
+def _made(name: str) -> Any:
+    base = getattr(transformers, name.removeprefix("PerLayer"))
+    return type(name, (_PerLayer, base), {"__module__": __name__})
 
 
-class PerLayerMistralForCausalLM(_PerLayer, MistralForCausalLM): ...
+def __getattr__(name: str) -> Any:
+    """PerLayerXForCausalLM of any XForCausalLM of transformers: `auto_map` names it."""
+    if name.startswith("PerLayer") and name.endswith("ForCausalLM"):
+        return _made(name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
-class PerLayerQwen2ForCausalLM(_PerLayer, Qwen2ForCausalLM): ...
+def per_layer_class(model_type: str) -> Any:
+    """The class of a family's models of per-layer widths."""
+    return _made(f"PerLayer{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]}")
 
 
-class PerLayerQwen3ForCausalLM(_PerLayer, Qwen3ForCausalLM): ...
-
-
-CLASSES: dict[type, type[_PerLayer]] = {
-    LlamaConfig: PerLayerLlamaForCausalLM,
-    MistralConfig: PerLayerMistralForCausalLM,
-    Qwen2Config: PerLayerQwen2ForCausalLM,
-    Qwen3Config: PerLayerQwen3ForCausalLM,
-}
-
-
-def register() -> None:
+def register(model_types: Iterable[str]) -> None:
     """Let `AutoModelForCausalLM` build per-layer widths; models without them are untouched."""
-    for config_class, model_class in CLASSES.items():
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    for name in model_types:
+        made = per_layer_class(name)
+        AutoModelForCausalLM.register(CONFIG_MAPPING[name], made, exist_ok=True)

@@ -3,7 +3,8 @@
 A plan keeps KV groups (or RoPE pairs) and channels. Group g of a layer owns rows of k_proj and
 v_proj, the rows of its query heads in q_proj and the same columns of o_proj; pair p owns two rows
 of every head in q, k and v, and two columns in o; channel c owns row c of gate_proj and up_proj and
-column c of down_proj. Norms over head_dim (Qwen3) are shared by all heads and stay.
+column c of down_proj. Of fused projections every part loses its rows. Norms over head_dim (Qwen3)
+are shared by all heads and stay; norms over all heads (OLMo 2) lose the rows of q and k.
 """
 
 from __future__ import annotations
@@ -14,39 +15,40 @@ from typing import Any
 
 import torch
 from atp_kernels import dense_weight
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from atp_edge.model.families import MLP_PROJECTIONS, READER_OF, LayerShape, ModelShape, model_shape
-from atp_edge.model.modeling_per_layer import CLASSES
+from atp_edge.model.families import (
+    PARTS,
+    READER_OF,
+    LayerShape,
+    ModelShape,
+    Projection,
+    model_shape,
+    structured,
+)
+from atp_edge.model.modeling_per_layer import per_layer_class
 from atp_edge.model.plan import Plan, narrow_shape
 from atp_edge.model.stream import fill, without_weights
-from atp_edge.model.structures import to_rows
-
-KV_PROJECTIONS = ("k_proj", "v_proj")
-
-
-def _structured(layer: LayerShape, projection: str) -> int:
-    """The number of rows (of o and down: columns) that belong to structures."""
-    if projection in MLP_PROJECTIONS:
-        return layer.channels
-    return layer.head_dim * (layer.kv_heads if projection in KV_PROJECTIONS else layer.heads)
+from atp_edge.model.structures import spread
 
 
 def kept_rows_and_columns(
-    plan: Plan, layer: LayerShape, index: int, projection: str
+    plan: Plan, layer: LayerShape, index: int, projection: Projection
 ) -> tuple[Tensor | None, Tensor | None]:
     """Output rows and input columns of a projection that stay (None: all of them)."""
-    site = plan.site(index, "mlp" if projection in MLP_PROJECTIONS else "attention")
-    kept = to_rows(site.mask(), _structured(layer, projection), plan.space).nonzero().squeeze(1)
+    in_mlp = PARTS[projection][0] in ("gate", "up", "down")
+    site = plan.site(index, "mlp" if in_mlp else "attention")
+    kept = spread(site.mask(), structured(layer, projection), plan.space).nonzero().squeeze(1)
     return (None, kept) if projection in READER_OF.values() else (kept, None)
 
 
-def _query_scale(plan: Plan, index: int, projection: str) -> float:
+def _query_scale(plan: Plan, shape: ModelShape, index: int, projection: Projection) -> float:
     """What q_proj is multiplied by: attention divides by the root of head_dim, which is smaller."""
     site = plan.site(index, "attention")
-    if plan.space == "groups" or projection != "q_proj":
+    if plan.space == "groups" or projection != "q_proj" or shape.scales.attention is not None:
         return 1.0
     return math.sqrt(site.width / site.size)
 
@@ -73,16 +75,27 @@ def narrow_config(config: Any, plan: Plan) -> Any:
     if cut_heads:
         for width, layer in zip(widths, shape.layers, strict=True):
             width |= {"head_dim": layer.head_dim, "rope_pairs": layer.rope_pairs}
-    if plan.uniform and not cut_heads:
-        for key, value in widths[0].items():
-            setattr(slim, key, value)
-    else:
-        slim.per_layer_config = dict(enumerate(widths))
-        # Every layer states all its widths: readers need no knowledge of the dense model's.
-        slim.serialize_explicit_per_layer_config = True
-        # Llama's own validation reads the global head count (the dense one) and would raise.
-        slim.allow_global_per_layer_attribute_access = True
+    plain = copy.deepcopy(slim)
+    for key, value in widths[0].items():
+        setattr(plain, key, value)
+    if plan.uniform and not cut_heads and _loads(plain):
+        return plain
+    slim.per_layer_config = dict(enumerate(widths))
+    # Every layer states all its widths: readers need no knowledge of the dense model's.
+    slim.serialize_explicit_per_layer_config = True
+    # Llama's own validation reads the global head count (the dense one) and would raise.
+    slim.allow_global_per_layer_attribute_access = True
     return slim
+
+
+def _loads(config: Any) -> bool:
+    """Whether transformers takes an ordinary configuration of these widths: some families' checks
+    want hidden_size to be a multiple of the heads, or hold hidden_size / heads for head_dim."""
+    try:
+        config.validate()
+    except (StrictDataclassError, ValueError):
+        return False
+    return True
 
 
 def narrow_state(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[str, Tensor]:
@@ -95,19 +108,29 @@ def narrow_state(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dic
 
 def _narrow_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Tensor:
     parts = key.split(".")
-    projection = next((p for p in parts if p.endswith("_proj")), None)
+    projection = _projection(parts, shape)
     if projection is None:
         return value
     index = int(parts[parts.index("layers") + 1])
     rows, columns = kept_rows_and_columns(plan, shape.layers[index], index, projection)
     if rows is not None and "lora_A" not in parts:
         kept = value.index_select(0, rows.to(value.device))
-        scale = _query_scale(plan, index, projection)
+        scale = _query_scale(plan, shape, index, projection)
         return kept if scale == 1.0 else kept * scale  # no second copy of every matrix
     # A bias belongs to the rows; lora_B of o_proj and down_proj too.
     if columns is not None and value.ndim == 2 and "lora_B" not in parts:
         return value.index_select(1, columns.to(value.device))
     return value
+
+
+def _projection(parts: list[str], shape: ModelShape) -> Projection | None:
+    """The projection whose structures a tensor of this name (split at its dots) belongs to."""
+    found = next((name for name in PARTS if name in parts), None)
+    norms = shape.layout.head_norms
+    if norms is not None and norms.over == "all":
+        of_rows: dict[str, Projection] = {norms.query: "q_proj", norms.key: "k_proj"}
+        found = found or next((of for name, of in of_rows.items() if name in parts), None)
+    return found
 
 
 def widen_lora(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[str, Tensor]:
@@ -117,13 +140,14 @@ def widen_lora(state: dict[str, Tensor], shape: ModelShape, plan: Plan) -> dict[
 
 def _widen_tensor(key: str, value: Tensor, shape: ModelShape, plan: Plan) -> Tensor:
     parts = key.split(".")
-    projection = next(p for p in parts if p.endswith("_proj"))
+    projection = _projection(parts, shape)
+    assert projection is not None, f"{key} is no factor of a projection"
     index = int(parts[parts.index("layers") + 1])
     layer = shape.layers[index]
     rows, columns = kept_rows_and_columns(plan, layer, index, projection)
-    full = _structured(layer, projection)
+    full = sum(structured(layer, projection))
     if rows is not None and "lora_B" in parts:
-        value = value / _query_scale(plan, index, projection)
+        value = value / _query_scale(plan, shape, index, projection)
         return value.new_zeros(full, value.shape[1]).index_copy_(0, rows, value)
     if columns is not None and "lora_A" in parts:
         return value.new_zeros(value.shape[0], full).index_copy_(1, columns, value)
@@ -146,7 +170,8 @@ def narrow_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
 def build_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """An untrained causal language model of this configuration, of either widths policy."""
     if config.is_heterogeneous:
-        return CLASSES[type(config)]._from_config(config, dtype=dtype)
+        made: PreTrainedModel = per_layer_class(config.model_type)._from_config(config, dtype=dtype)
+        return made
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 

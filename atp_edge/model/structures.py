@@ -12,13 +12,15 @@ A structure of an MLP is a channel. What it is of an attention, the structure sp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from atp_edge.config import StructureSpace
-from atp_edge.model.families import ModelShape
+from atp_edge.model.families import ModelShape, structured
 
 SiteKind = Literal["attention", "mlp"]
 
@@ -51,6 +53,14 @@ def to_rows(mask: Tensor, rows: int, space: StructureSpace) -> Tensor:
     return mask.repeat(times) if space == "head-dims" else mask.repeat_interleave(times)
 
 
+def spread(mask: Tensor, parts: Sequence[int], space: StructureSpace) -> Tensor:
+    """As `to_rows`, for parts of these many rows one after the other (q, k and v of a fused
+    projection)."""
+    if len(parts) == 1:
+        return to_rows(mask, parts[0], space)
+    return torch.cat([to_rows(mask, rows, space) for rows in parts])
+
+
 def by_structure(values: Tensor, dim: int, size: int, space: StructureSpace) -> Tensor:
     """A view with the rows (or columns) in dimension `dim` told apart, structures first.
 
@@ -61,14 +71,23 @@ def by_structure(values: Tensor, dim: int, size: int, space: StructureSpace) -> 
     return values.unflatten(dim, (size, -1)).movedim(dim, 0)
 
 
+def parts_by_structure(
+    values: Tensor, dim: int, parts: Sequence[int], size: int, space: StructureSpace
+) -> list[Tensor]:
+    """The view of `by_structure` of every part of these many rows (or columns)."""
+    return [by_structure(part, dim, size, space) for part in values.split(list(parts), dim)]
+
+
 def _attention(shape: ModelShape, index: int, space: StructureSpace) -> Site:
-    """Equal shares of q, k, v and o, with the biases of q, k and v."""
+    """Equal shares of q, k, v and o, with the biases of q, k and v and norms over all heads."""
     layer = shape.layers[index]
     size = layer.kv_heads if space == "groups" else layer.head_dim // 2
-    queries, keys = (n * layer.head_dim // size for n in (layer.heads, layer.kv_heads))
-    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    biases = sum(n for name, n in rows.items() if name in shape.biased)
+    queries, keys = (layer.rows(part) // size for part in ("q", "k"))
+    writers = shape.layout.attention[:-1]
+    biases = sum(sum(structured(layer, name)) // size for name in writers if name in shape.biased)
     unit = shape.hidden * (2 * queries + 2 * keys) + biases
+    if shape.layout.norms_all_heads:
+        unit += queries + keys
     return Site(layer=index, kind="attention", size=size, unit_parameters=unit, space=space)
 
 
@@ -77,7 +96,7 @@ def _mlp(shape: ModelShape, index: int, space: StructureSpace) -> Site:
         layer=index,
         kind="mlp",
         size=shape.layers[index].channels,
-        unit_parameters=3 * shape.hidden + len({"gate_proj", "up_proj"} & shape.biased),
+        unit_parameters=3 * shape.hidden + len(shape.biased.intersection(shape.layout.mlp[:-1])),
         space=space,
     )
 
@@ -87,14 +106,35 @@ def sites_of(shape: ModelShape, space: StructureSpace = "groups") -> tuple[Site,
 
     Raises ValueError for a family that the structure space cannot cut.
     """
-    if space == "head-dims" and shape.qk_norm:
+    reason = _why_no_pairs(shape) if space == "head-dims" else None
+    if reason is not None:
         raise ValueError(
-            f"decision.space = 'head-dims': {shape.family} norms queries and keys over the whole "
-            "head, so that none of its dimensions can be cut exactly; take decision.space = "
-            "'groups'"
+            f"decision.space = 'head-dims': {shape.family} {reason}; take decision.space = 'groups'"
         )
     layers = range(len(shape.layers))
     return tuple(site(shape, i, space) for i in layers for site in (_attention, _mlp))
+
+
+def _why_no_pairs(shape: ModelShape) -> str | None:
+    """Why RoPE pairs of a head cannot be cut exactly; None: they can."""
+    if shape.qk_norm:
+        return (
+            "norms queries and keys over the whole head, so that none of its dimensions can be cut "
+            "exactly"
+        )
+    if (
+        shape.layout.interleaved
+        or shape.ropes != ("",)
+        or any(
+            2 * shape.rotary_pairs != layer.head_dim
+            for layer in shape.layers
+            if layer.rope_pairs is None
+        )
+    ):
+        return "turns a head by RoPE in another way than Llama, whose pairs this space knows"
+    if "qkv_proj" in shape.layout.attention:
+        return "has q, k and v in one matrix, of which this space cuts no pairs"
+    return None
 
 
 class Masks(tuple[Tensor, ...]):
@@ -126,8 +166,10 @@ class ParameterCount:
 
 def fixed_layer_parameters(shape: ModelShape) -> int:
     """Parameters of all decoder layers that no decision removes: norms and output biases."""
-    per_layer = 2 * shape.hidden + shape.hidden * len({"o_proj", "down_proj"} & shape.biased)
-    norms = sum(2 * layer.head_dim for layer in shape.layers) if shape.qk_norm else 0
+    readers = len({"o_proj", "down_proj"} & shape.biased)
+    per_layer = shape.hidden * (len(shape.layout.norms.names) + readers)
+    by_head = shape.qk_norm and not shape.layout.norms_all_heads
+    norms = sum(2 * layer.head_dim for layer in shape.layers) if by_head else 0
     return per_layer * len(shape.layers) + norms
 
 

@@ -24,10 +24,22 @@ def add_legacy_keys(folder: Path) -> None:
 
 
 def _config(written: dict[str, Any]) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` where RoPE is scaled, `torch_dtype`."""
-    rope = dict(written["rope_parameters"])
-    legacy = {"rope_theta": rope.pop("rope_theta"), "torch_dtype": written["dtype"]}
-    if rope["rope_type"] != "default":
+    """`rope_theta`, `rope_scaling` where RoPE is scaled, `torch_dtype`; of layers that slide, where
+    they have a RoPE of their own, `rope_local_base_freq`; `partial_rotary_factor`."""
+    rope, legacy = dict(written["rope_parameters"]), {"torch_dtype": written["dtype"]}
+    if "rope_type" not in rope:
+        sliding = rope.get("sliding_attention")
+        rope = dict(rope["full_attention"])
+        if sliding is not None and sliding["rope_theta"] != rope["rope_theta"]:
+            legacy["rope_local_base_freq"] = sliding["rope_theta"]
+    legacy["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        legacy["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if rope["rope_type"] == "longrope":
+        # 4's Phi-3 takes these three and no other.
+        factors = {key: rope[key] for key in ("short_factor", "long_factor")}
+        legacy["rope_scaling"] = {"type": "longrope"} | factors
+    elif rope["rope_type"] != "default":
         legacy["rope_scaling"] = rope
     return written | legacy
 

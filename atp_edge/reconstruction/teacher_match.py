@@ -12,6 +12,10 @@ and takes what the teacher learned as far as a linear map of its inputs can. Bot
 the text side by side, a layer at a time: of either no more is held than its stream and one layer's
 activations.
 
+Where a norm or a factor stands between the projection and the stream (Gemma, OLMo 2, Granite), what
+the projection should have put out is what the norm, at the size that it has now, makes the missing
+part of.
+
 Damping pulls towards the weights as they are: a model that has come as near as the text tells stays
 where it is.
 """
@@ -30,7 +34,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.data.blocks import Blocks
 from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
-from atp_edge.model.families import READER_OF
+from atp_edge.model.families import READER_OF, ModelShape, model_shape
 from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.reconstruction.repair import solve_damped
 from atp_edge.run import ranks
@@ -38,6 +42,8 @@ from atp_edge.run.watched import counted
 
 # Of the gram's mean diagonal.
 DAMPING = 0.3
+# Of a norm: what passes through a smaller one reaches the stream hardly.
+_NO_WEIGHT = 1e-2
 
 
 @torch.no_grad()
@@ -47,26 +53,51 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
     blocks: text [N, T], in one batch.
     """
     student, ids = model.get_base_model(), ranks.shared(blocks.input_ids)
+    shape = model_shape(student.config)
     ours, calls = into_layers(student, ids)
     theirs, their_calls = into_layers(teacher, ids)
     for i, layer in enumerate(counted(student.model.layers, "matching")):
         taught_by = teacher.model.layers[i]
         wanted: list[Tensor] = []
-        with removed_after([_halfway(taught_by, wanted.append)]):
+        with removed_after([_halfway(taught_by, shape, wanted.append)]):
             theirs = taught_by(theirs, **their_calls[i])
         wanted.append(theirs)
         entered = [ours]
-        move = partial(_move, entered, wanted)
+        norms = shape.layout.norms
+        adds = [_Adds(layer, name, shape) for name in (norms.after_attention, norms.after_mlp)]
+        move = partial(_move, entered, wanted, adds)
         moved = [
             lora_layer(model, i, name).register_forward_hook(move) for name in READER_OF.values()
         ]
-        with removed_after([_halfway(layer, entered.append), *moved]):
+        with removed_after([_halfway(layer, shape, entered.append), *moved]):
             ours = layer(ours, **calls[i])
+
+
+class _Adds:
+    """What a layer makes of a projection's output before it adds it to the stream."""
+
+    def __init__(self, layer: Any, norm: str | None, shape: ModelShape) -> None:
+        self.factor, self.eps = shape.scales.residual, shape.norm_eps
+        self.weight: Tensor | None = None
+        if norm is not None:
+            self.weight = getattr(layer, norm).weight.float() + shape.layout.norm_offset
+
+    def missing(self, output: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | float]:
+        """What `output` [B, T, H] lacks so that `wanted` is added, and by how much of its size what
+        is added changes with it [B, T, 1]."""
+        if self.weight is None:
+            return wanted / self.factor - output, self.factor
+        size = (output.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        there = self.weight.abs() > _NO_WEIGHT
+        scale = torch.where(there, self.weight, 1.0) * self.factor
+        lacks = torch.where(there, wanted / scale * size - output, 0.0)
+        return lacks, self.factor / size
 
 
 def _move(
     entered: list[Tensor],
     wanted: list[Tensor],
+    adds: list[_Adds],
     module: MaskedLoraLinear,
     inputs: tuple[Any, ...],
     output: Tensor,
@@ -78,7 +109,8 @@ def _move(
         z, mask = inputs[0].float(), module.in_mask
         kept = slice(None) if mask is None else mask.nonzero().squeeze(1)
         z = z[..., kept]
-        change = _least_squares(z, target - stream - output, target)
+        missing, slope = adds[len(entered) - 1].missing(output.float(), target - stream)
+        change = _least_squares(z, missing, target / slope)
         module.get_base_layer().weight[:, kept] += change.T
         return output + z @ change
 
@@ -92,7 +124,7 @@ def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
     return solve_damped(gram, wanted, DAMPING)
 
 
-def _halfway(layer: Any, read: Callable[[Tensor], None]) -> RemovableHandle:
+def _halfway(layer: Any, shape: ModelShape, read: Callable[[Tensor], None]) -> RemovableHandle:
     """A hook that hands on the stream between a layer's attention and its MLP."""
-    norm: nn.Module = layer.post_attention_layernorm
-    return norm.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))
+    reader: nn.Module = getattr(layer, shape.layout.norms.before_mlp or "mlp")
+    return reader.register_forward_pre_hook(lambda _, inputs: read(inputs[0]))

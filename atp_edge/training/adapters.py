@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.config import Config
 from atp_edge.masking.lora import add_lora
-from atp_edge.model.families import ATTENTION_PROJECTIONS, MLP_PROJECTIONS, module_path
+from atp_edge.model.families import FAMILIES, module_path
 from atp_edge.model.plan import Plan
 
 
@@ -40,11 +40,12 @@ def add_recovery_adapter(model: PreTrainedModel, config: Config, plan: Plan) -> 
 def redistributed_ranks(plan: Plan, rank: int) -> dict[str, int]:
     """A rank for every projection by its path: in proportion to what its site lost, in the mean
     `rank`, at least a quarter of it."""
+    layout = FAMILIES[plan.family].layout
     lost = {(s.layer, s.kind): 1 - s.width / s.size for s in plan.sites}
     mean = sum(lost.values()) / len(lost)
     ranks = {}
     for (layer, kind), share in lost.items():
         wanted = rank if mean == 0 else round(rank * (0.25 + 0.75 * share / mean))
-        for projection in ATTENTION_PROJECTIONS if kind == "attention" else MLP_PROJECTIONS:
+        for projection in layout.attention if kind == "attention" else layout.mlp:
             ranks[module_path(layer, projection)] = max(1, wanted)
     return ranks

@@ -25,8 +25,8 @@ from atp_edge.decision.importance import importance_of, mean_importance, scored,
 from atp_edge.decision.projection import project
 from atp_edge.decision.regularizer import proximal_step
 from atp_edge.masking.apply import set_decision
-from atp_edge.masking.lora import MaskedLoraLinear
-from atp_edge.model.families import PROJECTIONS, model_shape, module_path
+from atp_edge.masking.lora import MaskedLoraLinear, note_structures
+from atp_edge.model.families import model_shape, module_path
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Masks
@@ -132,8 +132,10 @@ class DecisionLearner:
 def _masked(model: PeftModel) -> PeftModel:
     """The model, its LoRA layers made such that carry a decision; nothing is computed otherwise."""
     base: Any = model.get_base_model()
-    for layer in range(len(model_shape(base.config).layers)):
-        for projection in PROJECTIONS:
+    shape = model_shape(base.config)
+    projections = (*shape.layout.attention, *shape.layout.mlp)
+    for layer in range(len(shape.layers)):
+        for projection in projections:
             path = module_path(layer, projection)
             module = base.get_submodule(path)
             if type(module) is PeftLoraLinear:
@@ -141,8 +143,9 @@ def _masked(model: PeftModel) -> PeftModel:
             if not isinstance(module, MaskedLoraLinear) or not module.lora_alone:
                 raise ValueError(
                     f"{path} is {type(module).__name__}: a decision needs peft's plain LoRA, on "
-                    f"and not merged, named 'default', on each of {', '.join(PROJECTIONS)}"
+                    f"and not merged, named 'default', on each of {', '.join(projections)}"
                 )
+    note_structures(model, "groups")
     return model
 
 

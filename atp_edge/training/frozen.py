@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.config import Config
 from atp_edge.masking.lora import MaskedLoraLinear
-from atp_edge.model.families import PROJECTIONS, READER_OF
+from atp_edge.model.families import PARTS, READER_OF
 from atp_edge.model.hooks import removed_after
 from atp_edge.model.loading import load_config, stored_type, tensor_files
 from atp_edge.model.narrow import build_model
@@ -168,7 +168,7 @@ def _finite(read: Read, folder: Path) -> Read:
 
 
 def _is_projection(name: str) -> bool:
-    return not set(PROJECTIONS).isdisjoint(name.split("."))
+    return not set(PARTS).isdisjoint(name.split("."))
 
 
 def _is_moved(name: str) -> bool:

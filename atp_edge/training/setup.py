@@ -22,7 +22,7 @@ from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.model.export_size import Shipped, files_beside
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
 from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
@@ -98,7 +98,9 @@ def placed(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
 
 def with_attention(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model with the attention to train with on a device."""
-    model.set_attn_implementation(attention_implementation(device.type))
+    capped = model_shape(model.config).scales.attention_cap is not None
+    # No fused attention here knows a cap on its scores.
+    model.set_attn_implementation("eager" if capped else attention_implementation(device.type))
     return model
 
 
@@ -122,12 +124,12 @@ def feasible_of(config: Config, dense_config: Any) -> FeasibleDecisions:
 def shipped_of(config: Config, dense_config: Any) -> Shipped:
     """How the run's model ships: what its bytes follow from."""
     settings = config.export
-    head_dim = model_shape(dense_config).layers[0].head_dim
+    pairs = model_shape(dense_config).rotary_pairs
     storage = Storage(
         flavour=settings.flavour,
         precision=settings.precision,
         quantizer=quantizer_of(settings),
-        rotary=(context_of(dense_config, settings.context), head_dim // 2),
+        rotary=(context_of(dense_config, settings.context), pairs),
         adapter_rank=config.lora.rank if settings.keep_adapter else None,
     )
     alone = shapes_alone(model_source(config.model))
@@ -182,12 +184,18 @@ def corpus_of(
 def check_text_fits(config: Config, dense_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ValueError where the model cannot read what the tokenizer and the settings make."""
     check_tokenizer(tokenizer, dense_config.vocab_size)
-    longest, asked = dense_config.max_position_embeddings, config.dataset.block_tokens
+    longest, asked = longest_text(dense_config), config.dataset.block_tokens
     if asked > longest:
         raise ValueError(
             f"dataset.block_tokens = {asked}: the model reads {longest} positions "
-            f"(max_position_embeddings); take --dataset-block-tokens {longest} or less"
+            f"({_said_where(dense_config, longest)}); take --dataset-block-tokens {longest} or less"
         )
+
+
+def _said_where(dense_config: Any, longest: int) -> str:
+    if longest == dense_config.max_position_embeddings:
+        return "max_position_embeddings"
+    return "original_max_position_embeddings, beyond which its attention is another one"
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
 from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
@@ -74,7 +75,7 @@ def score_run(
     config, forms = run.config(), _forms(run)
     tokenizer, tasks = tokenizer_of(config), tasks_of(config, items)
     # One window, so that all forms read the same: the exported context may be the shorter one.
-    positions = load_config(run.dense).max_position_embeddings
+    positions = longest_text(load_config(run.dense))
     window = min(positions, described(run.onnx).context or positions)
 
     # A function, so that one form's memory is free before the next is loaded.

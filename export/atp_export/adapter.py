@@ -20,6 +20,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from safetensors.torch import load_file
 from torch import Tensor
 
+from atp_edge.model.storage import projections_named
+
 _PREFIX = "base_model.model."
 
 
@@ -41,7 +43,7 @@ def write_adapter(peft: Path, base: Path, out: Path) -> int:
     used: set[str] = set()
     for name, kind in inputs.items():
         label = name.removesuffix(".lora_A")
-        pairs = [_factors(factors, path, used) for path in _projections(label)]
+        pairs = [_factors(factors, path, used) for path in projections_named(label)]
         a, b = _packed(pairs, scale)
         if a.shape[0] != kind.shape.dim[0].dim_value:
             raise ValueError(
@@ -61,12 +63,6 @@ def write_adapter(peft: Path, base: Path, out: Path) -> int:
     file.set_parameters(values)
     file.export_adapter(str(out))
     return len(values)
-
-
-def _projections(label: str) -> list[str]:
-    """`model.layers.0.self_attn.q_k_v` -> the paths of its q_proj, k_proj and v_proj."""
-    at, _, parts = label.rpartition(".")
-    return [f"{at}.{part}_proj" for part in parts.split("_")]
 
 
 def _factors(factors: dict[str, Tensor], path: str, used: set[str]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atp_edge.config import Flavour, Precision, Quantizer
 from atp_edge.model.checkpoint import build_on_meta
-from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.families import ModelShape, model_shape, rope_settings
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import BITS, Storage, context_of
 from atp_edge.run.files import folder_atomically
@@ -24,7 +24,7 @@ from atp_export.adapter import write_adapter
 from atp_export.consumers import describe
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.decoder import OPERATORS, DecoderWriter
-from atp_export.graph.flavour import Rotary
+from atp_export.graph.flavour import Rotaries, Rotary
 from atp_export.graph.flavour_onnx import PORTABLE_OPSET
 from atp_export.graph.flavour_ort import check_head_dims
 from atp_export.graph.matrix import MatrixWriter
@@ -33,7 +33,7 @@ from atp_export.quantization.calibrate import input_grams
 from atp_export.weights import CheckpointWeights
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 WINDOWED_OPSET = 24
 RUNTIMES: dict[Flavour, dict[str, str]] = {
     "ort": {"plain": "1.24", "quantized": "1.24"},
@@ -98,7 +98,7 @@ def export_onnx(
     storage = Storage(
         flavour=flavour,
         precision=precision,
-        rotary=(rotary.cos.shape[0], rotary.cos.shape[1]),
+        rotary=(positions, shape.rotary_pairs),
         quantizer=quantizer,
         adapter_rank=None if adapters is None else 0,
     )
@@ -176,28 +176,41 @@ def check_model(path: Path) -> None:
     onnx.checker.check_model(str(path), full_check="com.microsoft" not in domains)
 
 
-def rotary_tables(config: Any, positions: int) -> Rotary:
-    """cos and sin [positions, head_dim / 2] as the model computes them, scaling included.
+def rotary_tables(config: Any, positions: int) -> Rotaries:
+    """The tables [positions, pairs] as the model computes them, scaling included, by the name that
+    layers call them by.
 
-    Raises ValueError for a RoPE whose angles depend on the text's length or turn part of a head.
+    Raises ValueError for a RoPE whose angles depend on the text's length or turn another part of a
+    head than the family's.
     """
-    kind = config.rope_parameters["rope_type"]
-    if kind not in ROPE_TYPES:
-        raise ValueError(
-            f"rope_type {kind!r} is not supported; expected {', '.join(ROPE_TYPES)}. Use a model "
-            "with one of these, or, within the context it was first trained on, without scaling"
-        )
+    shape = model_shape(config)
+    settings = rope_settings(config)
+    for name in shape.ropes:
+        _check_rope_type(settings[name])
     plain = copy.copy(config)
     plain.per_layer_config = None
     rotary_class: Any = type(build_on_meta(config).model.rotary_emb)
     rotary = rotary_class(config=plain)
-    head_dim = model_shape(plain).layers[0].head_dim
-    if 2 * len(rotary.inv_freq) != head_dim:
-        raise ValueError(
-            f"RoPE turns {2 * len(rotary.inv_freq)} of a head's {head_dim} dimensions "
-            "(partial_rotary_factor): expected all of them. Use another model"
+    at, found = torch.arange(positions)[None], {}
+    for name in shape.ropes:
+        of_type = {"layer_type": name} if name else {}
+        cos, sin = (t[0].float() for t in rotary(torch.zeros(1), at, **of_type))
+        if cos.shape[1] != 2 * shape.rotary_pairs:
+            raise ValueError(
+                f"RoPE turns {cos.shape[1]} of a head's {shape.layers[0].head_dim} dimensions "
+                f"(partial_rotary_factor): expected {2 * shape.rotary_pairs}. Use another model"
+            )
+        found[name] = Rotary(
+            cos=cos[:, : shape.rotary_pairs].clone(), sin=sin[:, : shape.rotary_pairs].clone()
         )
-    angles = torch.outer(torch.arange(positions).float(), rotary.inv_freq.float())
-    return Rotary(
-        cos=angles.cos() * rotary.attention_scaling, sin=angles.sin() * rotary.attention_scaling
-    )
+    return found
+
+
+def _check_rope_type(settings: dict[str, Any]) -> None:
+    kind = settings["rope_type"]
+    # Hunyuan's `dynamic` with an alpha is not dynamic: a base of its own.
+    if kind not in ROPE_TYPES and not (kind == "dynamic" and settings.get("alpha")):
+        raise ValueError(
+            f"rope_type {kind!r} is not supported; expected {', '.join(ROPE_TYPES)}. Use a model "
+            "with one of these, or, within the context it was first trained on, without scaling"
+        )

@@ -33,7 +33,6 @@ SMOLLM2 = ModelShape(
     tied=True,
     layers=(LayerShape(heads=9, kv_heads=3, head_dim=64, channels=1536),) * 30,
     biased=frozenset(),
-    qk_norm=False,
     norm_eps=1e-5,
 )
 

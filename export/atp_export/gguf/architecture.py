@@ -36,7 +36,8 @@ def architecture_of(config: Any, shape: ModelShape, context: int) -> Architectur
     """Raises ValueError for a model that llama.cpp has no architecture for."""
     if shape.family not in FAMILY_ARCHITECTURE:
         raise ValueError(
-            f"{shape.family} has no GGUF form here; expected {', '.join(FAMILY_ARCHITECTURE)}"
+            f"model_type {shape.family!r} has no GGUF form here; expected one of "
+            f"{', '.join(FAMILY_ARCHITECTURE)}; export it as ONNX"
         )
     kind = config.rope_parameters["rope_type"]
     if kind not in ROPE_TYPES:

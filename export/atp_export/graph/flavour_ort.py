@@ -7,6 +7,8 @@ input, and rows may be padded on either side.
 
 from __future__ import annotations
 
+from typing import Any
+
 from atp_edge.model.families import ModelShape
 from atp_export.graph.builder import GraphBuilder
 from atp_export.graph.flavour import (
@@ -14,14 +16,23 @@ from atp_export.graph.flavour import (
     INT64,
     Layer,
     Operators,
-    Rotary,
+    Rotaries,
     Shared,
+    gelu,
     rms_normalization,
+    rotary_embedding,
     rotary_of,
+    rotary_weights,
 )
 
 # do_rotary of the CPU kernel (ONNX Runtime 1.31, group_query_attention_helper).
 _ROTARY_MULTIPLE = 16
+
+
+def rotated_before(shape: ModelShape) -> bool:
+    """Whether RoPE has nodes of its own, before attention."""
+    norms = shape.layout.head_norms
+    return norms is not None and norms.after_rope
 
 
 def check_head_dims(shape: ModelShape) -> None:
@@ -32,9 +43,15 @@ def check_head_dims(shape: ModelShape) -> None:
             f"head_dim {min(odd)} is no multiple of {_ROTARY_MULTIPLE}, which ONNX Runtime's "
             "GroupQueryAttention needs; export with --export-flavour standard"
         )
+    turned = 2 * shape.rotary_pairs
+    if turned % _ROTARY_MULTIPLE and not rotated_before(shape) and shape.ropes:
+        raise ValueError(
+            f"RoPE turns {turned} dimensions of a head, no multiple of {_ROTARY_MULTIPLE}, which "
+            "ONNX Runtime's GroupQueryAttention needs; export with --export-flavour standard"
+        )
 
 
-def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rotary) -> Shared:
+def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rotaries) -> Shared:
     """Lengths of GroupQueryAttention: seqlens_k = tokens - 1 a row, and the longest total."""
     check_head_dims(shape)
     moved, places = _padded_on_the_right(g, ids, mask)
@@ -42,14 +59,24 @@ def _inputs(g: GraphBuilder, shape: ModelShape, ids: str, mask: str, rotary: Rot
     lengths = g.node("Sub", [tokens, g.constant([1])])
     total = g.node("Gather", [g.node("Shape", [mask]), g.constant(1)], axis=0)
     return Shared(
-        cos=g.weight("rotary.cos", rotary.cos),
-        sin=g.weight("rotary.sin", rotary.sin),
+        rotary=rotary_weights(g, rotary),
+        positions=_positions(g, ids, tokens) if rotated_before(shape) else "",
         masks={},
         lengths=g.node("Cast", [lengths], to=INT32),
         total=g.node("Cast", [total], to=INT32),
         tokens=moved,
         places=places,
     )
+
+
+def _positions(g: GraphBuilder, ids: str, tokens: str) -> str:
+    """The positions [B, S] of tokens that are padded on the right; tokens: how many each row has,
+    [B]. Those before the new ones come first, and in a prefill there are none."""
+    count = g.node("Gather", [g.node("Shape", [ids]), g.constant(1)], axis=0)
+    before = g.node("Max", [g.node("Sub", [tokens, count]), g.constant(0)])
+    steps = g.node("Range", [g.constant(0), count, g.constant(1)])
+    column = g.node("Unsqueeze", [before, g.constant([1])])
+    return g.node("Add", [column, steps], name="positions")
 
 
 def _padded_on_the_right(g: GraphBuilder, ids: str, mask: str) -> tuple[str, str]:
@@ -88,7 +115,13 @@ def _add_norm(
 
 
 def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: str) -> str:
-    rotary = rotary_of(g, layer, shared)
+    turns = layer.rope is not None
+    rotary = rotary_of(g, layer, shared) if turns else ()
+    said: dict[str, Any] = {}
+    if layer.scale != layer.shape.head_dim**-0.5:
+        said["scale"] = layer.scale
+    if layer.cap is not None:
+        said["softcap"] = layer.cap
     context: list[str] = g.node(
         "GroupQueryAttention",
         [q, k, v, *layer.past, shared.lengths, shared.total, *rotary],
@@ -97,9 +130,10 @@ def _attend(g: GraphBuilder, layer: Layer, shared: Shared, q: str, k: str, v: st
         domain="com.microsoft",
         num_heads=layer.shape.heads,
         kv_num_heads=layer.shape.kv_heads,
-        do_rotary=1,
-        rotary_interleaved=0,
+        do_rotary=int(turns),
+        rotary_interleaved=int(layer.interleaved),
         local_window_size=layer.shape.sliding_window or -1,
+        **said,
     )
     return context[0]
 
@@ -110,5 +144,7 @@ FUSED = Operators(
     inputs=_inputs,
     norm=rms_normalization,
     add_norm=_add_norm,
+    rotate=rotary_embedding,
     attend=_attend,
+    gelu=gelu,
 )

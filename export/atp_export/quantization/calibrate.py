@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from atp_edge.losses import scaled
 from atp_edge.model.checkpoint import load_narrow_parts
-from atp_edge.model.families import PROJECTIONS, Projection
+from atp_edge.model.families import PARTS, Projection, model_shape
 from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.model.storage import EMBEDDING, HEAD
 from atp_edge.model.stream import Read, drop, fill
@@ -73,18 +74,19 @@ def input_grams(checkpoint: Path, ids: Tensor, scratch: Path | None = None) -> G
         raise ValueError("there is no block to calibrate on: give longer documents or more of them")
     model, read = load_narrow_parts(checkpoint)
     model.requires_grad_(False)
+    scales = model_shape(model.config).scales
     grams = Grams(scratch)
     blocks = [block[None] for block in ids]
     layers: Any = model.get_submodule("model.layers")
     streams = _streams((len(layers) + 1, *ids.shape, model.config.hidden_size), scratch)
     with (
         torch.no_grad(),
-        _holding(model, "model.embed_tokens", read) as embed,
+        _holding(model, "model.embed_tokens", read),
         _holding(model, "model.norm", read),
     ):
-        _, calls = into_layers(model, blocks[0])
         for b, block in enumerate(blocks):
-            streams[0][b] = embed(block)[0]
+            stream, calls = into_layers(model, block)
+            streams[0][b] = stream[0]
     for i in range(len(layers)):
         with _holding(model, f"model.layers.{i}", read) as layer, torch.no_grad():
             for b in range(len(blocks)):
@@ -92,9 +94,10 @@ def input_grams(checkpoint: Path, ids: Tensor, scratch: Path | None = None) -> G
     gradients = _of_the_head(model, read, streams[-1], blocks, grams)
     for i in reversed(range(len(layers))):
         gradients = _of_a_layer(model, read, i, streams[i], calls[i], gradients, grams)
+    # What enters the layers is a row times the family's factor, and so is an error in it.
+    table = HEAD if model.config.tie_word_embeddings else EMBEDDING
     for gradient in gradients:
-        table = HEAD if model.config.tie_word_embeddings else EMBEDDING
-        grams.keep(table, gradient.T @ gradient)
+        grams.keep(table, scales.embedding**2 * (gradient.T @ gradient))
     return grams
 
 
@@ -111,7 +114,7 @@ def _of_the_head(
     ):
         for b, block in enumerate(blocks):
             stream = streams[b][None].clone().requires_grad_()
-            logits = head(norm(stream))
+            logits = scaled(head(norm(stream)), model_shape(model.config).scales)
             model.loss_function(
                 logits=logits, labels=block, vocab_size=model.config.vocab_size
             ).backward()
@@ -136,7 +139,7 @@ def _of_a_layer(
         hooks = []
         for below, module in layer.named_modules():
             parent, _, own = below.rpartition(".")
-            if own in PROJECTIONS:
+            if own in PARTS:
                 name = f"{path}.{parent}.{BESIDE.get(own, own)}"
                 hooks.append(_watch(module, name, found))
         with removed_after(hooks):

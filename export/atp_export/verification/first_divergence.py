@@ -57,7 +57,8 @@ def _output_names(folder: Path, layers: int) -> dict[str, tuple[str, int]]:
     the last of them, the logits)."""
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     present = {name for node in graph.node for name in node.output}
-    names = {"the embedding": ("embed", 0)}
+    scaled = "embed.scaled" in present
+    names = {"the embedding": ("embed.scaled" if scaled else "embed", 0)}
     for i in range(1, layers):
         sums = [f"model.layers.{i}.{norm}.sum" for norm in ("input_norm", "mlp_norm")]
         found = next((name for name in sums if name in present), None)

@@ -14,12 +14,12 @@ from typing import Any
 from onnx import NodeProto
 from torch import Tensor
 
+from atp_edge.model.storage import projections_named
 from atp_export.verification.widen import Widened, attributes
 
-COS, SIN = "rotary.cos", "rotary.sin"
 SCALE = "scale."
 """Of a head_dim: what attention scores are multiplied by, where the operator does not know it."""
-_PACKED = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp))\.((?:(?:q|k|v|o|gate|up|down)_?)+)$")
+_PACKED = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(?:(?:qkv|q|k|v|o|gate|up|down)_?)+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,9 @@ def places_of(widened: Widened, parameters: Mapping[str, Tensor]) -> dict[str, P
 def weights_of(name: str) -> list[str]:
     """The weights side by side in a projection's node: `model.layers.0.self_attn.q_k_v` -> those of
     q_proj, k_proj and v_proj. None where a node has another name."""
-    packed = _PACKED.match(name)
-    if packed is None:
+    if not _PACKED.match(name):
         return []
-    at, parts = packed.groups()
-    return [f"{at}.{part}_proj.weight" for part in parts.split("_")]
+    return [f"{path}.weight" for path in projections_named(name)]
 
 
 def _matrix(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from atp_edge.model.families import rope_settings, said_shape
 from atp_edge.run.watched import counted
 from atp_export.runtime import Session, generate_tokens
 from atp_export.verification.adapters import factors_in, with_adapter
@@ -28,7 +29,7 @@ from atp_export.verification.observe import (
     observe,
 )
 from atp_export.verification.reference import Reference
-from atp_export.verification.stored import stored_in
+from atp_export.verification.stored import Stored, stored_in
 from atp_export.verification.widen import widen
 
 # Two fp32 computations, over the spread of the logits: 2.4e-6 (root mean square) and 1.5e-5 (the
@@ -77,7 +78,7 @@ class Proof:
         self.widened = with_table(widen(folder, beside), model.config.vocab_size)
         self.stored = stored_in(self.widened, model)
         self.reference = self._holding(self.stored.state)
-        context = len(self.stored.cos)
+        context = positions_of(self.stored)
         self.rows = [row[: context - 1] for row in rows]
         self.context = context
         self.tokens = [token for row in rows for token in row]
@@ -167,9 +168,10 @@ class Proof:
     def faint(self) -> None:
         """The graph in fp32 with a faint residual stream; its file is written anew."""
         places, state = self.stored.places, self.stored.state
-        factors = faint_factors(state, places, self.model.config.rms_norm_eps)
+        factors = faint_factors(state, places, said_shape(self.model.config))
         make_faint(self.widened, places, factors)
-        reference = self._holding({n: t * factors.get(n, 1.0) for n, t in state.items()})
+        faded = {n: factors[n].of(t) if n in factors else t for n, t in state.items()}
+        reference = self._holding(faded)
         asked = asked_of(self.tokens, min(SHORT_TEXT_TOKENS, self.context))
         truth = Truth(reference, asked)
         session = Session(self.beside, provider=CPU)
@@ -178,7 +180,7 @@ class Proof:
 
     def _holding(self, state: Mapping[str, Any]) -> Reference:
         held = self.stored
-        return Reference(self.model, state, held.cos, held.sin, held.scales)
+        return Reference(self.model, state, held.tables, held.scales)
 
     def _in_fp32(self, what: str, pairs: Sequence[Pair], spread: float) -> list[Check]:
         return logit_checks(what, pairs, spread, FP32_BOUND, FP32_LARGEST)
@@ -219,11 +221,17 @@ class Proof:
         return regret, logits.argmax(axis=1).tolist()
 
 
+def positions_of(stored: Stored) -> int:
+    """Tokens of a text that the file has rotary tables for."""
+    return min(len(cos) for cos, _ in stored.tables.values())
+
+
 def text_length(config: Any, context: int) -> int:
     """Tokens of the long text: past every sliding window, and past the length that a scaled RoPE
     was trained on where that is near; never beyond the context."""
     beyond = TOGETHER + STEPS
-    window = getattr(config, "sliding_window", None) or 0
-    original = (config.rope_parameters or {}).get("original_max_position_embeddings") or 0
-    reach = max(window, original if original <= 2 * TEXT_TOKENS else 0)
+    windows = [layer.sliding_window or 0 for layer in said_shape(config).layers]
+    ropes = filter(None, rope_settings(config).values())
+    original = max((r.get("original_max_position_embeddings") or 0 for r in ropes), default=0)
+    reach = max(*windows, original if original <= 2 * TEXT_TOKENS else 0)
     return min(context, max(TEXT_TOKENS, reach + 2 * beyond))

@@ -19,23 +19,25 @@ Floats = NDArray[np.float32]
 class Reference:
     """The architecture of `model` with other numbers in it; between calls the model is as it was.
 
-    state: parameters by name, tied ones each by its own. cos, sin: rotary tables, [positions,
-    head_dim / 2]. scales: what attention scores are multiplied by, by head_dim, where the file has
-    a tensor for it.
+    state: parameters by name, tied ones each by its own. tables: rotary tables (cos, sin), each
+    [positions, pairs], by the name that layers call them by. scales: what attention scores are
+    multiplied by, by head_dim, where the file has a tensor for it.
     """
 
     def __init__(
         self,
         model: Any,
         state: Mapping[str, Tensor],
-        cos: Tensor,
-        sin: Tensor,
+        tables: Mapping[str, tuple[Tensor, Tensor]],
         scales: Mapping[int, float],
     ) -> None:
         device = next(model.parameters()).device
         self.model, self.scales = model, scales
         self.state = {name: tensor.to(device) for name, tensor in state.items()}
-        self.tables = tuple(torch.cat([half, half], -1).to(device) for half in (cos, sin))
+        self.tables = {
+            name: tuple(torch.cat([half, half], -1).to(device) for half in halves)
+            for name, halves in tables.items()
+        }
 
     def parameters(self) -> Any:
         return self.model.parameters()
@@ -43,8 +45,11 @@ class Reference:
     def double(self) -> Reference:
         """The same in float64."""
         state = {name: tensor.double() for name, tensor in self.state.items()}
-        cos, sin = (table[:, : table.shape[1] // 2].double() for table in self.tables)
-        return Reference(copy.deepcopy(self.model).double(), state, cos, sin, self.scales)
+        tables = {
+            name: (cos[:, : cos.shape[1] // 2].double(), sin[:, : sin.shape[1] // 2].double())
+            for name, (cos, sin) in self.tables.items()
+        }
+        return Reference(copy.deepcopy(self.model).double(), state, tables, self.scales)
 
     def __call__(self, ids: Tensor, **options: Any) -> Any:
         """The model's output for ids [B, T]."""
@@ -70,7 +75,9 @@ class Reference:
 
     def _turns(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         positions = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
-        return tuple(table[positions] for table in self.tables)
+        name = kwargs["layer_type"] if "layer_type" in kwargs else "".join(args[2:])
+        # A table that no layer reads is not in the file.
+        return tuple(t[positions] for t in self.tables[name]) if name in self.tables else output
 
     @torch.no_grad()
     def logits(self, text: Sequence[int], positions: Sequence[int]) -> Floats:

@@ -17,9 +17,11 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from atp_edge.model.families import ModelShape, Norms, said_shape
+from atp_edge.model.storage import rotary_names
 from atp_export.verification.blocks import Quantized
 from atp_export.verification.checks import Check, at_most, none_of
-from atp_export.verification.places import COS, SCALE, SIN, Place, places_of
+from atp_export.verification.places import SCALE, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
@@ -35,7 +37,6 @@ GPTQ_ROW = {4: 0.5, 8: 0.1}
 _ROWS = 8192
 _TYPES = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 _IN_A_LAYER = re.compile(r"(model\.layers\.\d+)\.(\w+)\.")
-_OF_THE_MLP = ("mlp", "post_attention_layernorm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,13 @@ class Stored:
     """What the file holds of a model.
 
     state: every parameter, from the file where it is the model's own, rounded; where it is not, the
-    model's, so that logits show the difference. cos, sin, scales: likewise (see Reference).
+    model's, so that logits show the difference. tables, scales: likewise (see Reference).
     """
 
     checks: tuple[Check, ...]
     places: Mapping[str, Place]
     state: Mapping[str, Tensor]
-    cos: Tensor
-    sin: Tensor
+    tables: Mapping[str, tuple[Tensor, Tensor]]
     scales: Mapping[int, float]
 
 
@@ -82,9 +82,11 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         if right and name in own:
             state[name] = held
     worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
-    tables, wrong = _tables(widened, tensors, model)
-    scales, wrong_scales = _scales(widened, tensors)
-    missing = [name for name in own if name not in places and not _silent(name, own)]
+    shape = said_shape(model.config)
+    tables, wrong = _tables(widened, tensors, model, shape)
+    scales, wrong_scales = _scales(widened, tensors, model)
+    norms = shape.layout.norms
+    missing = [name for name in own if name not in places and not _silent(name, own, norms)]
     return Stored(
         checks=(
             none_of("finite", list(widened.not_finite), "tensor that is not finite"),
@@ -95,8 +97,7 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         ),
         places=places,
         state=state,
-        cos=tables[0],
-        sin=tables[1],
+        tables=tables,
         scales=scales,
     )
 
@@ -136,7 +137,7 @@ def _moved(held: Tensor, own: Tensor, levels: Quantized, quantizer: str) -> floa
     return float(worst)
 
 
-def _silent(name: str, own: Mapping[str, Tensor]) -> bool:
+def _silent(name: str, own: Mapping[str, Tensor], norms: Norms) -> bool:
     """Whether a parameter may be left out of the file: it has no values, or its attention or MLP
     adds nothing, because what leaves it is multiplied by zeros."""
     if not own[name].numel():
@@ -145,36 +146,48 @@ def _silent(name: str, own: Mapping[str, Tensor]) -> bool:
     if layer is None:
         return False
     at, part = layer.groups()
-    reader = f"{at}.mlp.down_proj" if part in _OF_THE_MLP else f"{at}.self_attn.o_proj"
+    in_mlp = part in ("mlp", norms.before_mlp, norms.after_mlp)
+    reader = f"{at}.mlp.down_proj" if in_mlp else f"{at}.self_attn.o_proj"
     halves = [own[f"{reader}.{half}"] for half in ("weight", "bias") if f"{reader}.{half}" in own]
     return not any(half.any() for half in halves)
 
 
 def _tables(
-    widened: Widened, tensors: Tensors, model: Any
-) -> tuple[tuple[Tensor, Tensor], list[str]]:
-    """The rotary tables (cos, sin) of the file, or the model's where they differ, and what does."""
-    stored = [torch.from_numpy(tensors(name)) for name in (COS, SIN)]
-    positions = torch.arange(len(stored[0]))
+    widened: Widened, tensors: Tensors, model: Any, shape: ModelShape
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
+    """The rotary tables (cos, sin) of the file by name, or the model's where they differ, and what
+    does."""
     device = next(model.parameters()).device
-    both = model.model.rotary_emb(torch.zeros(1, device=device), positions[None].to(device))
-    own = [table[0, :, : table.shape[-1] // 2].cpu() for table in both]
+    tables: dict[str, tuple[Tensor, Tensor]] = {}
     faults = []
-    for name, held, expected in zip((COS, SIN), stored, own, strict=True):
-        if held.shape != expected.shape:
-            faults.append(f"{name} is {list(held.shape)}, not {list(expected.shape)}")
-        elif fault := _difference(held, expected, name, _type(widened, name)):
-            faults.append(fault)
-    cos, sin = own if faults else stored
-    return (cos, sin), faults
+    for rope in shape.ropes:
+        names = rotary_names(rope)
+        stored = [torch.from_numpy(tensors(name)) for name in names]
+        positions = torch.arange(len(stored[0]))[None].to(device)
+        of_type = {"layer_type": rope} if rope else {}
+        both = model.model.rotary_emb(torch.zeros(1, device=device), positions, **of_type)
+        own = [table[0, :, : table.shape[-1] // 2].cpu() for table in both]
+        found = []
+        for name, held, expected in zip(names, stored, own, strict=True):
+            if held.shape != expected.shape:
+                found.append(f"{name} is {list(held.shape)}, not {list(expected.shape)}")
+            elif fault := _difference(held, expected, name, _type(widened, name)):
+                found.append(fault)
+        cos, sin = own if found else stored
+        tables[rope] = cos, sin
+        faults += found
+    return tables, faults
 
 
-def _scales(widened: Widened, tensors: Tensors) -> tuple[dict[int, float], list[str]]:
+def _scales(widened: Widened, tensors: Tensors, model: Any) -> tuple[dict[int, float], list[str]]:
     """The scales of attention scores by head_dim that the file holds, and those that are wrong."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    own_scales = {attention.head_dim: attention.scaling for attention in attentions}
     scales, faults = {}, []
     for name in (tensor for tensor in tensors.protos if tensor.startswith(SCALE)):
         size = int(name.removeprefix(SCALE))
-        held, own = torch.from_numpy(tensors(name)).reshape(1), torch.tensor([size**-0.5])
+        own = torch.tensor([own_scales.get(size, size**-0.5)])
+        held = torch.from_numpy(tensors(name)).reshape(1)
         fault = _difference(held, own, name, _type(widened, name))
         if fault:
             faults.append(fault)

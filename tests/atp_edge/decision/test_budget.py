@@ -20,7 +20,7 @@ from atp_edge.decision.budget import (
 )
 from atp_edge.decision.projection import project
 from atp_edge.model.export_size import Shipped
-from atp_edge.model.families import LayerShape, ModelShape
+from atp_edge.model.families import HeadNorms, LayerShape, Layout, ModelShape
 from atp_edge.model.plan import narrow_shape, plan_of, shares
 from atp_edge.model.storage import Storage
 from atp_edge.model.structures import count_parameters, sites_of
@@ -37,7 +37,7 @@ def shape_of(
         "tied": True,
         "layers": (layer,) * layers,
         "biased": frozenset({"q_proj", "o_proj", "up_proj"}),
-        "qk_norm": True,
+        "layout": Layout(head_norms=HeadNorms()),
         "norm_eps": 1e-6,
     }
     return ModelShape(**(values | more))  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def shape_for(structures: StructureSpace, channels: int = 50) -> ModelShape:
     """A shape that the structure space can cut."""
     if structures == "groups":
         return shape_of(channels=channels)
-    return shape_of(channels=channels, head_dim=40, family="llama", qk_norm=False)
+    return shape_of(channels=channels, head_dim=40, family="llama", layout=Layout())
 
 
 STRUCTURES = st.sampled_from(["groups", "head-dims"])

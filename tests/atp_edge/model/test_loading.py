@@ -205,7 +205,7 @@ def test_a_folder_with_an_adapter_is_refused(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act 'gelu_pytorch_tanh' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported; expected silu"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"num_key_value_heads": 4}, "6 query heads for 4 KV heads"),

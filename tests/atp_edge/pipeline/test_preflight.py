@@ -50,8 +50,13 @@ NARROW = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
         (rope("dynamic"), {}, r"config\.json: rope_type 'dynamic' is not supported; expected def"),
         (
             rope("longrope", original_max_position_embeddings=64, **NARROW),
-            {},
-            "rope_type 'longrope' is not supported",
+            {"dataset__block_tokens": 65},
+            r"block_tokens = 65: the model reads 64 positions \(original_max_position_embeddings",
+        ),
+        (
+            rope("longrope", original_max_position_embeddings=64, **NARROW),
+            {"export__context": 65},
+            r"context of 65 tokens .*made for 64, and beyond them it computes attention otherwise",
         ),
         (
             rope("linear", partial_rotary_factor=0.5),

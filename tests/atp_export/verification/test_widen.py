@@ -153,7 +153,7 @@ def test_the_model_is_as_it_was_after_a_reference_was_asked(tmp_path: Path) -> N
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     ids = torch.tensor([[1, 2, 3]])
     expected = model(ids).logits
-    reference = Reference(model, stored.state, stored.cos, stored.sin, stored.scales)
+    reference = Reference(model, stored.state, stored.tables, stored.scales)
     assert not torch.allclose(reference(ids).logits, expected, atol=1e-3)
     assert torch.equal(model(ids).logits, expected)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
