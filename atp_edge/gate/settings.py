@@ -24,7 +24,7 @@ class QualityLimits:
     )
     loss: float = field(default=0.105, metadata={"help": "margin of the loss: 10 % of perplexity"})
     slice_loss: float = field(default=0.25, metadata={"help": "margin of a slice's loss"})
-    kl: float = field(default=0.25, metadata={"help": "KL divergence from the dense model"})
+    kl: float = field(default=0.3, metadata={"help": "KL divergence from the dense model"})
 
 
 @dataclass(frozen=True, kw_only=True)

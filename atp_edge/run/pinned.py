@@ -105,8 +105,10 @@ def pin_sources(folder: Path, now: Mapping[str, Any], say: Callable[[str], None]
                 f"the {kind} of {folder} is not what the run began with: {changed}; put the old "
                 "one back, or start a run of the new one with another --out"
             )
-    if then != now:  # moved
-        write_json(folder / "inputs.json", now)
+    # Moved. A run that began before there was a setting has it not: its record says what it had.
+    moved = {**now, "settings": then["settings"]}
+    if then != moved:
+        write_json(folder / "inputs.json", moved)
 
 
 def _another(folder: Path, key: str, then: str, now: str) -> ValueError:

@@ -268,6 +268,22 @@ def test_other_input_under_a_run_is_refused_by_name(
         gone_on(replace(copied, data=str(tmp_path / "other.jsonl")))
 
 
+def test_a_run_begun_before_there_was_a_setting_goes_on_wherever_it_lies(
+    copied: Config, source: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(Path(copied.out))
+    inputs = json.loads(run.inputs_json.read_text())
+    del inputs["settings"]["canaries"]
+    run.inputs_json.write_text(json.dumps(inputs))
+    run.records.begin(inputs_sha256(inputs))
+    (tmp_path / "link").symlink_to(source)
+    moved = replace(copied, model=str(tmp_path / "link" / "model"))
+    for config in (copied, moved, copied):
+        assert done_before(gone_on(config)) == list(STAGES[:-1])
+    with pytest.raises(ValueError, match="canaries = 0 there, canaries = 3 here"):
+        gone_on(replace(copied, canaries=3))
+
+
 def test_the_manifest_names_what_the_run_began_with(copied: Config, source: Path) -> None:
     run = RunFolder(Path(copied.out))
     said = json.loads((run.onnx / "manifest.json").read_text())["provenance"]
