@@ -63,7 +63,15 @@ $(LARGE)/onnxruntime-%/installed:
 	$(@D)/bin/python -m pip install --quiet onnxruntime==$* 'numpy<2'
 	touch $@
 
-test-large: $(VENV)/installed $(LARGE)/transformers4/installed \
+# transformers.js; its own script would fetch CUDA.
+$(LARGE)/node/installed:
+	mkdir -p $(@D)
+	if command -v npm > /dev/null; then npm install --silent --ignore-scripts \
+	    --prefix $(@D) @huggingface/transformers@4.3.2 \
+	    || echo "transformers.js is not to be had here: its tests will skip"; fi
+	touch $@
+
+test-large: $(VENV)/installed $(LARGE)/node/installed $(LARGE)/transformers4/installed \
     $(OLD_RUNTIMES:%=$(LARGE)/onnxruntime-%/installed)
 	ATP_TRANSFORMERS4_PYTHON=$(LARGE)/transformers4/bin/python ATP_ONNXRUNTIMES=$(LARGE) \
 	    $(BIN)/python -m pytest -m large

@@ -29,17 +29,21 @@ def export(
     context: Annotated[
         int | None, typer.Option(help="with --to: longest context; 0: the model's own")
     ] = None,
+    layout: Annotated[
+        Literal["plain", "transformers.js"] | None,
+        typer.Option(help="with --to: as transformers.js loads it without options"),
+    ] = None,
 ) -> None:
     """Write the slim model as ONNX again, or anywhere in another form with --to."""
     asked = {"format": format_, "precision": precision, "flavour": flavour,
-             "quantizer": quantizer, "context": context}  # fmt: skip
+             "quantizer": quantizer, "context": context, "layout": layout}  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     if to is None:
         if given:
             name, value = next(iter(given.items()))
             raise ValueError(
                 f"--{name} {value} goes with --to DIR; the run's own onnx/ is written as its "
-                f"config.toml says (`atp-edge run --export-{name}` changes that)"
+                "config.toml says"
             )
         _again(out)
         return

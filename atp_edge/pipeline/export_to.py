@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from atp_export.layouts import check_transformers_js, to_transformers_js
 from atp_export.manifest import MANIFEST, unlisted, write_manifest
 
 from atp_edge.config import Config, Flavour, Precision, Quantizer
@@ -28,6 +29,7 @@ from atp_edge.settings import with_values
 Writer = Callable[[Path, Progress], dict[str, Any]]
 """Writes a folder, and gives its figures."""
 Format = Literal["onnx", "gguf"]
+Layout = Literal["plain", "transformers.js"]
 FIGURES = "figures.json"
 """In the folder: what was proven and measured of it."""
 
@@ -42,6 +44,7 @@ class Asked:
     flavour: str | None = None
     quantizer: str | None = None
     context: int | None = None
+    layout: Layout = "plain"
 
 
 def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) -> dict[str, Any]:
@@ -86,6 +89,8 @@ def _gguf_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
     for name in ("flavour", "quantizer"):
         if value := getattr(asked, name):
             raise ValueError(f"--{name} {value} is of ONNX; GGUF has --precision alone")
+    if asked.layout != "plain":
+        raise ValueError(f"--layout {asked.layout} is of ONNX; a GGUF file has none")
     precision, context = asked.precision or export_gguf.DEFAULT, asked.context or 0
     export_gguf.check_asked(config, run, precision, context)
     return lambda folder, progress: export_gguf.write(
@@ -96,7 +101,17 @@ def _gguf_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
 def _onnx_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
     settings = settings_asked(config, asked)
     _check_onnx(settings, run)
-    return lambda folder, progress: _onnx(settings, run, folder, asked.to, progress)
+    precision = settings.export.precision
+    if asked.layout == "plain":
+        return lambda folder, progress: _onnx(settings, run, folder, asked.to, progress)
+    check_transformers_js(precision)
+
+    def write(folder: Path, progress: Progress) -> dict[str, Any]:
+        figures = _onnx(settings, run, folder, asked.to, progress)
+        to_transformers_js(folder, precision)
+        return figures | {"layout": asked.layout}
+
+    return write
 
 
 def settings_asked(config: Config, asked: Asked) -> Config:

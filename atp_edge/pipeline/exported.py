@@ -46,8 +46,8 @@ def settings_of_exported(config: Config, run: RunFolder, folder: Path) -> Config
         )
     if not (folder / "model.onnx").is_file():
         raise ValueError(
-            f"{folder} holds no model.onnx; a GGUF file is proven and measured as it is written "
-            "(`atp-edge export --to`)"
+            f"{folder} holds no model.onnx; a GGUF file or another layout is proven and measured "
+            "as it is written (`atp-edge export --to`)"
         )
     named = {k: v for k, v in provenance.items() if k in ("flavour", "precision", "quantizer")}
     return with_values(config, {f"export.{name}": value for name, value in named.items()})

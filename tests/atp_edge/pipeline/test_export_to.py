@@ -113,6 +113,7 @@ def test_a_second_export_replaces_the_first(finished: RunFolder, tmp_path: Path)
         (["--to", "{tmp}/x", "--format", "gguf", "--precision", "int4"], r"'int4': expected f32"),
         (["--to", "{tmp}/x", "--format", "gguf", "--flavour", "ort"], r"--flavour ort is of ONNX"),
         (["--to", "{tmp}/x", "--format", "gguf", "--context", "16"], r"of 32 tokens; take 32"),
+        (["--to", "{tmp}/x", "--layout", "transformers.js", "--precision", "bf16"], r"with bf16"),
         (["--to", "{run}/onnx"], r"the run keeps its own there"),
         (["--to", "{run}"], r"the run keeps its own there"),
         (["--to", "{tmp}"], r"mine\.txt is there, which no export wrote"),
@@ -179,5 +180,5 @@ def test_gguf_is_proven_by_llama_cpp_or_said_not_to_be(
     assert json.loads((to / "figures.json").read_text())["quality"]["ratio"] == pytest.approx(
         1, rel=0.01
     )
-    with pytest.raises(ValueError, match="is proven and measured as it is written"):
+    with pytest.raises(ValueError, match="proven and measured as it is written"):
         call("verify", "--out", finished.path, "--folder", to)
