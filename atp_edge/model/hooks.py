@@ -32,8 +32,13 @@ def read_under(hooks: Iterable[RemovableHandle], model: PreTrainedModel, *batche
 
 def into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     """The stream [B, T, H] that enters the first layer, and how the decoder calls each of them:
-    masks and positions, which families make in their own ways. No layer is computed."""
-    layers: Any = model.model.layers
+    masks and positions, which families make in their own ways. No layer is computed.
+
+    ids: [B, T], on the device that the model computes on (of one whose weights are read as they are
+    needed, `model.device` does not tell).
+    """
+    decoder: Any = model.get_submodule("model")
+    layers = decoder.layers
     streams: list[Tensor] = []
     calls: list[dict[str, Any]] = []
 
@@ -45,7 +50,7 @@ def into_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, list[dict[
     try:
         for layer in layers:
             layer.forward = note
-        read_under((), model, ids)
+        decoder(input_ids=ids, use_cache=False)
     finally:
         for layer in layers:
             del layer.forward

@@ -52,7 +52,8 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
 
     blocks: text [N, T], in one batch.
     """
-    student, ids = model.get_base_model(), ranks.shared(blocks.input_ids)
+    student = model.get_base_model()
+    ids = ranks.shared(blocks.input_ids).to(student.device)
     shape = model_shape(student.config)
     ours, calls = into_layers(student, ids)
     theirs, their_calls = into_layers(teacher, ids)

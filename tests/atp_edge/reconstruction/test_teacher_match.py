@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from atp_edge.config import StructureSpace
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.lora import add_lora, lora_layer
+from atp_edge.model.checkpoint import streamed_narrow
 from atp_edge.model.families import FAMILIES, READER_OF, model_shape
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import plan_of
@@ -99,3 +101,17 @@ def test_of_a_model_no_more_than_one_layers_stream_is_held() -> None:
         layer.post_attention_layernorm.register_forward_pre_hook(count)
     match_teacher(model, teacher, BLOCKS)
     assert held == [0, 1, 1, 1, 1]
+
+
+def test_a_teacher_read_layer_by_layer_teaches_the_same(tmp_path: Path) -> None:
+    """Of one whose weights come and go, `device` is none to send text to."""
+    teacher = tiny_model("llama", seed=1)
+    teacher.save_pretrained(tmp_path)
+    moved = []
+    for taught_by in (teacher, streamed_narrow(tmp_path, torch.device("cpu"))):
+        model = lora_model()
+        set_decision(model, random_masks(feasible_of(model), seed=2), "whole", skip=False)
+        match_teacher(model, taught_by, BLOCKS)
+        moved.append(read_weights(model))
+    for a, b in zip(*moved, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
