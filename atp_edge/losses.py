@@ -128,10 +128,14 @@ def mean_cross_entropy(
 
 
 @torch.no_grad()
-def sum_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> float:
-    """Cross-entropy of hidden [L, H] projected by head [V, H] against targets [L], summed."""
+def sum_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, scales: Scales) -> float:
+    """Cross-entropy of hidden [L, H] projected by head [V, H], and scaled and capped, against
+    targets [L], summed."""
     pairs = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
-    return sum(float(F.cross_entropy(F.linear(h, head), t, reduction="sum")) for h, t in pairs)
+    return sum(
+        float(F.cross_entropy(scaled(F.linear(h, head), scales), t, reduction="sum"))
+        for h, t in pairs
+    )
 
 
 def _labelled_hidden(

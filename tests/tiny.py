@@ -39,6 +39,7 @@ from atp_edge.data.domains import legal_texts
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.masking.lora import add_lora, lora_layer
 from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.families import FAMILIES as RECORDS
 from atp_edge.model.families import Layout, model_shape
 from atp_edge.model.plan import Plan, plan_of
 from atp_edge.model.structures import Masks
@@ -73,7 +74,6 @@ _LONGROPE = {
     "partial_rotary_factor": 0.5,
     "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0],
     "long_factor": [2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0],
-    "original_max_position_embeddings": 192,
 }
 _LLAMA4 = {
     "rope_type": "yarn",
@@ -98,7 +98,8 @@ NEW_FAMILIES: dict[str, Any] = {
     "phi3": (Phi3Config, {"sliding_window": 7}),
     "phi4-mini": (
         Phi3Config,
-        {"hidden_size": 192, "head_dim": 32, "rope_parameters": _LONGROPE},
+        {"hidden_size": 192, "head_dim": 32, "rope_parameters": _LONGROPE}
+        | {"original_max_position_embeddings": 192},
     ),
     "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 0, 1]}),
     "olmo2": (Olmo2Config, {}),
@@ -128,7 +129,7 @@ def tiny_model(family: str, *, tied: bool = False, seed: int = 0, **sizes: Any) 
     config = config_class(**(SIZES | _NO_TOKENS | extra | sizes), tie_word_embeddings=tied)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
-    layout = model_shape(config).layout
+    layout = RECORDS[config.model_type].layout
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.3 if parameter.ndim == 1 else 0.15
@@ -284,7 +285,7 @@ def feasible_of(
         parse_budget(f"params={share}"),
         widths=widths,  # type: ignore[arg-type]
         width_multiple=4,
-        structures=lora_layer(model, 0, "q_proj").space,
+        structures=lora_layer(model, 0, "o_proj").space,
     )
 
 

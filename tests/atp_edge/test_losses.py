@@ -179,3 +179,17 @@ def test_a_massive_token_does_not_hide_the_distance_of_the_others() -> None:
     wanted[0] *= 1000
     off = wanted * torch.tensor([[1.0]] + 19 * [[1.1]])
     assert float(losses._layers_distance([off], [wanted])) == pytest.approx(0.01 * 19 / 20)
+
+
+@pytest.mark.parametrize("distils", [False, True])
+@pytest.mark.parametrize("family", ["granite", "gemma2"])
+def test_logits_that_are_scaled_or_capped_are_learned_as_such(family: str, distils: bool) -> None:
+    model, teacher = tiny_model(family), tiny_model(family, seed=1) if distils else None
+    gradients = []
+    for loss in (whole_loss, chunked_loss):
+        model.zero_grad()
+        value = loss(model, teacher)
+        value.backward()
+        gradients.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+    for whole, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-4)

@@ -64,7 +64,7 @@ def _reason(config: Any) -> str:
     """Why a family is none of ours, where that can be told."""
     said = config.to_dict()
     kinds = sorted(set(said.get("layer_types") or ()) - set(_LAYER_TYPES))
-    recurrent = [key for key in said if key.startswith(_RECURRENT)]
+    recurrent = [key for key in (config.model_type, *said) if key.startswith(_RECURRENT)]
     if recurrent or any("attention" not in kind or "linear" in kind for kind in kinds):
         what = ", ".join(kinds) or recurrent[0]
         return (

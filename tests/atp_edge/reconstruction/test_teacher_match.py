@@ -16,11 +16,20 @@ from atp_edge.config import StructureSpace
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.lora import add_lora, lora_layer
 from atp_edge.model.checkpoint import streamed_narrow
-from atp_edge.model.families import FAMILIES, READER_OF, model_shape
+from atp_edge.model.families import READER_OF, model_shape
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import plan_of
 from atp_edge.reconstruction.teacher_match import match_teacher
-from tests.tiny import BLOCKS, SPACES, feasible_of, lora_model, random_masks, tiny_model
+from tests.tiny import (
+    BLOCKS,
+    NEW_FAMILIES,
+    SPACES,
+    feasible_of,
+    lora_model,
+    random_masks,
+    tiny_model,
+)
+from tests.tiny import FAMILIES as FIRST
 
 
 def distance(model: PeftModel, teacher: PeftModel) -> float:
@@ -40,7 +49,7 @@ def read_weights(model: PeftModel) -> list[Tensor]:
     return [lora_layer(model, i, n).get_base_layer().weight.detach().clone() for i, n in names]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FIRST, *NEW_FAMILIES])
 def test_a_cut_model_comes_nearer_to_its_teacher(family: str) -> None:
     model, teacher = lora_model(family), tiny_model(family, seed=1)
     set_decision(model, random_masks(feasible_of(model), seed=2), "whole", skip=False)

@@ -36,6 +36,7 @@ from atp_export.verification.widen import widen
 from transformers import PreTrainedModel
 
 from atp_edge.model.checkpoint import save_narrow
+from atp_edge.model.families import said_shape
 from tests.atp_export.test_onnx import Numbers
 from tests.atp_export.verification.mutations.of_graphs import Change, graph_mutations
 from tests.atp_export.verification.mutations.of_models import (
@@ -233,7 +234,7 @@ class Export:
             [as_others_run_it(wide, self._asked)],
         ]
         places = places_of(widened, own)
-        make_faint(widened, places, faint_factors(own, places, self.model.config.rms_norm_eps))
+        make_faint(widened, places, faint_factors(own, places, said_shape(self.model.config)))
         return [*answers, list(observe(Session(wide, provider=CPU), self._asked))]
 
     def _as_shipped(self) -> Answers:
