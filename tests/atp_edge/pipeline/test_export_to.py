@@ -29,6 +29,13 @@ QUICK = QUICK_TO_TRAIN | {
     "bench.rounds": 1, "bench.prompt_tokens": 4, "bench.new_tokens": 2, "dataset.test_blocks": 1,
 }  # fmt: skip
 
+# What provenance and the model card say of a training that there was not.
+TRAINED: dict[str, Any] = {
+    "plan_sha256": "p", "tokens": 1, "decoder_share": 0.5, "whole_share": 0.9, "perplexity": 3.0,
+    "untuned_perplexity": 4.0, "dense_tuned_perplexity": 2.0,
+    "data": {"sha256": "d", "documents": {"train": 1}, "tokens": {"train": 1}},
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> RunFolder:
@@ -36,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Run
     run = dense_run(tmp_path_factory.mktemp("whole"), real_folder, **QUICK)
     dense = load_narrow(run.dense)
     save_narrow(narrow_model(dense, PLANS["per-layer"](dense)), load_tokenizer(run.dense), run.slim)
-    run.add_metrics("train", {"plan_sha256": "p", "data": {"sha256": "d"}})
+    run.add_metrics("train", TRAINED)
     record(run, "tune_dense", "shrink")
     for source, target in ((run.dense, run.onnx_dense), (run.slim, run.onnx)):
         export_onnx(source, target)
