@@ -152,6 +152,7 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model
     from atp_edge.pipeline.device import device_of
     from atp_edge.pipeline.fit import begun_settings, fitted, refuse
+    from atp_edge.pipeline.inputs import inputs_of
     from atp_edge.pipeline.memory import needs_of
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.run.folder import RunFolder
@@ -163,6 +164,7 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     alone = call.dry_run and shapes_alone(model_source(config.model))
     check_run(config, names, weights=not alone)
     if alone:
+        inputs_of(config)  # That the text is there.
         console.print("no weights there: checked on the model's shapes alone, and no text read")
     config = begun_settings(config, said, RunFolder(out))
     model = sized_model(config)

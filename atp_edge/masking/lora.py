@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from atp_edge.config import StructureSpace
-from atp_edge.model.families import READER_OF, model_shape, module_path, structured
+from atp_edge.model.families import PARTS, READER_OF, model_shape, module_path, structured
 
 # Where a decision's mask stands: `atp_edge.masking.apply`.
 Placement = Literal["base", "whole"]
@@ -107,7 +108,7 @@ def add_lora(
         use_dora=dora,
     )
     config._register_custom_module({nn.Linear: MaskedLoraLinear})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _drawn_in_fp32(model):
         torch.manual_seed(seed)
         made = get_peft_model(model, config)
     note_structures(made, space)
@@ -123,6 +124,25 @@ def note_structures(model: PeftModel, space: StructureSpace) -> None:
             module.space = space
             if name not in READER_OF.values():
                 module.rows = structured(layer, name)
+
+
+@contextmanager
+def _drawn_in_fp32(model: PreTrainedModel) -> Iterator[None]:
+    """Weights of another type stand aside, for peft draws A in the type of the weight beside it."""
+    aside = {
+        module: module.weight
+        for path, module in model.named_modules()
+        if path.rpartition(".")[2] in PARTS and module.weight.dtype != torch.float32
+    }
+    for module, weight in aside.items():
+        shape = (module.out_features, module.in_features)
+        wide = torch.empty(1, dtype=torch.float32, device=weight.device).expand(shape)
+        module.weight = nn.Parameter(wide, requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, weight in aside.items():
+            module.weight = weight
 
 
 def lora_layer(model: PeftModel, layer: int, projection: str) -> MaskedLoraLinear:

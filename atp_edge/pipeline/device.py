@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import shutil
@@ -27,6 +28,8 @@ class Device:
     memory: float
     host: float
     disk: float
+    quantizes: bool
+    """Whether bitsandbytes is there; of a machine elsewhere it is taken to be."""
 
 
 def device_of(asked: str | None, out: Path) -> Device:
@@ -39,13 +42,21 @@ def device_of(asked: str | None, out: Path) -> Device:
         size = parse_size(asked)
         # Of a machine that is elsewhere: its host and disk are not known here.
         return Device(
-            kind="cuda", name=f"a GPU of {asked}", memory=size, host=math.inf, disk=math.inf
+            kind="cuda",
+            name=f"a GPU of {asked}",
+            memory=size,
+            host=math.inf,
+            disk=math.inf,
+            quantizes=True,
         )
     if torch.cuda.is_available():
         total = float(torch.cuda.mem_get_info()[1])
         name = torch.cuda.get_device_name()
-        return Device(kind="cuda", name=name, memory=total, host=host, disk=disk)
-    return Device(kind="cpu", name="this CPU", memory=host, host=host, disk=disk)
+        quantizes = importlib.util.find_spec("bitsandbytes") is not None
+        return Device(
+            kind="cuda", name=name, memory=total, host=host, disk=disk, quantizes=quantizes
+        )
+    return Device(kind="cpu", name="this CPU", memory=host, host=host, disk=disk, quantizes=False)
 
 
 def parse_size(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -73,9 +72,8 @@ def refuse(config: Config, model: Model, device: Device) -> None:
 
 def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
     """Settings that take less and less, each with those before it."""
-    quantizes = importlib.util.find_spec("bitsandbytes") is not None and device.kind == "cuda"
     steps: list[dict[str, Any]] = [{"train.checkpointing": "true"}]
-    if quantizes:
+    if device.quantizes:
         steps.append({"train.moments": "8bit"})
     if config.recovery.retrain:
         steps.append(LORA_ALONE)
@@ -84,7 +82,7 @@ def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
         {"train.base_dtype": "bf16"},
         {"recovery.approach_blocks": 16},
     ]
-    if quantizes:
+    if device.quantizes:
         steps.append({"train.base_dtype": "nf4"})
     changes: dict[str, Any] = {}
     for step in steps:

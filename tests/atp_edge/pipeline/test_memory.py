@@ -1,0 +1,156 @@
+"""What a run takes, and the settings that fit a device: arithmetic held to what torch keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from atp_edge.config import Config
+from atp_edge.data.blocks import Blocks
+from atp_edge.losses import language_loss
+from atp_edge.masking.apply import set_decision
+from atp_edge.masking.lora import add_lora
+from atp_edge.model.families import model_shape
+from atp_edge.model.narrow import build_model
+from atp_edge.model.structures import Masks, sites_of
+from atp_edge.pipeline.cost_estimate import sized_model
+from atp_edge.pipeline.device import Device, device_of, parse_size
+from atp_edge.pipeline.fit import fitted, refuse
+from atp_edge.pipeline.memory import Need, activations, needs_of
+from atp_edge.pipeline.scale import CARDS, device_of_card, model_of, page
+from atp_edge.settings import with_values
+from atp_edge.training.cpu import attention_implementation
+from tests.test_docs import ROOT
+
+TOKENS = 256
+
+
+def kept_a_layer(kind: str) -> float:
+    """Bytes that autograd keeps of a layer, for a token: of three layers over one."""
+
+    def kept(layers: int) -> int:
+        config = LlamaConfig(
+            vocab_size=64, hidden_size=128, intermediate_size=512, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+        )  # fmt: skip
+        base = build_model(config, torch.float32).eval().requires_grad_(False)
+        base.set_attn_implementation(attention_implementation("cpu"))
+        for name, module in base.named_modules():
+            if name.endswith("_proj"):
+                module.to(torch.bfloat16)
+        model = add_lora(base, rank=4, alpha=8.0, seed=0)
+        if kind != "dense":
+            masks = Masks(
+                torch.ones(s.size, dtype=torch.bool) for s in sites_of(model_shape(config))
+            )
+            given = masks if kind == "lora" else Masks(m.float().requires_grad_() for m in masks)
+            set_decision(model, given, "base" if kind == "lora" else "whole")
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        found: dict[int, Tensor] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            if x.untyped_storage().data_ptr() not in own and TOKENS in x.shape:
+                found[x.untyped_storage().data_ptr()] = x
+            return x
+
+        ids = torch.zeros(1, TOKENS, dtype=torch.long)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
+            language_loss(model, Blocks(input_ids=ids, labels=ids))
+        return sum(x.untyped_storage().nbytes() for x in found.values())
+
+    return (kept(3) - kept(1)) / 2 / TOKENS
+
+
+@pytest.mark.parametrize("kind", ["dense", "lora", "generator"])
+def test_activations_are_counted_as_autograd_keeps_them(kind: Any) -> None:
+    config = with_values(Config(), {"dataset.block_tokens": TOKENS, "recovery.retrain": False})
+    shape = model_shape(
+        LlamaConfig(
+            vocab_size=64, hidden_size=128, intermediate_size=512, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2,
+        )
+    )  # fmt: skip
+    counted = activations(config, shape, kind) / TOKENS
+    assert counted == pytest.approx(kept_a_layer(kind), rel=0.1)
+
+
+def most(needs: list[Need], kind: str = "device_bytes") -> float:
+    return max(getattr(need, kind) for need in needs)
+
+
+def test_8b_fits_60_gigabytes_at_4096_tokens_and_70b_is_cut_in_16_of_the_host() -> None:
+    asked, model = model_of("8B (Llama 3)")
+    assert asked.train.batch_blocks * asked.dataset.block_tokens == 4096
+    config, chosen = fitted(asked, model, (), device_of_card(CARDS[2]))
+    assert chosen
+    assert most(needs_of(config, model, "cuda")) <= 60e9
+    config, model = model_of("70B (Llama 3)")
+    after = [n for n in needs_of(config, model, "cuda") if n.part in ("freeze", "shrink", "export")]
+    assert len(after) == 3
+    assert most(after, "host_bytes") <= 16e9
+
+
+def test_what_is_said_stays_and_what_does_not_fit_is_refused_with_what_does() -> None:
+    asked, model = model_of("8B (Llama 3)")
+    device = device_of_card(CARDS[2])
+    said = ("recovery.retrain", "lora.rank")
+    config, chosen = fitted(asked, model, said, device)
+    assert chosen is None
+    assert config == asked
+    with pytest.raises(ValueError, match="--no-recovery-retrain") as refused:
+        refuse(config, model, device)
+    assert "joint steps takes" in str(refused.value)
+    small = device_of_card(CARDS[0])
+    with pytest.raises(ValueError, match="no settings known here fit"):
+        refuse(asked, model, small)
+
+
+def test_a_small_model_keeps_its_settings() -> None:
+    config = Config()
+    device = Device(
+        kind="cpu", name="this CPU", memory=16e9, host=16e9, disk=100e9, quantizes=False
+    )
+    found, chosen = fitted(config, sized_model(config), (), device)
+    assert chosen is None
+    assert found == with_values(config, {"train.checkpointing": "false"})
+
+
+def test_sizes_of_devices(tmp_path: Path) -> None:
+    assert parse_size("24GB") == 24e9
+    assert parse_size("1.5 GiB") == 1.5 * 2**30
+    for wrong in ("24", "0GB", "GB", "-1GB", "24 Gb"):
+        with pytest.raises(ValueError, match="expected a size such as"):
+            parse_size(wrong)
+    elsewhere = device_of("80GB", tmp_path / "not" / "there")
+    assert (elsewhere.kind, elsewhere.memory, elsewhere.host) == ("cuda", 80e9, math.inf)
+
+
+def test_the_page_on_real_sizes_is_what_the_estimate_says() -> None:
+    assert (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").startswith(page())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "paper").glob("*.toml")), ids=str)
+def test_the_papers_runs_are_checked_on_shapes_alone(path: Path) -> None:
+    from atp_edge.pipeline.preflight import check_run
+    from atp_edge.run.records import STAGES
+    from atp_edge.settings import configured, read_values
+
+    values = read_values(path)
+    values["model"] = str(ROOT / values["model"])
+    config = configured(values)
+    check_run(config, STAGES, weights=False)
+    model = sized_model(config)
+    found, _ = fitted(config, model, frozenset(values), device_of_card(CARDS[2]))
+    refuse(found, model, device_of_card(CARDS[2]))
+    sizes = json.loads((Path(config.model) / "config.json").read_text())
+    assert sizes["hidden_size"] == model.dense.hidden == 4096
