@@ -64,7 +64,5 @@ def test_what_is_no_condition_is_refused(text: str, said: str) -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    with pytest.raises(
-        ConditionNotMetError, match="it was not measured; gate: it was not"
-    ):
+    with pytest.raises(ConditionNotMetError, match="it was not measured; gate: it was not"):
         check_conditions(parse_conditions(["recovery>=0.1", "gate"]), {})
