@@ -15,7 +15,7 @@ from atp_edge.run.records import StageName
 DENSE_STEP, JOINT_STEP, RECOVERY_STEP = 3.0, 5.5, 4.0
 SCORED, REPAIRED, MATCHED = 3.0, 1.5, 4.0
 ADAPTER_BLOCKS = 8
-EXPORT, VERIFY, BENCH, OTHER = 15.0, 90.0, 60.0, 60.0
+EXPORT, VERIFY, BENCH = 15.0, 90.0, 60.0
 GATE = 300.0  # about 90,000 tokens by both models
 
 
@@ -31,7 +31,7 @@ def expected_work(config: Config, stages: Sequence[StageName]) -> list[tuple[str
         "gate": [("gate", GATE)],
         "report": [("report", 1.0)],
     }
-    return [work for stage in stages for work in works.get(stage, [(stage, OTHER)])]
+    return [work for stage in stages for work in works[stage]]
 
 
 def _training(config: Config, test: tuple[str, float]) -> list[tuple[str, float]]:

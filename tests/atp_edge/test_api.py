@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.S)
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
 def test_what_is_public_is_listed_and_there() -> None:
@@ -49,7 +51,7 @@ def test_what_is_public_is_listed_and_there() -> None:
         atp_edge.Trainer  # noqa: B018
 
 
-def test_the_page_s_python_runs_as_it_stands(
+def test_the_pages_python_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """But for settings that make it quick."""
@@ -57,7 +59,7 @@ def test_the_page_s_python_runs_as_it_stands(
     save_source(tmp_path / "model", tokenizer=tokenizer_of("byte-level", bos=False))
     (tmp_path / "notes.jsonl").write_bytes(DATA.read_bytes())
     names: dict[str, Any] = {}
-    for code in blocks():
+    for code in blocks("api.md"):
         quick = code.replace("steps=8", f"steps=8, **{SETTINGS!r}")
         exec(compile(quick, "docs/api.md", "exec"), names)
     assert names["folder"] == Path("runs/notes/onnx")
@@ -71,6 +73,13 @@ def test_the_page_s_python_runs_as_it_stands(
         narrow(load("runs/notes/dense"), names["plan"])(TRAIN_IDS[:1] % 64).logits,
         names["slim"](TRAIN_IDS[:1] % 64).logits,
     )
+
+    shutil.copytree("runs/notes/onnx", "onnx")
+    for code in blocks("deploy.md"):
+        if "onnxruntime_genai" not in code or find_spec("onnxruntime_genai"):
+            exec(compile(code, "docs/deploy.md", "exec"), names)
+    if find_spec("onnxruntime_genai"):
+        assert capsys.readouterr().out.strip()
 
 
 def peft_model() -> Any:
