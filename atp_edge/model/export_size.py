@@ -83,11 +83,36 @@ def site_bytes(shape: ModelShape, storage: Storage, layer: LayerShape, kind: Sit
     nodes += sum(not shape.biased.isdisjoint(names) for names in matrices) * _BIAS
     if kind == "attention" and shape.qk_norm:
         nodes += _HEAD_NORMS
+    nodes += _peculiar(shape, storage.flavour, kind)
     if kind == "attention" and layer.rope_pairs is not None:
         columns = _columns(storage, layer.rope_pairs)
         tensors.append(columns)
         nodes += 2 * len(columns.name) + _PAIRS
     return nodes + _tensor_bytes(tensors) + _adapter_bytes(shape, storage, layer, kind)
+
+
+def _peculiar(shape: ModelShape, flavour: Flavour, kind: SiteKind) -> int:
+    """Nodes of what a family has beside Llama, as measured and a little more."""
+    layout, portable = shape.layout, flavour == "portable"
+    norms = layout.norms
+    after = norms.after_attention if kind == "attention" else norms.after_mlp
+    size = 0 if after is None else (650 if portable else 260)
+    if layout.norm_offset:
+        size += 170 * (4 if kind == "attention" and shape.qk_norm else 2)
+    if shape.scales.residual != 1:
+        size += 250
+    if kind == "mlp":
+        size += 950 if portable and shape.activation != "silu" else 0
+        return size + (200 if "gate_up_proj" in layout.mlp else 0)
+    if shape.scales.attention_cap is not None:
+        size += {"ort": 50, "standard": 2100, "portable": 350}[flavour]
+    if portable and layout.interleaved:
+        size += 1100
+    if portable and 2 * shape.rotary_pairs != shape.layers[0].head_dim:
+        size += 500
+    if layout.head_norms is not None and layout.head_norms.after_rope:
+        size += 1150 if portable else 500
+    return size
 
 
 def _tensor_bytes(tensors: Iterable[Stored]) -> int:

@@ -27,7 +27,7 @@ from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import narrow_shape, plan_of
 from atp_edge.model.storage import Storage, context_of, data_bytes, decoder_tensors
-from tests.tiny import FAMILIES, tiny_model, to_cut, with_lora
+from tests.tiny import FAMILIES, NEW_FAMILIES, tiny_model, to_cut, with_lora
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 # Of a writer's own: constants, masks, tables under second names.
@@ -137,11 +137,30 @@ def test_every_family_weighs_what_was_said(
 ) -> None:
     if precision == "fp16":
         quantizer = "nearest"
+    check_family(tmp_path, flavour, family, policy, quantizer, precision)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("family", NEW_FAMILIES)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_other_families_weigh_what_was_said(
+    tmp_path: Path, flavour: Flavour, family: str, precision: Precision
+) -> None:
+    check_family(tmp_path, flavour, family, "per-layer", "nearest", precision)
+
+
+def check_family(
+    tmp_path: Path,
+    flavour: Flavour,
+    family: str,
+    policy: str,
+    quantizer: Quantizer,
+    precision: Precision,
+) -> None:
     model = narrow_model(*to_cut(family, policy))
-    dense_head_dim = 32 if "pairs" in policy else 16
-    storage = Storage(
-        flavour=flavour, precision=precision, quantizer=quantizer, rotary=(256, dense_head_dim // 2)
-    )
+    tables = (context_of(model.config, 0), model_shape(model.config).rotary_pairs)
+    storage = Storage(flavour=flavour, precision=precision, quantizer=quantizer, rotary=tables)
     space: StructureSpace = "head-dims" if "pairs" in policy else "groups"
     shipped = Shipped(storage=storage, beside=files_beside(model.config, None, space))
     save_narrow(model, None, tmp_path / "slim")

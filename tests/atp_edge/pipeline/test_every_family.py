@@ -1,0 +1,44 @@
+"""Every family through the command line: trained, cut, exported, proven, read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from atp_export.runtime import Session, generate_tokens
+from transformers import AutoModelForCausalLM
+
+from atp_edge.config import Flavour, WidthsPolicy
+from tests.atp_edge.pipeline.test_what_ships import DATA, QUICK, call
+from tests.sources import save_source
+from tests.tiny import NEW_FAMILIES
+
+FLAVOURS, WIDTHS = get_args(Flavour), get_args(WidthsPolicy)
+
+
+def check_run(folder: Path, family: str) -> None:
+    """Another flavour and policy for every family in turn."""
+    i = list(NEW_FAMILIES).index(family)
+    source = save_source(folder / "source", family, tied=bool(i % 2))
+    out = str(folder / "run")
+    settings = ["--export-flavour", FLAVOURS[i % 3], "--widths", WIDTHS[i % 2]]
+    call("train", "--out", out, "--model", str(source), "--data", str(DATA), *settings, *QUICK)
+    for stage in ("shrink", "export", "verify"):
+        call(stage, "--out", out)
+    model = AutoModelForCausalLM.from_pretrained(folder / "run" / "slim").eval()
+    row = [5, 6, 7, 8, 9]
+    (new,) = generate_tokens(Session(folder / "run" / "onnx"), [row], max_new_tokens=4)
+    read = model(torch.tensor([row + new])).logits[0, len(row) - 1 : -1]
+    assert read.argmax(-1).tolist() == new
+
+
+def test_gemma_3_is_trained_shipped_and_read_again(tmp_path: Path) -> None:
+    check_run(tmp_path, "gemma3")
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("family", [family for family in NEW_FAMILIES if family != "gemma3"])
+def test_a_family_is_trained_shipped_and_read_again(tmp_path: Path, family: str) -> None:
+    check_run(tmp_path, family)
