@@ -127,7 +127,7 @@ def _take_weights(
 ) -> None:
     for leaf in leaves:
         wanted = module.get_parameter(leaf).dtype
-        put(module, leaf, read(f"{path}.{leaf}").to(device, wanted))
+        put(module, leaf, read(f"{path}.{leaf}").to(device, wanted, copy=True))
 
 
 def _drop_weights(leaves: list[str], module: nn.Module, *_: Any) -> None:

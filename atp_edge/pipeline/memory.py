@@ -233,8 +233,12 @@ def _joint(config: Config, model: Model, kept: Kind) -> list[Need]:
               "logits": 8.0 * config.dataset.block_tokens * shape.vocabulary}  # fmt: skip
     frozen["dense model, taken apart"] -= frozen["narrow model"]  # Never both whole.
     host = {"largest tensor": 8.0 * largest_tensor(shape)}
+    matched = {}
+    if config.recovery.approach_blocks:
+        matched = {"teacher to match": weights(shape, frozen_kind(config))}
     return [
-        Need(part="before the joint steps", device=held | repair | _closed_form(config, shape),
+        Need(part="before the joint steps",
+             device=held | repair | matched | _closed_form(config, shape),
              host=host),
         Need(part="joint steps", device=steps, host=host, disk={"checkpoint": checkpoint}),
         Need(part="freeze", device=frozen, host=host,

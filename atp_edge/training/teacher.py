@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from atp_edge.data.blocks import drawn
-from atp_edge.model.checkpoint import streamed_narrow
 from atp_edge.model.families import READER_OF
 from atp_edge.model.narrow import build_model
 from atp_edge.model.stream import fill, put, without_weights
@@ -80,8 +79,7 @@ def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
     count = min(config.recovery.approach_blocks, left)
     if count:
         context.progress.say("matching the layers to the dense tuned model's in closed form")
-        dense = with_attention(
-            streamed_narrow(context.run.dense, accelerator.device), accelerator.device
-        )
+        device = accelerator.device
+        dense = with_attention(load_frozen(context.run.dense, frozen_kind(config), device), device)
         with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             match_teacher(model, dense, drawn(train, first, count, seed=config.seed))
