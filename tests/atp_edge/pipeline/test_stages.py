@@ -35,6 +35,7 @@ QUICK = QUICK_TO_TRAIN | {
 }  # fmt: skip
 # What no stage reads any more, and what is written anew every time.
 UNREAD = ("checkpoint/best.pt", "checkpoint/state.pt", "checkpoint/frozen.safetensors",
+          "checkpoint/dense_adapter.safetensors",
           "checkpoint/parts.json", "report.html")  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def test_settings_that_training_does_not_read_change_without_training_again(
     run = RunFolder(Path(copied.out))
     proven = run.metrics()["verify"]
     assert done_before(gone_on(smaller, STAGES[:3])) == ["train", "shrink"]
-    assert run.metrics().keys() == {"train", "shrink", "export"}, "proof and bench are void"
+    assert run.metrics().keys() == {"train", "shrink", "export", "samples"}, "proof and bench go"
     gone_on(smaller)
     assert run.metrics()["verify"] != proven
 
@@ -228,7 +229,7 @@ def test_a_proof_that_failed_stays_failed_until_what_failed_is_written_anew(
 
     monkeypatch.setattr(export, "export_onnx", wrongly)
     alone("export", copied)
-    assert run.metrics().keys() == {"train", "shrink", "export"}
+    assert run.metrics().keys() == {"train", "shrink", "export", "samples"}
     monkeypatch.setattr(export, "export_onnx", written)
     command = ["run", "--config", str(run.config_toml)]
     for _ in range(3):
