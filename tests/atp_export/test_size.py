@@ -22,7 +22,7 @@ from atp_edge.config import Flavour, Precision, Quantizer, StructureSpace, Width
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.decision.projection import project
 from atp_edge.model.checkpoint import save_narrow
-from atp_edge.model.export_size import Shipped, files_beside, onnx_bytes
+from atp_edge.model.export_size import CARD_BYTES, Shipped, files_beside, onnx_bytes
 from atp_edge.model.families import LayerShape, ModelShape, model_shape
 from atp_edge.model.narrow import narrow_model
 from atp_edge.model.plan import narrow_shape, plan_of
@@ -43,11 +43,16 @@ def dense(tied: bool) -> PreTrainedModel:
     )  # fmt: skip
 
 
+def beside(config: Any, space: StructureSpace) -> int:
+    """The files of a folder that no run wrote: it has no card."""
+    return files_beside(config, None, space) - CARD_BYTES
+
+
 def shipped_as(model: PreTrainedModel, **settings: Any) -> Shipped:
     config: Any = model.config
     positions = context_of(config, 0)
     storage = Storage(rotary=(positions, config.head_dim // 2), **settings)
-    return Shipped(storage=storage, beside=files_beside(config, None, "groups"))
+    return Shipped(storage=storage, beside=beside(config, "groups"))
 
 
 def size_of(folder: Path) -> int:
@@ -162,7 +167,7 @@ def check_family(
     tables = (context_of(model.config, 0), model_shape(model.config).rotary_pairs)
     storage = Storage(flavour=flavour, precision=precision, quantizer=quantizer, rotary=tables)
     space: StructureSpace = "head-dims" if "pairs" in policy else "groups"
-    shipped = Shipped(storage=storage, beside=files_beside(model.config, None, space))
+    shipped = Shipped(storage=storage, beside=beside(model.config, space))
     save_narrow(model, None, tmp_path / "slim")
     settings: dict[str, Any] = {"flavour": flavour, "precision": precision, "quantizer": quantizer}
     export_onnx(tmp_path / "slim", tmp_path / "onnx", **settings)
