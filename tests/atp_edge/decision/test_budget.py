@@ -178,7 +178,7 @@ def test_one_kv_head_cannot_go_so_channels_give_all() -> None:
 def test_uniform_widths_of_a_model_of_three_billion() -> None:
     """Llama-3.2-3B: 24 heads of 128 in 8 groups, of which 1, 2, 4 and 8 load in transformers."""
     layer = LayerShape(heads=24, kv_heads=8, head_dim=128, channels=8192)
-    own = {"hidden": 3072, "vocabulary": 128_256, "biased": frozenset[str](), "qk_norm": False}
+    own = {"hidden": 3072, "vocabulary": 128_256, "biased": frozenset[str](), "layout": Layout()}
     shape = replace(shape_of(family="llama", **own), layers=(layer,) * 28)
 
     def kept(budget: str) -> float:
