@@ -35,7 +35,9 @@ def test_a_streamed_model_says_the_same_and_holds_nothing(tied: bool, tmp_path: 
     dense = tiny_model("qwen3", tied=tied)
     save_narrow(narrow_model(dense, per_layer_plan(dense)), None, tmp_path / "slim")
     streamed = streamed_narrow(tmp_path / "slim", CPU)
-    assert torch.equal(logits(streamed), logits(load_narrow(tmp_path / "slim")))
+    # Not bit by bit: where weights lie in memory chooses among a product's kernels.
+    whole = load_narrow(tmp_path / "slim")
+    torch.testing.assert_close(logits(streamed), logits(whole), rtol=0, atol=1e-5)
     assert all(parameter.is_meta for parameter in streamed.parameters())
 
 
