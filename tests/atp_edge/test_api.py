@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import atp_edge
 from atp_edge import DecisionLearner, load, narrow
-from atp_edge.model.families import PROJECTIONS
+from atp_edge.model.families import ATTENTION_PROJECTIONS, MLP_PROJECTIONS
 from tests.sources import save_source
 from tests.tiny import TRAIN_IDS, tiny_model
 from tests.tiny_tokenizers import tokenizer_of
@@ -83,7 +83,8 @@ def test_the_pages_python_runs_as_it_stands(
 
 
 def peft_model() -> Any:
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
+    projections = [*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=projections, task_type="CAUSAL_LM")
     return get_peft_model(tiny_model("llama"), config)
 
 
