@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atp_edge.data.blocks import Blocks
-from atp_edge.model.families import Scales, model_shape
+from atp_edge.model.families import Scales, scales_of
 
 # Forward and backward of 2048 tokens at H = 576, V = 49152 (2 cores of an EPYC, least of 4, bf16 /
 # fp32): 1.90 / 3.63 s in chunks of 256, 1.70 / 2.99 s of 512, 1.50 / 2.74 s all at once. A chunk of
@@ -165,7 +165,7 @@ def _check_labelled(targets: Tensor) -> None:
 
 
 def _scales(model: nn.Module) -> Scales:
-    return model_shape(_causal(model).config).scales
+    return scales_of(_causal(model).config)
 
 
 def scaled(logits: Tensor, scales: Scales) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss, sum_cross_entropy
 from atp_edge.model.checkpoint import streamed_narrow
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import scales_of
 from atp_edge.model.loading import tensor_files
 from atp_edge.model.stream import reader_of
 from atp_edge.run.watched import counted
@@ -65,7 +65,7 @@ def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
     """The same of a checkpoint, in fp32 on the CPU, one layer's weights in memory at a time."""
     device = torch.device("cpu")
     model, read = streamed_narrow(folder, device), reader_of(tensor_files(folder))
-    scales = model_shape(model.config).scales
+    scales = scales_of(model.config)
     at_once = max(1, _STREAMED_TOKENS // blocks.input_ids.shape[1])
     nats, counts = [], []
     for ids, labels in zip(

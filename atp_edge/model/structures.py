@@ -146,6 +146,10 @@ class Masks(tuple[Tensor, ...]):
         """The mask of one site."""
         return self[site_index(layer, kind)]
 
+    def kept(self) -> list[tuple[int, ...]]:
+        """The structures that stay, of every site."""
+        return [tuple(mask.nonzero().flatten().tolist()) for mask in self]
+
 
 def site_index(layer: int, kind: SiteKind) -> int:
     """The place of a site in the order of `sites_of`."""

@@ -67,8 +67,7 @@ def _by_split(counts: Mapping[str, int]) -> str:
 def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
     """A decoder that meets the budget and loses the same share at every site."""
     masks = project([torch.linspace(1, 0, s.size) for s in feasible.sites], feasible).masks
-    kept = [tuple(mask.nonzero().flatten().tolist()) for mask in masks]
-    return narrow_shape(shape, plan_of(shape, kept, feasible.sites[0].space))
+    return narrow_shape(shape, plan_of(shape, masks.kept(), feasible.sites[0].space))
 
 
 def sized_model(config: Config) -> Model:

@@ -14,6 +14,7 @@ from atp_edge.pipeline.fit import CHOSEN
 from atp_edge.run import ranks
 from atp_edge.run.environment import PACKAGES, version
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.pinned import sources_in
 from atp_edge.run.progress import Progress
 from atp_edge.settings import values_of, with_values
 
@@ -91,6 +92,6 @@ def _start(config: Config) -> dict[str, Any]:
         "the settings": value_sha256(inputs["settings"]),
         **{
             f"the {kind}'s SHA-256": value_sha256(inputs[kind]["files"])
-            for kind in ("model", "tokenizer", "template", "data")
+            for kind in sources_in(inputs)
         },
     }

@@ -27,6 +27,11 @@ UNREAD_BY_TRAINING = (
 )  # fmt: skip
 
 
+def sources_in(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of files that a run begins with."""
+    return (*SOURCES, PROTECT) if PROTECT in inputs else SOURCES
+
+
 def settings_of(config: Config, name: str) -> dict[str, Any]:
     """The settings that a stage reads beside those of training."""
     return {k: v for k, v in values_of(config).items() if _among(k, WORK[name].settings)}
@@ -92,7 +97,7 @@ def pin_sources(folder: Path, now: Mapping[str, Any], say: Callable[[str], None]
             f"{folder} holds a run of another configuration ({there} --protect there, {here} it "
             "here); name a new folder with --out, or repeat the old settings to go on with it"
         )
-    for kind in (*SOURCES, PROTECT) if PROTECT in then else SOURCES:
+    for kind in sources_in(then):
         before, after = then[kind], now[kind]
         named = {str(Path(after["source"], k)): v for k, v in after["files"].items()}
         known = {str(Path(after["source"], k)): v for k, v in before["files"].items()}
@@ -157,6 +162,5 @@ def _write_inputs(folder: Path, inputs: Mapping[str, Any], say: Callable[[str], 
 
 def inputs_sha256(inputs: Mapping[str, Any]) -> str:
     """Of what the inputs hold, wherever they lie."""
-    kinds = (*SOURCES, PROTECT) if PROTECT in inputs else SOURCES
-    held = {kind: inputs[kind] | {"source": ""} for kind in kinds}
+    held = {kind: inputs[kind] | {"source": ""} for kind in sources_in(inputs)}
     return value_sha256(held | {"settings": inputs["settings"]})

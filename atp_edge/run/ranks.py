@@ -107,8 +107,9 @@ def of_all(value: Any) -> list[Any]:
 
 def check_same(values: dict[str, Any]) -> None:
     """Raise ValueError unless every rank has these values, by name."""
-    for other, theirs in enumerate(of_all(values)):
-        for name, mine in of_all(values)[0].items():
+    first, *others = of_all(values)
+    for other, theirs in enumerate(others, 1):
+        for name, mine in first.items():
             if theirs.get(name) != mine:
                 raise ValueError(
                     f"{name}: rank 0 has {mine}, rank {other} has {theirs.get(name)}; expected the "

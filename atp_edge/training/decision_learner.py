@@ -107,8 +107,7 @@ class DecisionLearner:
         """The decision as a plan; the model then computes what the narrow one will."""
         self.masks = self._now()
         set_decision(self.model, self.masks, "whole")
-        kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in self.masks]
-        return plan_of(self.shape, kept)
+        return plan_of(self.shape, self.masks.kept())
 
     def narrow(self) -> PeftModel:
         """A narrow copy with its LoRA, plain peft, to be tuned on or merged."""

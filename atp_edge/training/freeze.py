@@ -37,8 +37,7 @@ class FrozenModel:
 def cut_by_decision(model: PeftModel, masks: Masks, context: TrainContext) -> FrozenModel:
     """The model cut by a decision; the dense one is taken apart, and of no use after it."""
     shape = model_shape(model.get_base_model().config)
-    kept = [tuple(mask.nonzero().squeeze(1).tolist()) for mask in masks]
-    plan = plan_of(shape, kept, context.config.decision.space)
+    plan = plan_of(shape, masks.kept(), context.config.decision.space)
     block = context.splits.decision.first(1).input_ids
     masked = masked_logits(model, masks, block)
     narrow = narrow_peft(model, plan, take=True)

@@ -59,9 +59,9 @@ def frozen_kind(config: Config) -> Kind:
 
 
 def pruned_kind(config: Config, stored: torch.dtype) -> Kind:
-    """What they are kept in while a decision is learned, and in recovery: fp32 where they are tuned
-    else what loses nothing of their source, unless `train.base_dtype`
-    says. stored: the type of the source's weights."""
+    """What they are kept in while a decision is learned, and in recovery: fp32 where they are
+    tuned, else what loses nothing of their source, unless `train.base_dtype` says. stored: the type
+    of the source's weights."""
     if config.recovery.retrain or config.train.base_dtype == "fp32":
         return torch.float32
     if config.train.base_dtype == "auto" and stored != torch.bfloat16:

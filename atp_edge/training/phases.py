@@ -22,7 +22,7 @@ from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
-from atp_edge.training.frozen import frozen_kind, load_base, load_frozen
+from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.joint import prepare_joint
 from atp_edge.training.learners import Tuner
 from atp_edge.training.loop import Learner, PhaseState, drop_damaged, run_phase
@@ -35,9 +35,8 @@ from atp_edge.training.setup import (
     placed,
     source_config,
     tokenizer_of,
-    with_attention,
 )
-from atp_edge.training.teacher import dense_adapter_file, teacher_of
+from atp_edge.training.teacher import dense_adapter_file, dense_tuned, teacher_of
 
 Part = Callable[[TrainContext], dict[str, Any]]
 
@@ -67,9 +66,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
             save_file(adapter, beside)
         _write_dense(adapter, context)
     ranks.wait()
-    device = context.accelerator.device
-    dense = with_attention(load_frozen(run.dense, frozen_kind(config), device), device)
-    loss = loss_of(dense, splits.test, context.accelerator)
+    loss = loss_of(dense_tuned(context), splits.test, context.accelerator)
     return {
         "untuned_perplexity": untuned.perplexity,
         "untuned_block_losses": untuned.by_block,

@@ -27,10 +27,13 @@ from atp_edge.training.setup import TrainContext, with_attention
 
 def teacher_of(context: TrainContext) -> PreTrainedModel | None:
     """The dense tuned model, if the run distils from it."""
-    config, device = context.config, context.accelerator.device
-    if not config.recovery.distill:
-        return None
-    return with_attention(load_frozen(context.run.dense, frozen_kind(config), device), device)
+    return dense_tuned(context) if context.config.recovery.distill else None
+
+
+def dense_tuned(context: TrainContext) -> PreTrainedModel:
+    """The dense tuned model on the device, frozen."""
+    device, kind = context.accelerator.device, frozen_kind(context.config)
+    return with_attention(load_frozen(context.run.dense, kind, device), device)
 
 
 def teacher_beside(dense: PreTrainedModel, context: TrainContext) -> nn.Module | None:
@@ -79,7 +82,6 @@ def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
     count = min(config.recovery.approach_blocks, left)
     if count:
         context.progress.say("matching the layers to the dense tuned model's in closed form")
-        device = accelerator.device
-        dense = with_attention(load_frozen(context.run.dense, frozen_kind(config), device), device)
+        dense = dense_tuned(context)
         with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             match_teacher(model, dense, drawn(train, first, count, seed=config.seed))

@@ -23,6 +23,7 @@ from atp_edge.model.families.shape import (
     module_path,
     rope_settings,
     said_shape,
+    scales_of,
     structured,
 )
 
@@ -47,5 +48,6 @@ __all__ = [
     "module_path",
     "rope_settings",
     "said_shape",
+    "scales_of",
     "structured",
 ]

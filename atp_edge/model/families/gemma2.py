@@ -12,7 +12,7 @@ from atp_edge.model.families.record import (
 )
 
 
-def _scales(config: Any) -> Scales:
+def scales(config: Any) -> Scales:
     return Scales(
         embedding=config.hidden_size**0.5,
         attention=config.query_pre_attn_scalar**-0.5,
@@ -27,7 +27,7 @@ FAMILY = Family(
     activation="hidden_activation",
     biased=said_biases,
     window=window_by_type,
-    scales=_scales,
+    scales=scales,
     reads=(
         "attention_bias",
         "attn_logit_softcapping",

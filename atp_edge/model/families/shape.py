@@ -176,6 +176,11 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     return _shape_of(source, family)
 
 
+def scales_of(config: Any) -> Scales:
+    """The factors and caps of a model alone: a step asks for them."""
+    return FAMILIES[config.model_type].scales(config)
+
+
 def said_shape(config: PretrainedConfig) -> ModelShape:
     """The same of a model whose configuration need not be one that is supported: a proof judges
     what the model computes, whatever the configuration says of it."""

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.losses import scaled
 from atp_edge.model.checkpoint import load_narrow_parts
-from atp_edge.model.families import PARTS, Projection, model_shape
+from atp_edge.model.families import PARTS, Projection, scales_of
 from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.model.storage import EMBEDDING, HEAD
 from atp_edge.model.stream import Read, drop, fill
@@ -74,7 +74,7 @@ def input_grams(checkpoint: Path, ids: Tensor, scratch: Path | None = None) -> G
         raise ValueError("there is no block to calibrate on: give longer documents or more of them")
     model, read = load_narrow_parts(checkpoint)
     model.requires_grad_(False)
-    scales = model_shape(model.config).scales
+    scales = scales_of(model.config)
     grams = Grams(scratch)
     blocks = [block[None] for block in ids]
     layers: Any = model.get_submodule("model.layers")
@@ -107,6 +107,7 @@ def _of_the_head(
     """d loss / d what leaves the last layer, a block each; the head's gram."""
     gradients: list[Tensor] = []
     found: dict[str, Tensor] = {}
+    scales = scales_of(model.config)
     with (
         _holding(model, "model.norm", read) as norm,
         _holding(model, "lm_head", read) as head,
@@ -114,7 +115,7 @@ def _of_the_head(
     ):
         for b, block in enumerate(blocks):
             stream = streams[b][None].clone().requires_grad_()
-            logits = scaled(head(norm(stream)), model_shape(model.config).scales)
+            logits = scaled(head(norm(stream)), scales)
             model.loss_function(
                 logits=logits, labels=block, vocab_size=model.config.vocab_size
             ).backward()
