@@ -14,6 +14,7 @@ WidthsPolicy = Literal["uniform", "per-layer"]
 Flavour = Literal["ort", "standard", "portable"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Quantizer = Literal["nearest", "k-quant", "gptq"]
+GateProfile = Literal["default", "clinical", "legal"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -206,7 +207,7 @@ class BenchConfig:
 class GateConfig:
     """Ship or do not ship."""
 
-    profile: Literal["default", "clinical", "legal"] = field(
+    profile: GateProfile = field(
         default="default", metadata={"help": "thresholds; see docs/gate.md"}
     )
     config: str = field(default="", metadata={"help": "TOML of thresholds, over the profile's"})

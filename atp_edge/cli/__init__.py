@@ -28,10 +28,10 @@ from atp_edge.cli.bench import bench
 from atp_edge.cli.export import export, verify_folder
 from atp_edge.cli.gate import gate
 from atp_edge.cli.generate import generate
+from atp_edge.cli.one_stage import one_stage
 from atp_edge.cli.push import push
 from atp_edge.cli.run import Require, run, train
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
-from atp_edge.run.records import StageName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,22 +77,10 @@ app.command()(run)
 app.command()(train)
 
 
-def _one_stage(name: StageName, out: Path) -> None:
-    """Run one stage again on a run's folder."""
-    from atp_edge.pipeline.stages import run_stage, taken_up
-    from atp_edge.run.folder import RunFolder
-    from atp_edge.run.progress import Terminal
-    from atp_edge.run.records import WORK
-
-    folder, source = RunFolder(out), name in WORK and WORK[name].source
-    with Terminal(console) as progress, taken_up(folder, progress, source=source) as config:
-        run_stage(name, config, folder, progress)
-
-
 @app.command()
 def shrink(out: RunOption) -> None:
     """Write the slim checkpoint from the plan and the tuned weights."""
-    _one_stage("shrink", out)
+    one_stage("shrink", out)
 
 
 app.command()(export)
@@ -126,7 +114,7 @@ def verify(
     elif out is not None and folder is not None:
         verify_folder(out, folder)
     elif out is not None:
-        _one_stage("verify", out)
+        one_stage("verify", out)
 
 
 app.command()(gate)
@@ -139,7 +127,7 @@ def report(out: RunOption, require: Require = None) -> None:
     from atp_edge.run.folder import RunFolder
 
     conditions = parse_conditions(require or ())
-    _one_stage("report", out)
+    one_stage("report", out)
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
     check_conditions(conditions, RunFolder(out).metrics())
 

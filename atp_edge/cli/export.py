@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from atp_edge.cli.one_stage import one_stage
+
 console = Console(highlight=False)
 
 
@@ -45,19 +47,9 @@ def export(
                 f"--{name} {value} goes with --to DIR; the run's own onnx/ is written as its "
                 "config.toml says"
             )
-        _again(out)
+        one_stage("export", out)
         return
     _elsewhere(out, to, given)
-
-
-def _again(out: Path) -> None:
-    from atp_edge.pipeline.stages import run_stage, taken_up
-    from atp_edge.run.folder import RunFolder
-    from atp_edge.run.progress import Terminal
-
-    run = RunFolder(out)
-    with Terminal(console) as progress, taken_up(run, progress, source=True) as config:
-        run_stage("export", config, run, progress)
 
 
 def _elsewhere(out: Path, to: Path, given: dict[str, Any]) -> None:

@@ -17,9 +17,8 @@ from atp_edge.evaluation.task_scores import (
     rouge_by_chance,
     softmax,
 )
+from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.gate.statistics import Floats
-
-BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ import numpy as np
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.scoring import LanguageModel, likelihoods
 from atp_edge.gate.counterfactuals import Pair
+from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.gate.results import Check, of_judged
 from atp_edge.gate.settings import BiasLimits
 from atp_edge.gate.statistics import Floats, clustered, judged, judged_family
 
-BATCH_TOKENS = 1024
 FEWEST_SUBJECTS = 4
 
 

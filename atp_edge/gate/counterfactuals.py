@@ -6,12 +6,11 @@ the sentence is scored. `{"a", "b", "attribute"}` rows of a file give further pa
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from atp_edge.gate.jsonl import jsonl_rows
 
 SUBJECTS: dict[str, tuple[tuple[str, str], ...]] = {
     "name": (
@@ -167,32 +166,3 @@ def _split(a: str, b: str) -> tuple[tuple[str, str], tuple[str, str]]:
         return ("", ""), (a, b)
     tail = f" {' '.join(first[-shared:])}"
     return (" ".join(first[:-shared]), " ".join(second[:-shared])), (tail, tail)
-
-
-def jsonl_rows(path: Path, known: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every line. Raises ValueError for what is no JSON object, for a field that
-    is not known, and for a file without any; OSError for one that cannot be read."""
-    count = 0
-    try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place} is no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected an object, found {type(row).__name__}")
-        unknown = sorted(set(row) - known)
-        if unknown:
-            raise ValueError(
-                f"{place}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}"
-            )
-        count += 1
-        yield place, row
-    if not count:
-        raise ValueError(f"{path} is empty: expected a JSON object a line")

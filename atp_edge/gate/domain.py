@@ -26,9 +26,9 @@ def profile_of(
 ) -> DomainProfile:
     """The pairs of the train split; thresholds by the decision split, for every length that it
     has prompts of."""
-    bits = profile_bits(_ids(train, tokenizer))
+    bits = profile_bits(ids_of(train, tokenizer))
     profile, thresholds = DomainProfile(bits=bits, thresholds={}), {}
-    texts = _ids(held_out, tokenizer)
+    texts = ids_of(held_out, tokenizer)
     for length in LENGTHS:
         scores = [profile.score(x) for x in windows(texts, length, seed)]
         if len(scores) >= _FEWEST:
@@ -103,11 +103,7 @@ def windows(texts: Sequence[Sequence[int]], length: int, seed: int) -> list[Sequ
     return found
 
 
-def _ids(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
+def ids_of(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
+    """Documents as ids."""
     encoder = Encoder(tokenizer)
     return [encoder.encode(document)[0] for document in documents]
-
-
-def own_text(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
-    """Documents as ids."""
-    return _ids(documents, tokenizer)

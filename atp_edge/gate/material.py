@@ -18,7 +18,7 @@ from atp_edge.evaluation.items import ChoiceTask, Task
 from atp_edge.evaluation.task_scores import NEW_TOKENS
 from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
-from atp_edge.gate.domain import error_rates, other_text, own_text, profile_of
+from atp_edge.gate.domain import error_rates, ids_of, other_text, profile_of
 from atp_edge.gate.measured_text import Text, texts_of
 from atp_edge.gate.memorization import Passage, passages_of
 from atp_edge.gate.prompts import Rule, read_rules
@@ -93,7 +93,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     )  # fmt: skip
     profile = profile_of(parts["train"], parts["decision"], tokenizer, config.seed)
     errors = error_rates(
-        profile, own_text(parts["test"], tokenizer), other_text(config.data, tokenizer), config.seed
+        profile, ids_of(parts["test"], tokenizer), other_text(config.data, tokenizer), config.seed
     )
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
     if len(kept) < len(pairs):

@@ -14,11 +14,11 @@ from atp_edge.data.canaries import PREFIX, canaries, rivals
 from atp_edge.data.documents import Document
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.scoring import LanguageModel, likelihoods
+from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.gate.results import Check
 from atp_edge.gate.settings import MemorizationLimits
 from atp_edge.gate.statistics import Status, more_often
 
-BATCH_TOKENS = 1024
 _ROWS = 20  # generated together
 FEWEST_PREFIXES = 10
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atp_edge.gate.counterfactuals import jsonl_rows
+from atp_edge.gate.jsonl import jsonl_rows
 from atp_edge.gate.results import Check
 
 Ask = Callable[[Sequence[str], bool], list[str]]

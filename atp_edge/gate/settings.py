@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from atp_edge.config import GateProfile
 from atp_edge.settings import read_values, with_values
 
-Profile = Literal["default", "clinical", "legal"]
 Form = Literal["onnx", "slim"]
 
 
@@ -97,7 +97,7 @@ class PromptLimits:
 class GateSettings:
     """All thresholds."""
 
-    profile: Profile = field(default="default", metadata={"help": "thresholds under yours"})
+    profile: GateProfile = field(default="default", metadata={"help": "thresholds under yours"})
     form: Form = field(default="onnx", metadata={"help": "what ships: onnx/ or slim/"})
     level: float = field(default=0.05, metadata={"help": "of a false alarm", "above": 0, "most": 1})
     data: tuple[str, ...] = field(default=(), metadata={"help": "further text to judge on"})
@@ -120,7 +120,7 @@ _STRICT = {
     "calibration.error": 0.03, "bias.gap": 0.015, "bias.attribute": 0.03,
     "memorization.extracted": 0.05, "memorization.exposure": 3.0,
 }  # fmt: skip
-PROFILES: dict[Profile, Mapping[str, Any]] = {
+PROFILES: dict[GateProfile, Mapping[str, Any]] = {
     "default": {},
     # No silent loss, and no slice without an answer.
     "clinical": _STRICT,

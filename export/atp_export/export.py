@@ -85,15 +85,7 @@ def export_onnx(
     shape = model_shape(config)
     weights = CheckpointWeights(checkpoint)
     positions = context_of(config, context)
-    kind = "quantized" if precision in BITS else "plain"
-    metadata = {
-        "flavour": flavour,
-        "precision": precision,
-        "onnxruntime": f">={RUNTIMES[flavour][kind]}",
-        **(provenance or {}),
-    }
-    if precision in BITS:
-        metadata = {"quantizer": quantizer} | metadata
+    metadata = _metadata(flavour, precision, quantizer) | dict(provenance or {})
     rotary = rotary_tables(config, positions)
     storage = Storage(
         flavour=flavour,
@@ -107,12 +99,7 @@ def export_onnx(
         tempfile.TemporaryDirectory(prefix=f".{out.name}.grams-", dir=beside.parent) as scratch,
     ):
         grams = {} if calibration is None else input_grams(checkpoint, calibration, Path(scratch))
-        g = GraphBuilder(beside, DTYPES.get(precision, torch.float32))
-        matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
-        DecoderWriter(g, shape, matrices, rotary).write()
-        opset = _opset(flavour, precision, shape)
-        path = g.finish(opset=opset, contrib=storage.fused, metadata=metadata)
-        check_model(path)
+        _write_graph(beside, shape, storage, weights, grams, rotary, metadata)
         for name, peft in (adapters or {}).items():
             write_adapter(peft, beside, beside / f"{name}.onnx_adapter")
         describe(
@@ -132,6 +119,34 @@ def export_onnx(
         onnx_bytes=size,
         seconds=time.perf_counter() - began,
     )
+
+
+def _metadata(flavour: Flavour, precision: Precision, quantizer: Quantizer) -> dict[str, str]:
+    """What a file says of how it was written."""
+    kind = "quantized" if precision in BITS else "plain"
+    rounded = {"quantizer": quantizer} if precision in BITS else {}
+    return rounded | {
+        "flavour": flavour,
+        "precision": precision,
+        "onnxruntime": f">={RUNTIMES[flavour][kind]}",
+    }
+
+
+def _write_graph(
+    folder: Path,
+    shape: ModelShape,
+    storage: Storage,
+    weights: CheckpointWeights,
+    grams: Mapping[str, Tensor],
+    rotary: Mapping[str, Rotary],
+    metadata: dict[str, str],
+) -> None:
+    """model.onnx with its data, checked."""
+    g = GraphBuilder(folder, DTYPES.get(storage.precision, torch.float32))
+    matrices = MatrixWriter(g, storage, shape.biased, weights, grams)
+    DecoderWriter(g, shape, matrices, rotary).write()
+    opset = _opset(storage.flavour, storage.precision, shape)
+    check_model(g.finish(opset=opset, contrib=storage.fused, metadata=metadata))
 
 
 def check_exportable(
