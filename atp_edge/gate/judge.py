@@ -36,8 +36,6 @@ from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.results import Check, Flip, GateReport
 from atp_edge.gate.settings import GateSettings
 from atp_edge.gate.tasks import check_tasks
-from atp_edge.model.families import longest_text
-from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
 from atp_edge.training.setup import tokenizer_of
@@ -66,7 +64,8 @@ def judge(
     run.require("dense", settings.form)
     tokenizer = tokenizer_of(config)
     say("reading what the gate asks")
-    material = material_of(config, settings, tokenizer, window_of(run, settings.form))
+    window = window_of(run, settings.form)
+    material = material_of(config, settings, tokenizer, window)
     dense = dense_model(run)
     slim, ask = shipped(run, config, settings.form, settings.prompts.new_tokens)
     rivals = Rivals(
@@ -82,7 +81,6 @@ def judge(
     checks += found
     if material.lm_eval:
         say(f"lm-eval: {len(material.lm_eval)} tasks")
-        window = longest_text(load_config(run.dense))
         checks += check_outside(
             dense, slim, tokenizer, material.lm_eval, settings.tasks, settings.level, window
         )

@@ -16,7 +16,7 @@ from atp_edge.gate.results import GateReport
 from atp_edge.gate.settings import GateSettings, read_gate_settings
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
-from atp_edge.run.hashes import value_sha256
+from atp_edge.run.hashes import files_sha256, value_sha256
 from atp_edge.run.progress import Progress
 
 
@@ -68,6 +68,7 @@ def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> 
 def digest(config: Config) -> str:
     """SHA-256 of the thresholds that the run's settings name, and of the files that these name."""
     settings = settings_of_run(config)
-    named = (*settings.data, *settings.bias.files, *settings.prompts.files)
-    texts = [Path(name).read_bytes().hex() for name in named if Path(name).is_file()]
-    return value_sha256({"settings": asdict(settings), "files": texts})
+    one_each = (settings.refusals.phrases, settings.tasks.include)
+    named = (*settings.data, *settings.bias.files, *settings.prompts.files, *filter(None, one_each))
+    held = [files_sha256(Path(name).parent, [Path(name).name]) for name in named]
+    return value_sha256({"settings": asdict(settings), "files": held})

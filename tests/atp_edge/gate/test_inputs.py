@@ -12,6 +12,8 @@ from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, r
 from atp_edge.gate.prompts import read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
 from atp_edge.gate.settings import PROFILES, gate_settings, read_gate_settings
+from atp_edge.pipeline.gate import digest
+from atp_edge.settings import configured
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,28 @@ def test_refusals_are_told_by_phrases() -> None:
     phrases = read_phrases(BUILT_IN)
     assert refuses("I’m sorry, but\nI cannot do that.", phrases)
     assert not refuses("The court cannot help it.", phrases)
+
+
+def test_a_line_ends_at_its_end_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "rules.jsonl"
+    file.write_text('{"prompt": "a\u2028b", "contains": "c"}\r\n', encoding="utf-8-sig")
+    (rule,) = read_rules(file)
+    assert rule.prompt == "a\u2028b"
+
+
+@pytest.mark.parametrize("key", ["data", "refusals.phrases", "prompts.files"])
+def test_the_gate_is_done_again_when_a_file_of_its_thresholds_changes(
+    tmp_path: Path, key: str
+) -> None:
+    file, toml = tmp_path / "named.jsonl", tmp_path / "gate.toml"
+    section, _, name = key.rpartition(".")
+    value = '"named.jsonl"' if key == "refusals.phrases" else '["named.jsonl"]'
+    toml.write_text(f"[{section}]\n{name} = {value}\n" if section else f"{name} = {value}\n")
+    config = configured({"gate.config": str(toml)})
+    found = []
+    for text in ("one", "another"):
+        file.write_text(text)
+        found.append(digest(config))
+    assert found[0] != found[1]
+    file.write_text("one")
+    assert digest(config) == found[0]
