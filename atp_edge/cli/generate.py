@@ -46,10 +46,11 @@ def generate(
     if run.config_toml.exists():
         run.require("onnx")
     onnx = run.onnx if run.onnx.is_dir() else out
-    if check:
-        verify_manifest(onnx)
-    elif (onnx / MANIFEST).exists():
-        check_sizes(onnx)
+    for folder in filter(None, (onnx, fallback)):
+        if check:
+            verify_manifest(folder)
+        elif (folder / MANIFEST).exists():
+            check_sizes(folder)
     generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
     if is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)

@@ -18,7 +18,13 @@ Outside = Literal["warn", "refuse", "ignore"]
 
 def is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Path | None) -> bool:
     """Whether the prompt lies outside the model's domain; says so, or raises
-    ConditionNotMetError."""
+    ConditionNotMetError. Raises ValueError where that is asked for and cannot be told."""
+    if generator.domain is None and (outside == "refuse" or fallback):
+        raise ValueError(
+            "nothing tells which domain the model was made for: domain.npz, which `atp-edge gate` "
+            "writes, lies neither in its folder nor beside it; copy it there, or leave "
+            "--outside refuse and --fallback out"
+        )
     if generator.domain is None or (outside == "ignore" and not fallback):
         return False
     distance = generator.distance(prompt)

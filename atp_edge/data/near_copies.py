@@ -23,13 +23,15 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def without_near_copies(
-    drawn: dict[str, list[Document]],
+    drawn: dict[str, list[Document]], protected: Sequence[Document] = ()
 ) -> tuple[dict[str, list[Document]], float]:
-    """Decision and test without documents that nearly repeat one of the splits before them; and the
-    share of the remaining test's shingles that the train split has too."""
+    """Decision and test without documents that nearly repeat one of the splits before them, the
+    test without those that nearly repeat a protected one; and the share of the remaining test's
+    shingles that the train split has too."""
     train = _distinct([_shingles(document) for document in drawn["train"]])
     decision, of_decision = _fresh(drawn["decision"], train)
-    test, of_test = _fresh(drawn["test"], _distinct([train, of_decision]))
+    of_protected = [_shingles(document) for document in protected]
+    test, of_test = _fresh(drawn["test"], _distinct([train, of_decision, *of_protected]))
     kept = {"train": drawn["train"], "decision": decision, "test": test}
     return kept, _share_of(of_test, train)
 

@@ -2,7 +2,8 @@
 
 Splits are drawn by document from a hash of the seed and what the user wrote, so that they depend on
 neither order nor run nor chat template; a document of the decision or test split that nearly
-repeats one of another split is taken out and counted.
+repeats one of another split is taken out and counted. So is one of the test that nearly repeats a
+text that the decision protects.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class SplitReport:
         counted = {
             "bad rows left out": self.rows_skipped,
             f"rows that hold special-token text, read {read}": self.rows_with_special_tokens,
-            "near copies of documents in other splits left out": self.duplicates_removed,
+            "near copies of documents in other splits, or of what is protected, left out": (
+                self.duplicates_removed
+            ),
             "blocks without a part of an answer left out": self.blocks_without_label,
             "documents too few for three splits, each cut in three": self.documents_cut,
         }
@@ -84,14 +87,16 @@ def split_documents(
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
+    protected: Sequence[Document] = (),
 ) -> dict[str, list[Document]]:
-    """Documents of train, decision and test: drawn by hash, near copies of earlier splits out.
+    """Documents of train, decision and test: drawn by hash, near copies of earlier splits out, and
+    out of the test those of `protected`.
 
     Each split is drawn one document at least. Fewer than three documents are cut, each into a part
     for every split. Raises ValueError where they cannot be.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
-    return without_near_copies(drawn)[0]
+    return without_near_copies(drawn, protected)[0]
 
 
 def make_splits(
@@ -103,17 +108,19 @@ def make_splits(
     decision_share: float = 0.1,
     test_share: float = 0.1,
     most_blocks: int = ENOUGH_BLOCKS,
+    protected: Sequence[Document] = (),
     canaries: int = 0,
     blocks_read: int = 1,
 ) -> Splits:
     """Three disjoint splits of packed blocks [N, block_tokens].
 
-    most_blocks: blocks kept of a split at most. canaries: planted in the train split, each so
+    most_blocks: blocks kept of a split at most. protected: near copies of them leave the test.
+    canaries: planted in the train split, each so
     often that it is read about once when training reads `blocks_read` blocks. Raises ValueError
     when a split gets no block.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
-    kept, seen = without_near_copies(drawn)
+    kept, seen = without_near_copies(drawn, protected)
     encoder = Encoder(tokenizer)
     packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
     if canaries:
@@ -150,7 +157,8 @@ def _why_empty(packed: Packed, block_tokens: int, drawn: int, kept: int) -> str:
         )
     if not kept:
         return (
-            f"all {drawn} documents drawn for it are near copies of those in other splits; give "
+            f"all {drawn} documents drawn for it are near copies of those in other splits or "
+            "of what is protected; give "
             "texts that differ, and leave out what they all begin with"
         )
     return (

@@ -13,7 +13,6 @@ from atp_edge.config import Config
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.encoding import Encoder
-from atp_edge.data.splits import split_documents
 from atp_edge.evaluation.items import ChoiceTask, Task
 from atp_edge.evaluation.task_scores import NEW_TOKENS
 from atp_edge.evaluation.tasks import domain_tasks
@@ -24,7 +23,7 @@ from atp_edge.gate.memorization import Passage, passages_of
 from atp_edge.gate.prompts import Rule, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
-from atp_edge.training.setup import corpus_of
+from atp_edge.training.setup import corpus_of, documents_by_split
 
 _OTHER_SUBJECTS = 1_000_000
 
@@ -65,11 +64,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     window: tokens that what ships can read; items that are longer are left out and said. Raises
     ValueError or OSError naming what cannot be read.
     """
-    rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
-    phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
-    pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
-    for number, file in enumerate(settings.bias.files, start=1):
-        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS)
+    rules, phrases, pairs = asked_of(config, settings)
     fits = Fits(Encoder(tokenizer), window)
     kept = [pair for pair in pairs if fits.rows(zip(pair.contexts, pair.texts, strict=True))]
     memorized = settings.memorization
@@ -79,12 +74,8 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
             f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
         )
     outside = _lm_eval(settings)
-    parts = split_documents(
-        _documents(config, settings, tokenizer),
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-    )
+    documents = _documents(config, settings, tokenizer)
+    parts = documents_by_split(config, tokenizer, documents)
     further, notes = _further(config, settings, tokenizer, parts["train"])
     limits = settings.quality
     measured = texts_of(
@@ -114,6 +105,17 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         profile_errors=errors,
         notes=(*notes, *said),
     )
+
+
+def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[str], list[Pair]]:
+    """Prompts with their rules, phrases of refusals, counterfactual pairs: what no model is needed
+    for. Raises ValueError or OSError naming what cannot be read."""
+    rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
+    phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
+    pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
+    for number, file in enumerate(settings.bias.files, start=1):
+        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS)
+    return rules, phrases, pairs
 
 
 def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[Document]:

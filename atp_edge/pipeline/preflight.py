@@ -36,6 +36,8 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     """
     if "verify" in stages:
         check_provable(config)
+    if "gate" in stages:
+        check_gate(config)
     check_precision(config)
     folder, source = model_source(config.model), source_config(config)
     try:
@@ -53,6 +55,14 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     read_generation(folder)
     begun = RunFolder(Path(config.out)).records.inputs is not None
     check_model(folder, trust_remote_code=config.trust_remote_code, values=not begun)
+
+
+def check_gate(config: Config) -> None:
+    """The thresholds can be read, and so can the files that they name."""
+    from atp_edge.gate.material import asked_of
+    from atp_edge.pipeline.gate import settings_of_run
+
+    asked_of(config, settings_of_run(config))
 
 
 def check_precision(config: Config) -> None:

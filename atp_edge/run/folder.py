@@ -130,7 +130,11 @@ class RunFolder:
             self.void(*damaged)
 
     def void(self, *stages: str) -> None:
-        """Forget what these stages found: their figures and their records."""
+        """Forget what these stages found: their figures and their records, and the gate's files,
+        which say a verdict to whoever reads them alone."""
+        if "gate" in stages:
+            for name in WORK["gate"].writes:
+                (self.path / name).unlink(missing_ok=True)
         self.records.drop(stages)
         drop_from_json(self.metrics_json, stages)
 

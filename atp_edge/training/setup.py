@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.config import Config, ExportConfig, Quantizer
 from atp_edge.data.blocks import Blocks, pack
-from atp_edge.data.documents import Corpus
+from atp_edge.data.documents import Corpus, Document
 from atp_edge.data.domains import demo_model_folder
 from atp_edge.data.encoding import Encoder, check_tokenizer
 from atp_edge.data.reader import read_corpus
-from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits
+from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits, split_documents
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.model.export_size import Shipped, files_beside
@@ -204,7 +205,7 @@ def splits_of(config: Config) -> Splits:
     test split, the blocks that the run is tested on, spread over it. (Read once for all stages.)"""
     tokenizer = tokenizer_of(config)
     check_text_fits(config, source_config(config), tokenizer)
-    corpus = corpus_of(config, tokenizer)
+    corpus, protected = corpus_of(config, tokenizer), protected_documents(config, tokenizer)
     splits = make_splits(
         corpus.documents,
         tokenizer,
@@ -213,6 +214,7 @@ def splits_of(config: Config) -> Splits:
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
+        protected=protected,
         canaries=config.canaries,
         blocks_read=config.train_blocks,
     )
@@ -225,19 +227,40 @@ def splits_of(config: Config) -> Splits:
         splits,
         test=splits.test.spread(config.dataset.test_blocks),
         report=report,
-        protected=_protected(config, tokenizer) if config.protect else None,
+        protected=_packed(protected, config, tokenizer) if protected else None,
     )
 
 
-def _protected(config: Config, tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """Blocks of the text that the decision must keep, all its documents joined; repeated where they
-    do not fill one. Raises ValueError for a share that leaves nothing else."""
+def documents_by_split(
+    config: Config, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
+) -> dict[str, list[Document]]:
+    """Documents of the run's train, decision and test splits, before they are packed."""
+    return split_documents(
+        documents,
+        seed=config.seed,
+        decision_share=config.dataset.decision_share,
+        test_share=config.dataset.test_share,
+        protected=protected_documents(config, tokenizer),
+    )
+
+
+def protected_documents(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
+    """The text that the decision must keep, if any. Raises ValueError for a share that leaves
+    nothing else."""
+    if not config.protect:
+        return []
     if config.decision.protect_share >= 1:
         raise ValueError(
             f"decision.protect_share = {config.decision.protect_share}: expected less than 1"
         )
+    return corpus_of(config, tokenizer, source=config.protect).documents
+
+
+def _packed(
+    documents: list[Document], config: Config, tokenizer: PreTrainedTokenizerBase
+) -> Blocks:
+    """Blocks of all the documents joined; repeated where they do not fill one."""
     size = config.dataset.block_tokens
-    documents = corpus_of(config, tokenizer, source=config.protect).documents
     found = pack(documents, Encoder(tokenizer), size, ENOUGH_BLOCKS)
     if not len(found.blocks.input_ids):
         times = -(-size // max(found.tokens, 1))

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
-from atp_edge.data.splits import split_documents
 from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.recovery import Recovery, recovery
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
@@ -27,7 +26,7 @@ from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import corpus_of, tokenizer_of
+from atp_edge.training.setup import corpus_of, documents_by_split, tokenizer_of
 
 if TYPE_CHECKING:  # lm-eval is an extra
     from atp_bench.lm_eval_adapter import HarnessScore
@@ -35,12 +34,8 @@ if TYPE_CHECKING:  # lm-eval is an extra
 
 def tasks_of(config: Config, items: int) -> list[Task]:
     """The domain's tasks from the documents of the run's own test split."""
-    parts = split_documents(
-        corpus_of(config, tokenizer_of(config)).documents,
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-    )
+    tokenizer = tokenizer_of(config)
+    parts = documents_by_split(config, tokenizer, corpus_of(config, tokenizer).documents)
     return domain_tasks(
         config.data, parts["test"], train=parts["train"], items=items, seed=config.seed
     )

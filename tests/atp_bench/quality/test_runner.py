@@ -90,7 +90,7 @@ def test_a_kept_run_is_scored_by_more_items_and_blocks_and_not_trained_again(
     trained = run.metrics()["train"]
     assert progress.said == [
         "reading the domain text",
-        "near copies of documents in other splits left out: 8",
+        "near copies of documents in other splits, or of what is protected, left out: 8",
         f"no adapter/: {trained['adapter']['why']}",
     ], "a kept run is a run that is trained"
     assert trained["recovery"] == few.recovery

@@ -151,6 +151,15 @@ def test_a_template_that_prints_the_date_moves_nothing(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+def test_the_test_holds_nothing_of_what_the_decision_protects() -> None:
+    documents = corpus(60)
+    plain = split_documents(documents, seed=0)
+    told, *others = plain["test"]
+    near = Document((Segment(f"{told.text} and a few words more"),))
+    protected = split_documents(documents, seed=0, protected=[near, plain["decision"][0]])
+    assert protected == plain | {"test": others}
+
+
 @pytest.mark.parametrize("count", [3, 4, 7])
 @pytest.mark.parametrize("seed", range(5))
 def test_of_few_documents_every_split_gets_one(count: int, seed: int) -> None:

@@ -219,3 +219,11 @@ def test_a_prompt_outside_the_domain_is_warned_of_refused_or_handed_over(runs: P
     (runs / "finished" / "domain.npz").write_text("none")
     with pytest.raises(ValueError, match=r"domain\.npz is no profile"):
         raise say(text[:60])[1]  # type: ignore[misc]
+    (runs / "finished" / "domain.npz").unlink()
+    for arguments in (("--outside", "refuse"), ("--fallback", "dense-onnx")):
+        with pytest.raises(ValueError, match="nothing tells which domain"):
+            raise say(foreign, *arguments)[1]  # type: ignore[misc]
+    with (runs / "dense-onnx" / "model.onnx.data").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"model\.onnx\.data"):
+        raise say(foreign, "--fallback", "dense-onnx")[1]  # type: ignore[misc]

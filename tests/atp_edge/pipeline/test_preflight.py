@@ -224,3 +224,12 @@ def test_a_begun_run_does_not_read_the_model_s_tensors_again(
     change(source, lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(ValueError, match=r"model\.norm\.weight: it is missing"):
         checked(source, out=str(run.path))
+
+
+def test_thresholds_of_the_gate_are_read_before_any_work(tmp_path: Path) -> None:
+    source, toml = save_source(tmp_path / "source"), tmp_path / "gate.toml"
+    for text, said in (("[quality]\nlos = 3\n", "unknown setting 'quality.los'"),
+                       ('[prompts]\nfiles = ["none.jsonl"]\n', "none.jsonl")):  # fmt: skip
+        toml.write_text(text)
+        with pytest.raises((ValueError, OSError), match=said):
+            checked(source, gate__config=str(toml))

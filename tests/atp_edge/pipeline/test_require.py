@@ -66,3 +66,10 @@ def test_what_is_no_condition_is_refused(text: str, said: str) -> None:
 def test_what_was_not_measured_is_said() -> None:
     with pytest.raises(ConditionNotMetError, match="it was not measured; gate: it was not"):
         check_conditions(parse_conditions(["recovery>=0.1", "gate"]), {})
+
+
+def test_below_fp32_the_perplexity_is_that_of_the_file() -> None:
+    figures = metrics()
+    figures["verify"]["quality"] = {"onnx_perplexity": 22.5}
+    with pytest.raises(ConditionNotMetError, match=r"perplexity is 22\.5"):
+        check_conditions(parse_conditions(["perplexity<21"]), figures)

@@ -194,6 +194,7 @@ def test_settings_that_training_does_not_read_change_without_training_again(
     proven = run.metrics()["verify"]
     assert done_before(gone_on(smaller, STAGES[:3])) == ["train", "shrink"]
     assert run.metrics().keys() == {"train", "shrink", "export", "samples"}, "proof and bench go"
+    assert not any((run.path / name).exists() for name in WORK["gate"].writes), "no verdict stays"
     gone_on(smaller)
     assert run.metrics()["verify"] != proven
 
