@@ -19,6 +19,7 @@ from atp_edge.model.storage import context_of
 from atp_edge.pipeline import export_gguf
 from atp_edge.pipeline.export import write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
+from atp_edge.pipeline.model_card import write_card
 from atp_edge.pipeline.preflight import check_export, check_lengths
 from atp_edge.run.files import folder_atomically, write_json
 from atp_edge.run.folder import RunFolder
@@ -153,6 +154,8 @@ def _onnx(
         "bytes": sum(f.stat().st_size for f in folder.glob("model.onnx*")),
     }
     figures |= prove(config, run, folder, progress, named=named)
+    if "quality" in figures:
+        write_card("onnx", config, run, folder, verified=figures)
     if settings.precision == "bf16" or not (run.onnx_dense / "model.onnx").is_file():
         return figures
     progress.say("measuring its latency and memory beside the dense model's")

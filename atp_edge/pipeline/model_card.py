@@ -13,7 +13,7 @@ from atp_edge.config import Config
 from atp_edge.model.export_size import CARD_BYTES
 from atp_edge.pipeline.model_card_use import GOOD_FOR, NOT_FOR, how_to_load
 from atp_edge.pipeline.source_licence import licence_of
-from atp_edge.pipeline.verdict import recovery_interval
+from atp_edge.pipeline.verdict import recovery_interval, shipped_perplexity
 from atp_edge.run.environment import version
 from atp_edge.run.files import write_atomically
 from atp_edge.run.folder import RunFolder
@@ -39,9 +39,20 @@ class Source:
     licence: str
 
 
-def write_card(form: Form, config: Config, run: RunFolder, folder: Path | None = None) -> None:
-    """Write the card into the run's folder of this form, or into one that holds the same."""
-    write_atomically((folder or run.path / form) / CARD, card_of(form, config, run.metrics()))
+def write_card(
+    form: Form,
+    config: Config,
+    run: RunFolder,
+    folder: Path | None = None,
+    *,
+    verified: dict[str, Any] | None = None,
+) -> None:
+    """Write the card into the run's folder of this form, or into another that holds it.
+
+    verified: what `verify` has found of these very files.
+    """
+    metrics = run.metrics() | {"verify": verified or {}}
+    write_atomically((folder or run.path / form) / CARD, card_of(form, config, metrics))
 
 
 def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
@@ -51,7 +62,7 @@ def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
         f"# {source.name}, {'adapter' if form == 'adapter' else 'slim'}",
         _what(form, source, config, metrics),
         "## What it is worth",
-        _worth(form, metrics),
+        _worth(form, config, metrics),
         "## Use",
         f"Good for: {GOOD_FOR}\n\nNot for: {NOT_FOR}",
         "## Load",
@@ -61,7 +72,9 @@ def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
         "## Made by",
         _made_by(config, metrics),
     ]
-    text = ModelCard(f"---\n{_metadata(form, source, metrics)}\n---\n\n" + "\n\n".join(body))
+    text = ModelCard(
+        f"---\n{_metadata(form, source, config, metrics)}\n---\n\n" + "\n\n".join(body)
+    )
     content = f"{text.content}\n"
     assert len(content.encode()) <= CARD_BYTES, len(content.encode())
     return content
@@ -81,17 +94,16 @@ def data_name(config: Config) -> str:
     return config.data if config.data in ("legal", "health") else Path(config.data).name[:80]
 
 
-def _metadata(form: Form, source: Source, metrics: dict[str, Any]) -> str:
-    perplexity = metrics.get("shrink", metrics["train"])["perplexity"]
+def _metadata(form: Form, source: Source, config: Config, metrics: dict[str, Any]) -> str:
     results = None
-    if form != "adapter":
+    if form != "adapter" and not _before_rounding(form, config, metrics):
         results = [
             EvalResult(
                 task_type="text-generation",
                 dataset_type="text",
                 dataset_name="test split of the run's text",
                 metric_type="perplexity",
-                metric_value=round(perplexity, 3),
+                metric_value=round(shipped_perplexity(metrics), 3),
             )
         ]
     known = " " not in source.licence and not source.licence.startswith("LICENSE")
@@ -122,7 +134,13 @@ def _what(form: Form, source: Source, config: Config, metrics: dict[str, Any]) -
     return f"{text}Licence of the source: {source.licence}."
 
 
-def _worth(form: Form, metrics: dict[str, Any]) -> str:
+def _before_rounding(form: Form, config: Config, metrics: dict[str, Any]) -> bool:
+    """Whether the file is rounded and what that costs is not known yet: `verify` measures it."""
+    unknown = "quality" not in metrics.get("verify", {})
+    return form == "onnx" and config.export.precision != "fp32" and unknown
+
+
+def _worth(form: Form, config: Config, metrics: dict[str, Any]) -> str:
     train = metrics["train"]
     if form == "adapter":
         judged = train["adapter"]
@@ -131,7 +149,8 @@ def _worth(form: Form, metrics: dict[str, Any]) -> str:
             f"{judged['untuned_perplexity']:.2f} without it, {judged['perplexity']:.2f} with it, "
             f"{judged['dense_tuned_perplexity']:.2f} of the dense model tuned as a whole."
         )
-    slim = metrics.get("shrink", train)["perplexity"]
+    ours, precision = shipped_perplexity(metrics), config.export.precision
+    unrounded = _before_rounding(form, config, metrics)
     tuned, ends = train["dense_tuned_perplexity"], recovery_interval(metrics)
     sure = f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
     lines = [
@@ -139,11 +158,13 @@ def _worth(form: Form, metrics: dict[str, Any]) -> str:
         "|---|---:|",
         f"| untouched model | {train['untuned_perplexity']:.2f} |",
         f"| dense model, tuned | {tuned:.2f} |",
-        f"| **this model** | **{slim:.2f}** |",
+        f"| **this model{', before rounding' if unrounded else ''}** | **{ours:.2f}** |",
         "",
-        f"Recovery, tuned over this: {tuned / slim:.3f}{sure}.",
+        f"Recovery, tuned over this: {tuned / ours:.3f}{sure}.",
     ]
-    if slim > train["untuned_perplexity"]:
+    if unrounded:
+        lines += ["", f"What rounding to {precision} costs is not in these figures."]
+    if ours > train["untuned_perplexity"]:
         lines += ["", "**It is worse on its own domain than the untouched model.**"]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import numpy as np
 from atp_edge.config import Config
 from atp_edge.model.checkpoint import shape_of
 from atp_edge.model.plan import Plan
-from atp_edge.pipeline.verdict import recovery_interval
+from atp_edge.pipeline.verdict import recovery_interval, shipped_perplexity
 from atp_edge.run.time_left import in_words
 from atp_edge.settings import keys, read_config, values_of
 
@@ -135,8 +135,7 @@ def training_facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     train, ends = metrics["train"], recovery_interval(metrics)
     data = train.get("data", {})
-    slim = metrics.get("shrink", train)["perplexity"]
-    recovery = f"{train['dense_tuned_perplexity'] / slim:.3f}"
+    recovery = f"{train['dense_tuned_perplexity'] / shipped_perplexity(metrics):.3f}"
     facts = [
         ("budget", train["budget"]),
         ("kept", f"{train['decoder_share']:.1%} of the decoder, {train['whole_share']:.1%} of all"),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atp_edge.pipeline.verdict import shipped_perplexity
 from atp_edge.run.errors import ConditionNotMetError
 
 Metrics = Mapping[str, Any]
@@ -27,24 +28,18 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-def _slim_perplexity(metrics: Metrics) -> float:
-    """Of the file that ships, where it is not in fp32; of slim/, which an fp32 file equals."""
-    shipped: float | None = metrics.get("verify", {}).get("quality", {}).get("onnx_perplexity")
-    slim: float = metrics.get("shrink", metrics["train"])["perplexity"]
-    return slim if shipped is None else shipped
-
-
 FIGURES: dict[str, Callable[[Metrics], float]] = {
-    "perplexity": _slim_perplexity,
+    "perplexity": shipped_perplexity,
     "untouched": lambda m: m["train"]["untuned_perplexity"],
     "tuned": lambda m: m["train"]["dense_tuned_perplexity"],
-    "recovery": lambda m: m["train"]["dense_tuned_perplexity"] / _slim_perplexity(m),
+    "recovery": lambda m: m["train"]["dense_tuned_perplexity"] / shipped_perplexity(m),
     "first-token": lambda m: m["bench"]["ratios"]["first_token_ms"],
     "per-token": lambda m: m["bench"]["ratios"]["token_ms_p50"],
     "memory": lambda m: m["bench"]["ratios"]["peak_memory_bytes"],
     "size": lambda m: m["bench"]["ratios"]["file_bytes"],
 }
-"""Perplexities of the slim, the untouched and the tuned dense model; tuned over slim; and, from
+"""Perplexities of what ships, the untouched and the tuned dense model; tuned over what
+ships; and, from
 the bench, how many times better than the dense model. They raise KeyError where not measured."""
 
 FLAGS: dict[str, Callable[[Metrics], bool]] = {

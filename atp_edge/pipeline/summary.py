@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from atp_edge.pipeline.verdict import shipped_perplexity
+
 
 @dataclass(frozen=True)
 class Row:
@@ -68,6 +70,10 @@ def rows_of(metrics: dict[str, Any]) -> list[Row]:
                 untouched=_perplexity(metrics["train"]["untuned_perplexity"]),
             )
         )
+        if "quality" in metrics.get("verify", {}):
+            shipped = shipped_perplexity(metrics)
+            kept = f"{before / shipped:.1%} recovered"
+            rows.append(Row("perplexity, as shipped", "", _perplexity(shipped), kept))
     if "bench" in metrics:
         dense, slim = metrics["bench"]["rows"]["dense"], metrics["bench"]["rows"]["slim"]
         of = of_batch(metrics)

@@ -5,7 +5,7 @@ One place computes it; the terminal, the report page and later checks read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ def _findings(metrics: dict[str, Any]) -> Iterator[Finding]:
     if "gate" in metrics:
         yield _gate(metrics["gate"])
     if "train" in metrics:
-        yield from _quality(metrics["train"], metrics.get("shrink", metrics["train"]))
+        yield from _quality(metrics)
     if "verify" in metrics:
         yield _proof(metrics["verify"]["providers"])
     if "bench" in metrics:
@@ -90,24 +90,32 @@ def _gate(gate: dict[str, Any]) -> Finding:
     )
 
 
+def shipped_perplexity(metrics: Mapping[str, Any]) -> float:
+    """Of the file that ships, where rounding was measured; of slim/, which an fp32 file equals."""
+    slim: float = metrics.get("shrink", metrics["train"])["perplexity"]
+    return slim * rounding(metrics)
+
+
+def rounding(metrics: Mapping[str, Any]) -> float:
+    """Perplexity of the shipped file over that of slim/; 1 in fp32 and where it is not measured."""
+    ratio: float = metrics.get("verify", {}).get("quality", {}).get("ratio", 1.0)
+    return ratio
+
+
 def recovery_interval(metrics: dict[str, Any]) -> tuple[float, float] | None:
-    """95 % interval of tuned dense over slim perplexity, where both answered the same blocks."""
+    """95 % interval of tuned dense over shipped perplexity, where dense and slim answered the same
+    blocks; what rounding costs moves its ends."""
     losses = metrics["train"].get("block_losses", {})
-    ends = _interval(losses.get("dense"), losses.get("slim"))
-    return None if ends is None else (float(ends[0]), float(ends[1]))
+    return _interval(losses.get("dense"), losses.get("slim"), rounding(metrics))
 
 
-def _quality(train: dict[str, Any], slim: dict[str, Any]) -> Iterator[Finding]:
+def _quality(metrics: dict[str, Any]) -> Iterator[Finding]:
     """Perplexity against the untouched and the tuned dense model, on the same test blocks."""
-    losses = train.get("block_losses", {})
-    ours, untouched, tuned = (
-        slim["perplexity"],
-        train["untuned_perplexity"],
-        train["dense_tuned_perplexity"],
-    )
-    ends = _interval(losses.get("untuned"), losses.get("slim"))
-    yield _against_untouched(ours, untouched, ends)
-    kept = _interval(losses.get("dense"), losses.get("slim"))
+    train, ours = metrics["train"], shipped_perplexity(metrics)
+    losses, tuned = train.get("block_losses", {}), train["dense_tuned_perplexity"]
+    ends = _interval(losses.get("untuned"), losses.get("slim"), rounding(metrics))
+    yield _against_untouched(ours, train["untuned_perplexity"], ends)
+    kept = recovery_interval(metrics)
     sure = f" ({kept[0]:.1%} to {kept[1]:.1%})" if kept else ""
     yield Finding(
         text=f"{tuned / ours:.1%} of the tuned dense model's perplexity recovered{sure}",
@@ -116,7 +124,7 @@ def _quality(train: dict[str, Any], slim: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _against_untouched(ours: float, untouched: float, ends: tuple[float, float] | None) -> Finding:
-    """ends: the 95 % interval of untouched over slim perplexity."""
+    """ends: the 95 % interval of untouched over shipped perplexity, or None."""
     low, high = ends or (untouched / ours, untouched / ours)
     figures = f"perplexity {ours:.2f}, untouched {untouched:.2f}"
     if ends:
@@ -142,12 +150,17 @@ def _percent(ratio: float) -> str:
     return f"{ratio - 1:+.1%}"
 
 
-def _interval(before: Sequence[float] | None, after: Sequence[float] | None) -> Any:
-    """95 % interval of perplexity before over after, by blocks that both models answered."""
+def _interval(
+    before: Sequence[float] | None, after: Sequence[float] | None, cost: float
+) -> tuple[float, float] | None:
+    """95 % interval of perplexity before over after, by blocks that both models answered.
+
+    cost: of rounding, by which the perplexity after is larger than these losses say.
+    """
     if not before or not after or len(before) != len(after):
         return None
     gained = np.array(before) - np.array(after)
-    return middle(np.exp(gained[resampled(len(gained))].mean(axis=1)))
+    return middle(np.exp(gained[resampled(len(gained))].mean(axis=1)) / cost)
 
 
 def _proof(providers: dict[str, Any]) -> Finding:

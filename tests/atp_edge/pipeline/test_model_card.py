@@ -70,6 +70,17 @@ def test_figures_come_with_their_interval_and_the_untouched_model(config: Config
     assert card.data.eval_results[0].metric_value == 20.8
 
 
+def test_a_rounded_file_has_its_own_perplexity_or_none(config: Config) -> None:
+    int4 = with_values(config, {"export.precision": "int4"})
+    before = card_of("onnx", int4, figures() | {"verify": {}})
+    assert "| **this model, before rounding** | **20.80** |" in before
+    assert "What rounding to int4 costs is not in these figures." in before
+    assert not ModelCard(before).data.eval_results
+    after = card_of("onnx", int4, figures() | {"verify": {"quality": {"ratio": 1.25}}})
+    assert "| **this model** | **26.00** |" in after
+    assert ModelCard(after).data.eval_results[0].metric_value == 26.0
+
+
 def test_a_model_of_the_hub_is_named_as_the_base(config: Config) -> None:
     demo = with_values(config, {"model": "demo"})
     card = ModelCard(card_of("slim", demo, figures()))

@@ -55,6 +55,13 @@ def test_the_interval_is_of_what_both_models_answered() -> None:
     assert "% to" not in verdict_of(without).findings[0].text
 
 
+def test_the_verdict_is_of_the_file_that_ships() -> None:
+    rounded = trained(16.93, 16.0) | {"verify": {"providers": {}, "quality": {"ratio": 1.25}}}
+    first, second, *_ = verdict_of(rounded).findings
+    assert first.text.startswith("WORSE on its domain than the untouched model (perplexity 20.00")
+    assert second.text.startswith("70.0% of the tuned dense model's perplexity recovered (")
+
+
 def test_a_failed_proof_makes_it_bad_whatever_was_gained() -> None:
     metrics = trained(16.93, 12.0) | {
         "verify": {"providers": {"CPUExecutionProvider": {"passed": False}}},
