@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from atp_edge.run.errors import ConditionNotMetError
+
+if TYPE_CHECKING:
+    from atp_edge.gate.results import GateReport
 
 console = Console(highlight=False)
 
@@ -22,6 +25,9 @@ def gate(
     ] = None,
     profile: Annotated[str | None, typer.Option(help="default, clinical or legal")] = None,
     form: Annotated[str | None, typer.Option(help="what ships: onnx or slim")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="judge this folder of `export --to`; the run stays as it is")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="further text; may be repeated")] = None,
     slice_by: Annotated[str | None, typer.Option(help="the rows' field that names a slice")] = None,
     prompts: Annotated[
@@ -45,35 +51,44 @@ def gate(
         "bias.files": pairs,
     }
     values = {name: value for name, value in named.items() if value}
-    _gate(out, config_file, values, json_file, junit)
+    if folder and form == "slim":
+        raise ValueError(f"--folder {folder} is judged as onnx; leave --form slim out")
+    report = _judged(out, config_file, values, folder)
+    _say(report, json_file, junit)
 
 
-def _gate(
-    out: Path,
-    config_file: Path | None,
-    values: dict[str, object],
-    json_file: Path | None,
-    junit: Path | None,
-) -> None:
-    from atp_edge.gate.outputs import table, write_junit
-    from atp_edge.gate.results import GateReport
-    from atp_edge.pipeline.gate import judged_run, settings_of_run
+def _judged(
+    out: Path, config_file: Path | None, values: dict[str, object], folder: Path | None
+) -> GateReport:
+    """The gate on the run, whose report is written anew, or on a folder of `export --to`."""
+    from atp_edge.pipeline.exported import settings_of_exported
+    from atp_edge.pipeline.gate import judged_folder, judged_run, settings_of_run
     from atp_edge.pipeline.stages import run_stage, taken_up
-    from atp_edge.run.files import write_json
     from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
 
-    folder, reports = RunFolder(out), list[GateReport]()
-    with Terminal(console) as progress, taken_up(folder, progress, source=True) as config:
+    run, reports = RunFolder(out), []
+    with Terminal(console) as progress, taken_up(run, progress, source=True) as config:
         if config_file:
             config = replace(config, gate=replace(config.gate, config=str(config_file)))
         settings = settings_of_run(config, values)
+        if folder:
+            settings = replace(settings, form="onnx")
+            exported = settings_of_exported(config, run, folder)
+            return judged_folder(exported, run, progress, settings, folder)
         run_stage(
-            "gate", config, folder, progress,
+            "gate", config, run, progress,
             stage=lambda c, r, p: reports.append(judged_run(c, r, p, settings)),
         )  # fmt: skip
-        run_stage("report", config, folder, progress)
-    report = reports[0]
+        run_stage("report", config, run, progress)
+    return reports[0]
+
+
+def _say(report: GateReport, json_file: Path | None, junit: Path | None) -> None:
+    """Show the report, write it where asked. Raises ConditionNotMetError where it did not pass."""
+    from atp_edge.gate.outputs import table, write_junit
+    from atp_edge.run.files import write_json
+
     console.print(table(report))
     for reason in report.reasons:
         console.print(Text(reason), soft_wrap=True)
@@ -82,12 +97,6 @@ def _gate(
         write_json(json_file, report.to_dict())
     if junit:
         write_junit(report, junit)
-    _require_passed(folder.metrics())
-
-
-def _require_passed(metrics: dict[str, Any]) -> None:
-    """Raise ConditionNotMetError where the gate did not pass it."""
-    verdict = metrics["gate"]["verdict"]
-    if verdict != "passed":
-        why = "; ".join(metrics["gate"]["reasons"][:3])
-        raise ConditionNotMetError(f"the gate's verdict is {verdict}: {why}")
+    if report.verdict != "passed":
+        why = "; ".join(report.reasons[:3])
+        raise ConditionNotMetError(f"the gate's verdict is {report.verdict}: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ from atp_edge.training.setup import tokenizer_of
 ADAPTER = "adapter"
 
 
-def window_of(run: RunFolder, form: Form) -> int:
+def window_of(run: RunFolder, form: Form, folder: Path) -> int:
     """Tokens that both models can read."""
     own = longest_text(load_config(run.dense))
-    shipped = described(run.onnx).context if form == "onnx" else None
+    shipped = described(folder).context if form == "onnx" else None
     return min(own, shipped or own)
 
 
@@ -41,19 +42,17 @@ def dense_model(run: RunFolder) -> LanguageModel:
     return TorchModel(load_narrow(run.dense).to(_device()))
 
 
-def shipped(
-    run: RunFolder, config: Config, form: Form, new_tokens: int
-) -> tuple[LanguageModel, Ask]:
-    """The form that ships, with its adapter on where there is one, and how prompts are asked of
-    it."""
+def shipped(folder: Path, config: Config, form: Form, new_tokens: int) -> tuple[LanguageModel, Ask]:
+    """The model in the folder that ships, with its adapter on where there is one, and how prompts
+    are asked of it."""
     kept = config.export.keep_adapter
     if form == "onnx":
-        file = run.onnx / f"{ADAPTER}.onnx_adapter" if kept else None
-        generator = Generator(run.onnx, adapter=file, trust_remote_code=config.trust_remote_code)
+        file = folder / f"{ADAPTER}.onnx_adapter" if kept else None
+        generator = Generator(folder, adapter=file, trust_remote_code=config.trust_remote_code)
         return OnnxModel(generator.session), _ask_onnx(generator, new_tokens)
-    slim: Any = load_narrow(run.slim)
+    slim: Any = load_narrow(folder)
     if kept:
-        slim = PeftModel.from_pretrained(slim, run.slim / ADAPTER)
+        slim = PeftModel.from_pretrained(slim, folder / ADAPTER)
     model = TorchModel(slim.to(_device()))
     return model, _ask_torch(model, tokenizer_of(config), new_tokens)
 

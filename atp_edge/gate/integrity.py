@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config, load_tokenizer, read_generation
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import file_sha256
+from atp_edge.run.records import EXPORTED_FIGURES
 
 _NO_LICENCE = "not stated by the source folder"
 SAMPLES = ("The quick brown fox, 12.5 %.", "Ünïcode – “quotes”\n\ttabs", "<|im_end|> as text")
@@ -25,16 +27,16 @@ class _NotSaidError(Exception):
     """Neither so nor not so: nobody says."""
 
 
-def check_integrity(run: RunFolder, form: Form) -> list[Check]:
+def check_integrity(run: RunFolder, form: Form, folder: Path) -> list[Check]:
     """A check for each thing that must be so of the folder that ships."""
-    return [_named(name, run, test) for name, test in _tests(form)]
+    return [_named(name, test) for name, test in _tests(run, form, folder)]
 
 
-def _named(name: str, run: RunFolder, test: Callable[[RunFolder], str]) -> Check:
+def _named(name: str, test: Callable[[], str]) -> Check:
     """test: says what is so, or raises ValueError: what is not."""
     status: Status = "passed"
     try:
-        said = test(run)
+        said = test()
     except _NotSaidError as error:
         said, status = str(error), "undecided"
     except (ValueError, OSError) as error:
@@ -45,23 +47,24 @@ def _named(name: str, run: RunFolder, test: Callable[[RunFolder], str]) -> Check
     )  # fmt: skip
 
 
-def _tests(form: Form) -> Iterator[tuple[str, Callable[[RunFolder], str]]]:
-    yield "tokenizer", lambda run: _tokenizer(run.dense, run.path / form)
+def _tests(run: RunFolder, form: Form, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "tokenizer", lambda: _tokenizer(run.dense, folder)
     if form == "onnx":
-        yield "manifest", _manifest
-        yield "licence", _licence
-        yield "end-tokens", _end_tokens
-        yield "context", _context
-    yield "proof", lambda run: _proof(run, form)
+        yield "manifest", lambda: _manifest(folder)
+        yield "licence", lambda: _licence(folder)
+        yield "end-tokens", lambda: _end_tokens(run.dense, folder)
+        yield "context", lambda: _context(run.slim, folder)
+    own = folder == run.path / form
+    yield "proof", lambda: _proof(run, form) if own else _proof_of_exported(folder)
 
 
-def _manifest(run: RunFolder) -> str:
-    verify_manifest(run.onnx)
+def _manifest(folder: Path) -> str:
+    verify_manifest(folder)
     return "every file is as it was written, and there are no others"
 
 
-def _licence(run: RunFolder) -> str:
-    licence = read_manifest(run.onnx).provenance.get("licence", "")
+def _licence(folder: Path) -> str:
+    licence = read_manifest(folder).provenance.get("licence", "")
     if not licence or licence == _NO_LICENCE:
         raise _NotSaidError("the source model states none; ask its owner before you ship")
     return f"of the source model: {licence}"
@@ -78,25 +81,35 @@ def _tokenizer(dense: Path, ships: Path) -> str:
     return f"reads as the dense model's ({len(second):,} tokens)"
 
 
-def _end_tokens(run: RunFolder) -> str:
-    ends, tokenizer = described(run.onnx).ends, load_tokenizer(run.onnx)
-    stated = read_generation(run.dense).get("eos_token_id")
+def _end_tokens(dense: Path, folder: Path) -> str:
+    ends, tokenizer = described(folder).ends, load_tokenizer(folder)
+    stated = read_generation(dense).get("eos_token_id")
     wanted: list[Any] = stated if isinstance(stated, list) else [stated]
     missing = {x for x in (*wanted, tokenizer.eos_token_id) if x is not None} - ends
     if missing or not ends:
         raise ValueError(
-            f"{run.onnx} ends a text at {sorted(ends)}, and not at {sorted(missing)}: it would "
+            f"{folder} ends a text at {sorted(ends)}, and not at {sorted(missing)}: it would "
             "write on; export it again"
         )
     return f"a text ends at {sorted(ends)}"
 
 
-def _context(run: RunFolder) -> str:
-    shipped = described(run.onnx).context
-    own = longest_text(load_config(run.slim))
+def _context(slim: Path, folder: Path) -> str:
+    shipped = described(folder).context
+    own = longest_text(load_config(slim))
     if not shipped or shipped > own:
-        raise ValueError(f"{run.onnx} states a context of {shipped}; the model reads {own}")
+        raise ValueError(f"{folder} states a context of {shipped}; the model reads {own}")
     return f"{shipped:,} tokens of the model's {own:,}"
+
+
+def _proof_of_exported(folder: Path) -> str:
+    """What `export --to` found when it wrote the folder; its manifest tells that nothing changed
+    since."""
+    proofs = json.loads((folder / EXPORTED_FIGURES).read_text()).get("providers", {})
+    failed = [name for name, proof in proofs.items() if not proof["passed"]]
+    if failed or not proofs:
+        raise ValueError(f"{folder} is not proven{f' on {failed[0]}' if failed else ''}")
+    return f"equal to its PyTorch model on {', '.join(proofs)}, proven as it was written"
 
 
 def _proof(run: RunFolder, form: Form) -> str:

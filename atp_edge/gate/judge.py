@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from atp_export.runtime.domain import DomainProfile
@@ -54,25 +55,31 @@ class Rivals:
 
 
 def judge(
-    run: RunFolder, config: Config, settings: GateSettings, say: Callable[[str], None]
+    run: RunFolder,
+    config: Config,
+    settings: GateSettings,
+    say: Callable[[str], None],
+    exported: Path | None = None,
 ) -> tuple[GateReport, DomainProfile]:
     """The whole gate on a run, and the profile of its domain.
 
+    exported: a folder that `export --to` wrote of the run, judged in place of the run's own.
     Raises ValueError, before a model is loaded, for files that cannot be read.
     """
     began = time.perf_counter()
     run.require("dense", settings.form)
+    folder = exported or run.path / settings.form
     tokenizer = tokenizer_of(config)
     say("reading what the gate asks")
-    window = window_of(run, settings.form)
+    window = window_of(run, settings.form, folder)
     material = material_of(config, settings, tokenizer, window)
     dense = dense_model(run)
-    slim, ask = shipped(run, config, settings.form, settings.prompts.new_tokens)
+    slim, ask = shipped(folder, config, settings.form, settings.prompts.new_tokens)
     rivals = Rivals(
         dense=dense, slim=slim, tokenizer=tokenizer, material=material, settings=settings,
         seed=config.seed,
     )  # fmt: skip
-    checks = check_integrity(run, settings.form)
+    checks = check_integrity(run, settings.form, folder)
     figures: dict[str, Any] = {}
     say(f"text: {len(material.texts)} documents by both models")
     checks += _text(rivals, figures)
@@ -101,7 +108,7 @@ def judge(
         checks=tuple(checks),
         figures=figures,
         flips=flips,
-        files=files_sha256(run.path, [settings.form, "dense"]),
+        files=(files_sha256(folder.parent, [folder.name]) | files_sha256(run.path, ["dense"])),
         settings=asdict(settings),
         seconds=time.perf_counter() - began,
         notes=material.notes,

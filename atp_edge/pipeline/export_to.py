@@ -5,6 +5,7 @@ The folder gets its name when all three are done. Nothing of the run is changed.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from atp_export.layouts import check_transformers_js, to_transformers_js
 from atp_export.manifest import MANIFEST, unlisted, write_manifest
+from atp_export.runtime.domain import PROFILE
 
 from atp_edge.config import Config, Flavour, Precision, Quantizer
 from atp_edge.model.loading import load_config
@@ -24,15 +26,13 @@ from atp_edge.pipeline.preflight import check_export, check_lengths
 from atp_edge.run.files import folder_atomically, write_json
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.run.records import FOLDERS
+from atp_edge.run.records import EXPORTED_FIGURES, FOLDERS
 from atp_edge.settings import with_values
 
 Writer = Callable[[Path, Progress], dict[str, Any]]
 """Writes a folder, and gives its figures."""
 Format = Literal["onnx", "gguf"]
 Layout = Literal["plain", "transformers.js"]
-FIGURES = "figures.json"
-"""In the folder: what was proven and measured of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,9 @@ def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) 
     )
     with folder_atomically(asked.to) as beside:
         figures = write(beside, progress)
-        write_json(beside / FIGURES, figures)
+        if (run.path / PROFILE).is_file():
+            shutil.copyfile(run.path / PROFILE, beside / PROFILE)
+        write_json(beside / EXPORTED_FIGURES, figures)
         write_manifest(beside, provenance_seal(run, beside))
     return figures
 

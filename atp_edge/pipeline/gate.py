@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from atp_export.runtime.domain import PROFILE, write_profile
+from atp_export.runtime.domain import PROFILE, DomainProfile, write_profile
 
 from atp_edge.config import Config
 from atp_edge.gate.judge import judge
@@ -29,9 +29,7 @@ def judged_run(
     config: Config, run: RunFolder, progress: Progress, settings: GateSettings
 ) -> GateReport:
     """The gate with these thresholds, written into the run's folder."""
-    report, profile = judge(run, config, settings, progress.say)
-    for note in report.notes:
-        progress.say(note)
+    report, profile = _judge(config, run, progress, settings)
     write_outputs(report, run.path)
     with file_atomically(run.path / PROFILE) as beside:
         write_profile(profile, beside)
@@ -56,6 +54,29 @@ def judged_run(
         },
     )
     return report
+
+
+def judged_folder(
+    config: Config, run: RunFolder, progress: Progress, settings: GateSettings, folder: Path
+) -> GateReport:
+    """The gate on a folder that `export --to` wrote of the run; nothing is written.
+
+    config: as the folder was written (`exported.settings_of_exported`).
+    """
+    return _judge(config, run, progress, settings, folder)[0]
+
+
+def _judge(
+    config: Config,
+    run: RunFolder,
+    progress: Progress,
+    settings: GateSettings,
+    exported: Path | None = None,
+) -> tuple[GateReport, DomainProfile]:
+    report, profile = judge(run, config, settings, progress.say, exported)
+    for note in report.notes:
+        progress.say(note)
+    return report, profile
 
 
 def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> GateSettings:

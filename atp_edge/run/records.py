@@ -62,6 +62,8 @@ WORK: dict[str, Work] = {
 WRITER: dict[str, StageName] = {path: s for s in STAGES if s in WORK for path in WORK[s].writes}
 """The stage that writes a file or folder of the run."""
 FOLDERS = ("dense", "slim", "adapter", "onnx", "onnx-dense")
+EXPORTED_FIGURES = "figures.json"
+"""In a folder of `export --to`: what was proven and measured of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,9 @@ def generate(folder: Path, prompt: list[int], new_tokens: int) -> list[int]:
 
 def outside(folder: Path, prompt: list[int]) -> bool | None:
     """Whether a prompt lies outside the domain (docs/gate.md); None where that cannot be told."""
-    places = (folder / "domain.npz", folder.parent / "domain.npz")
+    places = [folder / "domain.npz", folder.parent / "domain.npz"]
+    if (folder.parent / "config.toml").is_file() and folder.name != "onnx":
+        places.pop()  # In a run's folder it is of the run's own onnx/ alone.
     path = next((p for p in places if p.is_file()), None)
     if path is None:
         return None

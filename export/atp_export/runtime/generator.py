@@ -39,8 +39,7 @@ class Generator:
         self.session = Session(folder, provider=provider, threads=threads, adapter=adapter)
         self.tokenizer: Any = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self.ends = self.session.ends | ({self.tokenizer.eos_token_id} - {None})
-        beside = (folder / PROFILE, folder.parent / PROFILE)
-        path = next((file for file in beside if file.is_file()), None)
+        path = _profile_of(folder)
         self.domain = read_profile(path) if path else None
 
     def distance(self, prompt: str) -> Distance:
@@ -184,3 +183,12 @@ def perplexity(session: Session, ids: Tokens, labels: Tokens) -> float:
             total += float((log_sum - chosen)[answers].sum())
             count += int(answers.sum())
     return float(np.exp(total / count))
+
+
+def _profile_of(folder: Path) -> Path | None:
+    """The profile of the model's domain: in the folder, or beside it. In a run's folder, what lies
+    beside is of its own onnx/ alone."""
+    beside = folder.parent
+    foreign = (beside / "config.toml").is_file() and folder.name != "onnx"
+    places = [folder / PROFILE] if foreign else [folder / PROFILE, beside / PROFILE]
+    return next((file for file in places if file.is_file()), None)

@@ -15,11 +15,13 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 import yaml
+from atp_export.runtime import Generator
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
 from atp_edge.gate.outputs import schema
 from atp_edge.run.errors import ConditionNotMetError
+from atp_edge.run.hashes import files_sha256
 from tests.atp_edge.pipeline.test_runs_of_before import STORED
 
 ROOT = Path(__file__).parents[3]
@@ -162,6 +164,45 @@ def test_prompts_are_asked_of_the_shipped_runtime(runs: Path) -> None:
     found = statuses(content)
     assert found["prompt [rules.jsonl, line 1]"] == "passed"
     assert found["prompt [any]"] == "failed"
+
+
+def test_a_folder_of_export_is_judged_and_the_run_stays_as_it_is(runs: Path) -> None:
+    finished, to = runs / "finished", runs / "finished" / "fp16"
+    gate("--config", "gate.toml")
+
+    def called(*arguments: str) -> None:
+        CliRunner().invoke(app, [*arguments, "--out", "finished"], catch_exceptions=False)
+
+    called("export", "--to", str(to), "--precision", "fp16")
+    before = files_sha256(finished, ["."])
+    judge = ("gate", "--folder", str(to), "--config", "gate.toml", "--json", "found.json")
+    called(*judge)
+    found = json.loads(Path("found.json").read_text())
+    jsonschema.validate(found, schema())
+    assert found["verdict"] == "passed"
+    assert {path.partition("/")[0] for path in found["files"]} == {"fp16", "dense"}
+    assert "proven as it was written" in str(found["checks"])
+    assert files_sha256(finished, ["."]) == before
+    own = json.loads((finished / "gate.json").read_text())
+    assert own["figures"]["text"] != found["figures"]["text"], "fp16 is not fp32"
+    with pytest.raises(ValueError, match="leave --form slim out"):
+        called(*judge, "--form", "slim")
+    damage(to / "model.onnx.data")
+    with pytest.raises(ValueError, match=r"model\.onnx\.data"):
+        called(*judge)
+
+
+def test_a_profile_is_of_the_folder_that_it_lies_in_or_of_the_run_s_own_onnx(runs: Path) -> None:
+    finished = runs / "finished"
+    gate("--config", "gate.toml")
+    assert Generator(finished / "onnx").domain
+    for foreign in (finished / "other", runs / "other"):
+        shutil.copytree(finished / "onnx", foreign)
+        assert Generator(foreign).domain is None
+        shutil.copy(finished / "domain.npz", foreign)
+        assert Generator(foreign).domain
+    (runs / "other" / "domain.npz").rename(runs / "domain.npz")
+    assert Generator(runs / "other").domain
 
 
 def test_the_gate_in_ci_of_the_guide_runs_as_it_is_written(runs: Path, tmp_path: Path) -> None:
