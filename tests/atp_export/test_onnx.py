@@ -54,6 +54,8 @@ def test_narrow_equals_onnx(tmp_path: Path, family: str, policy: str, flavour: s
 @pytest.mark.parametrize(
     "rope",
     [
+        # Case 13c: transformers' Llama turns whole heads whatever this says.
+        {"rope_type": "default", "partial_rotary_factor": 0.5},
         {"rope_type": "linear", "factor": 2.0},
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
         {

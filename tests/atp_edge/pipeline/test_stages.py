@@ -315,6 +315,7 @@ def test_a_run_from_before_records_is_taken_as_it_is_and_proven_anew(copied: Con
         ({"model": "/no/where"}, "no config.json there"),
         ({"dataset.decision_share": 1e-9}, "the decision split has no block"),
         ({"dataset.test_share": 2.0}, "test share 2.0"),
+        ({"dataset.test_share": 0.0}, "test share 0.0"),
     ],
 )
 def test_a_wrong_call_leaves_nothing_behind(
