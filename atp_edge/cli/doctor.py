@@ -73,7 +73,7 @@ def _onnxruntime() -> Finding:
     usable = [p.removesuffix("ExecutionProvider") for p in usable_providers()]
     found = f"{both[0]} {onnxruntime.__version__}, runs on {' and '.join(usable)}"
     if both == ["onnxruntime-gpu"] and usable == ["CPU"]:
-        advice = "its CUDA part finds no device: fine on a CPU, where '.[cpu]' is smaller"
+        advice = "its CUDA part cannot run here: fine on a CPU, where '.[cpu]' is smaller"
         return Finding("ONNX Runtime", found, "ok", advice)
     return Finding("ONNX Runtime", found, "ok")
 

@@ -16,11 +16,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.model import modeling_per_layer
-from atp_edge.model.families import ModelShape, model_shape
+from atp_edge.model.families import ModelShape
 from atp_edge.model.loading import (
     GENERATION,
     load_config,
     load_model,
+    shape_in,
     stored_type,
     tensor_files,
 )
@@ -123,7 +124,7 @@ def _ship_modelling_file(model: PreTrainedModel, folder: Path) -> None:
 
 def shape_of(folder: Path) -> ModelShape:
     """The sizes of the decoder in a checkpoint's folder."""
-    return model_shape(load_config(folder))
+    return shape_in(folder, load_config(folder))
 
 
 def load_narrow(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import ModelShape, model_shape
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
@@ -44,6 +44,15 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise ValueError(f"{folder} holds no {CONFIG}: expected a Hugging Face checkpoint")
     with _named(folder / CONFIG):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def shape_in(folder: Path, config: Any) -> ModelShape:
+    """The sizes of the decoder that a folder's configuration describes. Raises ValueError, naming
+    the file, for one that is not supported."""
+    try:
+        return model_shape(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _accounted(folder: Path, trust_remote_code: bool, **options: Any) -> PreTrai
     """The model as transformers loads it, when it found each tensor that it wanted and no other."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
     _check_plain(folder, config)
-    model_shape(config)
+    shape_in(folder, config)
     files = tensor_files(folder)
     _check_types(files)
     tied = config.tie_word_embeddings

@@ -12,8 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from atp_edge.config import Config
 from atp_edge.model.export_size import CARD_BYTES
 from atp_edge.pipeline.model_card_use import GOOD_FOR, NOT_FOR, how_to_load
+from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.pipeline.source_licence import licence_of
-from atp_edge.pipeline.verdict import recovery_interval, shipped_perplexity
+from atp_edge.pipeline.verdict import recovery_interval
 from atp_edge.run.environment import version
 from atp_edge.run.files import write_atomically
 from atp_edge.run.folder import RunFolder

@@ -13,7 +13,8 @@ import numpy as np
 from atp_edge.config import Config
 from atp_edge.model.checkpoint import shape_of
 from atp_edge.model.plan import Plan
-from atp_edge.pipeline.verdict import recovery_interval, shipped_perplexity
+from atp_edge.pipeline.shipped_quality import shipped_perplexity
+from atp_edge.pipeline.verdict import recovery_interval
 from atp_edge.run.time_left import in_words
 from atp_edge.settings import keys, read_config, values_of
 

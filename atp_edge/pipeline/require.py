@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atp_edge.pipeline.verdict import shipped_perplexity
+from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.run.errors import ConditionNotMetError
 
 Metrics = Mapping[str, Any]

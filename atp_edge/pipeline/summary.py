@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from atp_edge.pipeline.verdict import shipped_perplexity
+from atp_edge.pipeline.shipped_quality import shipped_perplexity
 
 
 @dataclass(frozen=True)

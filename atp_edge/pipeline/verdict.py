@@ -5,13 +5,14 @@ One place computes it; the terminal, the report page and later checks read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from atp_edge.evaluation.bootstrap import middle, resampled
+from atp_edge.pipeline.shipped_quality import rounding, shipped_perplexity
 
 Tone = Literal["good", "unsure", "bad"]
 _REASONS = 8
@@ -88,18 +89,6 @@ def _gate(gate: dict[str, Any]) -> Finding:
         tone=tones[gate["verdict"]],
         reasons=(*reasons[:_REASONS], *more),
     )
-
-
-def shipped_perplexity(metrics: Mapping[str, Any]) -> float:
-    """Of the file that ships, where rounding was measured; of slim/, which an fp32 file equals."""
-    slim: float = metrics.get("shrink", metrics["train"])["perplexity"]
-    return slim * rounding(metrics)
-
-
-def rounding(metrics: Mapping[str, Any]) -> float:
-    """Perplexity of the shipped file over that of slim/; 1 in fp32 and where it is not measured."""
-    ratio: float = metrics.get("verify", {}).get("quality", {}).get("ratio", 1.0)
-    return ratio
 
 
 def recovery_interval(metrics: dict[str, Any]) -> tuple[float, float] | None:

@@ -10,8 +10,9 @@ from atp_export.runtime.generator import (
     perplexity,
     stream_tokens,
 )
+from atp_export.runtime.providers import usable_providers
 from atp_export.runtime.sampling import Sampling, choose, cut
-from atp_export.runtime.session import Session, usable_cores, usable_providers
+from atp_export.runtime.session import Session, usable_cores
 
 __all__ = [
     "Floats",

@@ -14,6 +14,7 @@ import psutil
 from atp_export.manifest import read_manifest
 from atp_export.runtime.described import described
 from atp_export.runtime.logits_from import with_input
+from atp_export.runtime.providers import provider_of
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _ERRORS_ONLY = 3
@@ -44,7 +45,7 @@ class Session:
             raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
         about = described(folder)
         self.folder, self.context, self.ends = folder, about.context, about.ends
-        self.provider = _provider(provider)
+        self.provider = provider_of(provider)
         self.device: Literal["cuda", "cpu"] = "cuda" if "CUDA" in self.provider else "cpu"
         if cuda_graph and self.device == "cpu":
             raise ValueError(f"cuda_graph needs the CUDA provider, and this is {self.provider}")
@@ -178,20 +179,3 @@ def _cache_type(path: Path, types: list[str]) -> Any:
             "it in another precision"
         )
     return _TYPES[types[0]]
-
-
-def usable_providers() -> list[str]:
-    """Execution providers that can run here, the fastest first."""
-    # onnxruntime-gpu lists CUDA also where no device is; torch-free check by the driver.
-    has_device = Path("/dev/nvidia0").exists()
-    cuda = has_device and "CUDAExecutionProvider" in ort.get_available_providers()
-    return ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
-
-
-def _provider(asked: str) -> str:
-    available = ort.get_available_providers()
-    if asked == "auto":
-        return usable_providers()[0]
-    if asked not in available:
-        raise ValueError(f"provider {asked!r}: this ONNX Runtime has {', '.join(available)}")
-    return asked
