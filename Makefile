@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test test-floors test-large bench docs lint format clean
+.PHONY: demo test test-floors test-large soak bench docs lint format clean
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +75,15 @@ test-large: $(VENV)/installed $(LARGE)/node/installed $(LARGE)/transformers4/ins
     $(OLD_RUNTIMES:%=$(LARGE)/onnxruntime-%/installed)
 	ATP_TRANSFORMERS4_PYTHON=$(LARGE)/transformers4/bin/python ATP_ONNXRUNTIMES=$(LARGE) \
 	    $(BIN)/python -m pytest -m large
+
+# Kills, failing writes and damaged files by the thousand, for hours if it has to be. What was done
+# before a stop is kept in build/soak; docs/reliability.md has the table.
+SOAK_KILLS ?= 300
+SOAK_FILES ?= 10000
+soak: $(VENV)/installed
+	ATP_WRITES=1 ATP_FUZZ=$(SOAK_FILES) ATP_FUZZ_FILES=$(SOAK_FILES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    tests/soak/test_faults.py tests/soak/test_files_fuzz.py tests/atp_edge/data/test_reader_fuzz.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak.kills --count $(SOAK_KILLS)
 
 # What has to stay fast, beside the last saved run (the first one warns that there is none).
 bench: $(VENV)/installed

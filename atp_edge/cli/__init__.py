@@ -53,6 +53,12 @@ EXIT_CODES: Mapping[type[Exception], int] = {
     OSError: EXIT_USAGE,
 }
 """Of errors that say all there is to say; any other is a fault of ours."""
+_NO_MEMORY = ("can't allocate memory", "Failed to allocate memory", "bad_alloc")
+_MOST_QUOTED = 160
+_LESS_MEMORY = (
+    "`atp-edge run --dry-run` tells what a run takes, and settings that take less; what is saved "
+    "is gone on with by the same command"
+)
 
 RunOption = Annotated[Path, typer.Option("--out", help="the run's folder")]
 
@@ -170,11 +176,22 @@ def main() -> None:
         # Typer's own 1: for an answer that never came, or a pipe that only it wrote to.
         sys.exit(EXIT_USAGE if ended.code == 1 else ended.code)
     except Exception as error:
+        if _lacks_memory(error):
+            said = " ".join(str(error).split()) or type(error).__name__
+            _end(EXIT_USAGE, "error:", f"memory ran out ({said[:_MOST_QUOTED]}): {_LESS_MEMORY}")
         code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), EXIT_INTERNAL)
         if code == EXIT_INTERNAL:
             traceback.print_exc()
             _end(code, "internal error:", f"please report it with all of this ({_versions()})")
         _end(code, "error:", str(error))
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether Python, numpy, torch or ONNX Runtime got no memory; the latter two have no class for
+    it everywhere."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or said
 
 
 def _end(code: int, title: str, message: str) -> NoReturn:

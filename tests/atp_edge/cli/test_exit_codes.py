@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import numpy as np
 import pytest
+import torch
 
 from atp_edge import cli
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
@@ -68,6 +70,28 @@ def test_a_fault_of_ours_is_a_traceback_to_report_and_never_not_proven(
     assert f"{type(error).__name__}: {error}" in shown
     assert "internal error: please report it with all of this (Python 3." in shown
     assert "torch " in shown
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: bytearray(1 << 60),
+        lambda: np.ones(1 << 50),
+        lambda: torch.empty(1 << 45),
+        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+    ],
+    ids=["Python", "numpy", "torch", "CUDA"],
+)
+def test_where_memory_runs_out_one_error_says_what_takes_less(
+    work: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ended(monkeypatch, work) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: memory ran out (")
+    assert "`atp-edge run --dry-run` tells what a run takes" in shown
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -90,6 +90,13 @@ def test_a_finished_run_is_done_wherever_it_lies(
         assert done_before(gone_on(config)) == list(STAGES[:-1])
 
 
+@pytest.mark.parametrize("seconds", [1.0, 4e9])
+def test_a_clock_that_was_wrong_or_is_moved_does_nothing(copied: Config, seconds: float) -> None:
+    for path in Path(copied.out).rglob("*"):
+        os.utime(path, (seconds, seconds))
+    assert done_before(gone_on(copied)) == list(STAGES[:-1])
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
