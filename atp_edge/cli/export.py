@@ -32,8 +32,8 @@ def export(
         int | None, typer.Option(help="with --to: longest context; 0: the model's own")
     ] = None,
     layout: Annotated[
-        Literal["plain", "transformers.js"] | None,
-        typer.Option(help="with --to: as transformers.js loads it without options"),
+        Literal["plain", "transformers.js", "openvino"] | None,
+        typer.Option(help="with --to: as transformers.js or openvino_genai load it"),
     ] = None,
 ) -> None:
     """Write the slim model as ONNX again, or anywhere in another form with --to."""

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from atp_export.layouts import check_transformers_js, to_transformers_js
+from atp_export.layouts.transformers_js import check_transformers_js, to_transformers_js
 from atp_export.manifest import MANIFEST, unlisted, write_manifest
 from atp_export.runtime.domain import PROFILE
 
 from atp_edge.config import Config, Flavour, Precision, Quantizer
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
-from atp_edge.pipeline import export_gguf
+from atp_edge.pipeline import export_gguf, export_openvino
 from atp_edge.pipeline.export import write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.model_card import write_card
@@ -32,7 +32,7 @@ from atp_edge.settings import with_values
 Writer = Callable[[Path, Progress], dict[str, Any]]
 """Writes a folder, and gives its figures."""
 Format = Literal["onnx", "gguf"]
-Layout = Literal["plain", "transformers.js"]
+Layout = Literal["plain", "transformers.js", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,19 @@ def _onnx_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
     settings = settings_asked(config, asked)
     _check_onnx(settings, run)
     precision = settings.export.precision
-    if asked.layout == "plain":
-        return lambda folder, progress: _onnx(settings, run, folder, asked.to, progress)
-    check_transformers_js(precision)
+    if asked.layout == "transformers.js":
+        check_transformers_js(precision)
+    if asked.layout == "openvino":
+        export_openvino.check_asked(settings)
 
     def write(folder: Path, progress: Progress) -> dict[str, Any]:
         figures = _onnx(settings, run, folder, asked.to, progress)
-        to_transformers_js(folder, precision)
+        if asked.layout == "plain":
+            return figures
+        if asked.layout == "transformers.js":
+            to_transformers_js(folder, precision)
+        else:
+            figures |= export_openvino.write(settings, run, folder, asked.to, figures, progress)
         return figures | {"layout": asked.layout}
 
     return write
@@ -125,6 +131,8 @@ def settings_asked(config: Config, asked: Asked) -> Config:
         if name in known and value not in get_args(known[name]):
             expected = ", ".join(get_args(known[name]))
             raise ValueError(f"--{name} {value}: for ONNX expected {expected}")
+    if asked.layout == "openvino" and not asked.flavour:
+        given["flavour"] = "portable"  # What its folder is made of.
     if asked.precision and not asked.quantizer:
         given["quantizer"] = "auto"  # The run's own is of its own precision.
     return with_values(config, {f"export.{name}": value for name, value in given.items()})

@@ -187,7 +187,7 @@ def render(results: dict[str, Any]) -> str:
         "graph needs: from token to token no buffer moves and no shape changes.",
         "",
         "GGUF in llama.cpp and transformers.js's layout have tests of their own, with real text",
-        "through their own tokenizers: [gguf.md](gguf.md), `tests/atp_export/test_layouts.py`.",
+        "through their own tokenizers: [gguf.md](gguf.md), `tests/atp_export/layouts/`.",
         "",
         "int8 and int4 here are rounded to the nearest. `gptq`, a run's default for int4, writes",
         "the same nodes with other numbers; `k-quant` gives MatMulNBits, GatherBlockQuantized and",

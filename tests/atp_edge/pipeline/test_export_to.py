@@ -121,6 +121,7 @@ def test_a_second_export_replaces_the_first(finished: RunFolder, tmp_path: Path)
         (["--to", "{tmp}/x", "--format", "gguf", "--flavour", "ort"], r"--flavour ort is of ONNX"),
         (["--to", "{tmp}/x", "--format", "gguf", "--context", "16"], r"of 32 tokens; take 32"),
         (["--to", "{tmp}/x", "--layout", "transformers.js", "--precision", "bf16"], r"with bf16"),
+        (["--to", "{tmp}/x", "--layout", "openvino", "--flavour", "ort"], r"made from portable"),
         (["--to", "{run}/onnx"], r"the run keeps its own there"),
         (["--to", "{run}"], r"the run keeps its own there"),
         (["--to", "{tmp}"], r"mine\.txt is there, which no export wrote"),
@@ -187,5 +188,22 @@ def test_gguf_is_proven_by_llama_cpp_or_said_not_to_be(
     assert json.loads((to / "figures.json").read_text())["quality"]["ratio"] == pytest.approx(
         1, rel=0.01
     )
+    with pytest.raises(ValueError, match="proven and measured as it is written"):
+        call("verify", "--out", finished.path, "--folder", to)
+
+
+def test_an_openvino_folder_is_proven_by_openvino_genai(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino_genai", reason="extra `openvino` is not installed")
+    to = tmp_path / "openvino"
+    shown = call("export", "--out", finished.path, "--to", to, "--layout", "openvino")
+    assert "in openvino_genai" in shown
+    assert not list(to.glob("model.onnx*"))
+    assert {"openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"} <= set(
+        read_manifest(to).files
+    )
+    figures = json.loads((to / "figures.json").read_text())
+    assert [check["name"] for check in figures["openvino_genai"]] == ["ids", "greedy"]
     with pytest.raises(ValueError, match="proven and measured as it is written"):
         call("verify", "--out", finished.path, "--folder", to)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 from atp_export.export import export_onnx
-from atp_export.layouts import check_transformers_js, to_transformers_js
+from atp_export.layouts.transformers_js import check_transformers_js, to_transformers_js
 from atp_export.runtime import Session, generate_tokens
 from transformers import AutoTokenizer
 

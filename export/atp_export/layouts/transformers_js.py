@@ -1,4 +1,4 @@
-"""Layouts of an exported folder that others load by default."""
+"""The layout that transformers.js loads by default."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Layouts of an exported folder that others load by default."""
