@@ -166,12 +166,16 @@ assert not any(m.startswith("atp_") for m in sys.modules)
 def test_gptq_takes_most_of_what_int4_costs_though_one_token_is_a_hundred_times_the_others(
     real_folder: Path, splits: Splits
 ) -> None:
-    """On attention, whose grams that token would rule."""
+    """On attention, whose grams that token would rule; of a third of the layers."""
     model = load_narrow(real_folder)
-    modules = {n: m for n, m in model.named_modules() if n.endswith(ATTENTION_PROJECTIONS)}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith(ATTENTION_PROJECTIONS) and int(name.split(".")[2]) % 3 == 0
+    }
     exact = {name: module.weight.clone() for name, module in modules.items()}
     with torch.enable_grad():
-        grams = input_grams(real_folder, splits.train.spread(16).input_ids)
+        grams = input_grams(real_folder, splits.train.spread(6).input_ids)
     test = splits.test.spread(8)
     before = math.log(perplexity(model, test))
 
