@@ -28,6 +28,9 @@ class DataConfig:
     test_blocks: int = field(
         default=40, metadata={"help": "blocks of the test, spread over its split", "least": 1}
     )
+    train_documents: int = field(
+        default=0, metadata={"help": "documents of the train split, at most; 0: all"}
+    )
     special_tokens: Literal["text", "parse"] = field(
         default="text",
         metadata={"help": "special-token text in data: text, or the tokens (rows rendered before)"},

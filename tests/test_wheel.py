@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,3 +90,26 @@ def test_what_is_installed_runs_from_its_own_files(wheel: Path, tmp_path: Path) 
     files, version = done.stdout.splitlines()
     assert all(Path(file).is_relative_to(site) for file in files.split())
     assert version.startswith("atp-edge ")
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"), [("cpu", {"onnxruntime"}), ("gpu", {"onnxruntime-gpu", "triton"})]
+)
+def test_an_extra_of_the_wheel_resolves_beside_what_is_installed(
+    wheel: Path, extra: str, wanted: set[str]
+) -> None:
+    """Nothing is installed. torch is here, so that its CUDA build is never asked for."""
+    asked = [f"{wheel}[{extra}]", "--dry-run", "--quiet", "--report", "-", "--no-input"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *asked],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "No module named pip" in done.stderr:
+        pytest.skip("this environment has no pip")
+    if done.returncode and re.search("connection|resolve host|timed out", done.stderr, re.I):
+        pytest.skip("no package index can be reached from here")
+    assert done.returncode == 0, done.stderr
+    new = {row["metadata"]["name"].lower() for row in json.loads(done.stdout)["install"]}
+    here = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    assert wanted <= new | here
+    assert not new & {"torch", "transformers"}

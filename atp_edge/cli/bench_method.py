@@ -21,8 +21,8 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures
 
 def quality(
     preset: Annotated[
-        Literal["quick", "cpu", "gpu"],
-        typer.Option(help="quick: minutes; cpu: hours; gpu: the full matrix"),
+        Literal["quick", "cpu", "gpu", "little"],
+        typer.Option(help="quick: minutes; cpu: hours; gpu: the full matrix; little: by documents"),
     ] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="the same as --preset quick")] = False,
     only: Annotated[

@@ -90,6 +90,9 @@ def _say(report: GateReport, json_file: Path | None, junit: Path | None) -> None
     from atp_edge.run.files import write_json
 
     console.print(table(report))
+    if report.changed:
+        changed = f"changed of the profile (its own): {'; '.join(report.changed)}"
+        console.print(Text(changed), soft_wrap=True)
     for reason in report.reasons:
         console.print(Text(reason), soft_wrap=True)
     console.print(Text(f"gate: {report.verdict}"))

@@ -88,12 +88,13 @@ class Call:
 
 def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Config:
     """The settings to run with, when all that can be known before has been checked and shown."""
-    from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model
+    from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
     from atp_edge.pipeline.device import device_of
     from atp_edge.pipeline.fit import begun_settings, fitted, refuse
     from atp_edge.pipeline.inputs import inputs_of
     from atp_edge.pipeline.memory import needs_of
     from atp_edge.pipeline.preflight import check_run
+    from atp_edge.pipeline.time_estimate import time_lines
     from atp_edge.run.folder import RunFolder
     from atp_edge.training.setup import model_source, shapes_alone, splits_of
 
@@ -113,9 +114,14 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
     if call.shown.for_people or call.dry_run:
-        console.print(cost_table(config, splits))
+        console.print(cost_table(config))
+        if splits is not None:
+            console.print(text_table(config, splits))
         console.print(needs_table(needs_of(config, model, device.kind), device))
     refuse(config, model, device)
+    if splits is not None and call.device_memory is None:
+        for line in time_lines(config, names, splits, device):
+            console.print(Text(line))
     return config
 
 

@@ -107,6 +107,7 @@ def make_splits(
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
+    train_documents: int = 0,
     most_blocks: int = ENOUGH_BLOCKS,
     protected: Sequence[Document] = (),
     canaries: int = 0,
@@ -114,13 +115,17 @@ def make_splits(
 ) -> Splits:
     """Three disjoint splits of packed blocks [N, block_tokens].
 
+    train_documents: of the train split at most, 0: all; decision and test stay as they are.
     most_blocks: blocks kept of a split at most. protected: near copies of them leave the test.
-    canaries: planted in the train split, each so
-    often that it is read about once when training reads `blocks_read` blocks. Raises ValueError
-    when a split gets no block.
+    canaries: planted in the train split, each so often that it is read about once when training
+    reads `blocks_read` blocks. Raises ValueError when a split gets no block.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
     kept, seen = without_near_copies(drawn, protected)
+    copies_left_out = sum(map(len, drawn.values())) - sum(map(len, kept.values()))
+    if train_documents:
+        cut = kept | {"train": kept["train"][:train_documents]}
+        kept, seen = without_near_copies(cut, protected)
     encoder = Encoder(tokenizer)
     packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
     if canaries:
@@ -139,7 +144,7 @@ def make_splits(
         report=SplitReport(
             documents={name: len(kept[name]) for name in SPLITS},
             tokens={name: one.blocks.input_ids.numel() for name, one in packed.items()},
-            duplicates_removed=sum(map(len, drawn.values())) - sum(map(len, kept.values())),
+            duplicates_removed=copies_left_out,
             sha256=digest.hexdigest(),
             test_seen_in_train=round(seen, 4),
             blocks_without_label=sum(one.unlabelled for one in packed.values()),

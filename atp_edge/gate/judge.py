@@ -35,7 +35,7 @@ from atp_edge.gate.prompts import check_prompts
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.results import Check, Flip, GateReport
-from atp_edge.gate.settings import GateSettings
+from atp_edge.gate.settings import GateSettings, changed_of
 from atp_edge.gate.tasks import check_tasks
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
@@ -81,19 +81,19 @@ def judge(
     )  # fmt: skip
     checks = check_integrity(run, settings.form, folder)
     figures: dict[str, Any] = {}
-    say(f"text: {len(material.texts)} documents by both models")
+    say(f"reading {len(material.texts)} documents with both models")
     checks += _text(rivals, figures)
-    say(f"tasks: {sum(len(task.items) for task in material.tasks)} items")
+    say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
     found, flips, items = _tasks(rivals, figures)
     checks += found
     if material.lm_eval:
-        say(f"lm-eval: {len(material.lm_eval)} tasks")
+        say(f"answering {len(material.lm_eval)} tasks of lm-eval")
         checks += check_outside(
             dense, slim, tokenizer, material.lm_eval, settings.tasks, settings.level, window
         )
-    say(f"bias: {len(material.pairs)} pairs")
+    say(f"comparing {len(material.pairs)} pairs of texts for bias")
     checks += _bias(rivals, figures)
-    say("memorization, refusals and prompts")
+    say("looking at prompts, memorization and refusals")
     found, said = check_prompts(material.rules, ask)
     checks += found
     prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
@@ -113,6 +113,7 @@ def judge(
         seconds=time.perf_counter() - began,
         notes=material.notes,
         undecided_fails=settings.undecided == "fail",
+        changed=changed_of(settings),
     )
     return report, material.profile
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from rich.table import Table
 from rich.text import Text
 
-from atp_edge.gate.results import Check, GateReport
+from atp_edge.gate.results import Check, GateReport, judged_by
 from atp_edge.run.files import write_atomically, write_json
 
 SCHEMA_FILE = Path(__file__).with_name("gate.schema.json")
@@ -83,7 +83,8 @@ def rows_of(checks: Sequence[Check | dict[str, Any]]) -> list[list[str]]:
 def table(report: GateReport) -> Table:
     """The checks for a terminal of 80 columns."""
     shown = Table(
-        title=f"gate: {report.form} against the dense model, profile {report.profile}",
+        title=f"gate: {report.form}/ against the dense model\n"
+        f"{judged_by(report.profile, report.changed)}",
         title_justify="left",
     )
     shown.add_column("", overflow="fold", max_width=24)

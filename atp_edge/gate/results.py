@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,8 @@ class GateReport:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     undecided_fails: bool = field(default=False)
+    changed: tuple[str, ...] = ()
+    """Settings that are not the profile's."""
 
     @property
     def verdict(self) -> Verdict:
@@ -112,6 +115,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def judged_by(profile: str, changed: Sequence[str]) -> str:
+    """The profile, and how many of its settings are others, as a clause."""
+    plural = "s" if len(changed) > 1 else ""
+    more = f" with {len(changed)} setting{plural} changed" if changed else ""
+    return f"profile {profile}{more}"
 
 
 def of_judged(

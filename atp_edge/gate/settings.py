@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from atp_edge.config import GateProfile
-from atp_edge.settings import read_values, with_values
+from atp_edge.settings import keys, read_values, with_values
 
 Form = Literal["onnx", "slim"]
 
@@ -129,6 +130,13 @@ PROFILES: dict[GateProfile, Mapping[str, Any]] = {
 }
 
 
+# They add to what is asked, or choose the profile; any other may make passing easier.
+_NOT_COUNTED = frozenset({
+    "profile", "form", "data", "slice_by", "bias.files", "prompts.files", "tasks.lm_eval",
+    "tasks.include",
+})  # fmt: skip
+
+
 def gate_settings(values: Mapping[str, Any]) -> GateSettings:
     """Settings by dotted keys over their profile's. Raises ValueError as `settings.with_values`."""
     named = with_values(GateSettings(), {"profile": values.get("profile", "default")})
@@ -136,6 +144,14 @@ def gate_settings(values: Mapping[str, Any]) -> GateSettings:
     if found.level >= 0.5:
         raise ValueError(f"level = {found.level}: expected less than 0.5")
     return found
+
+
+def changed_of(settings: GateSettings) -> tuple[str, ...]:
+    """The settings that are not their profile's, as `quality.loss = 0.3 (0.105)`."""
+    of_profile = gate_settings({"profile": settings.profile})
+    names = [key.name for key in keys(GateSettings) if key.name not in _NOT_COUNTED]
+    both = [(name, attrgetter(name)(settings), attrgetter(name)(of_profile)) for name in names]
+    return tuple(f"{name} = {now} ({before})" for name, now, before in both if now != before)
 
 
 def read_gate_settings(path: Path | None, values: Mapping[str, Any]) -> GateSettings:

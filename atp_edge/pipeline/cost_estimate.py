@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from rich.table import Table
@@ -24,8 +23,8 @@ from atp_edge.training.frozen import source_type
 from atp_edge.training.setup import feasible_of, model_source, shipped_of, source_config
 
 
-def cost_table(config: Config, splits: Splits | None = None) -> Table:
-    """Parameters, bytes, steps and, of splits that were read, the text.
+def cost_table(config: Config) -> Table:
+    """Parameters, bytes and steps.
 
     Raises ValueError when the budget cannot be met.
     """
@@ -51,17 +50,22 @@ def cost_table(config: Config, splits: Splits | None = None) -> Table:
     steps = f"{joint} joint + {config.steps - joint}"
     shown.add_row("steps", f"{config.steps}", steps)
     shown.add_row("train tokens", f"{config.train_tokens:,}", f"{config.train_tokens:,}")
-    if splits is not None:
-        documents, tokens = splits.report.documents, splits.report.tokens
-        held = splits.train.input_ids.numel()
-        shown.add_row("documents", f"{sum(documents.values()):,}", _by_split(documents))
-        shown.add_row("tokens of the text", f"{sum(tokens.values()):,}", _by_split(tokens))
-        shown.add_row("epochs of the train split", f"{config.train_tokens / held:.2f}", "")
     return shown
 
 
-def _by_split(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+def text_table(config: Config, splits: Splits) -> Table:
+    """What the text holds, split by split, and how often training reads it."""
+    report = splits.report
+    shown = Table(title="the text", title_justify="left")
+    shown.add_column("", no_wrap=True)
+    names = tuple(report.documents)
+    for name in ("all", *names):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for what, counts in (("documents", report.documents), ("tokens", report.tokens)):
+        shown.add_row(what, f"{sum(counts.values()):,}", *(f"{counts[name]:,}" for name in names))
+    times = config.train_tokens / splits.train.input_ids.numel()
+    shown.add_row("read in training", "", f"{times:.2f} times")
+    return shown
 
 
 def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
@@ -85,23 +89,24 @@ def sized_model(config: Config) -> Model:
 
 
 def needs_table(found: list[Need], device: Device) -> Table:
-    """What every part takes, beside what there is, in GB."""
+    """What every part takes, beside what there is, in GB; a CPU's memory is the host's."""
+    apart = device.kind == "cuda"
     title = Text(f"memory and disk, about, GB ({device.name})")
     shown = Table(title=title, title_justify="left")
     shown.add_column("", no_wrap=True)
-    for name in ("device", "host", "disk"):
+    for name in ("device", "host", "disk") if apart else ("memory", "disk"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("most of it")
     for need in found:
         most = need.device or need.host
         largest = sorted(most, key=lambda name: -most[name])[:2]
-        sizes = (need.device_bytes, need.host_bytes, need.disk_bytes)
+        taken = (need.device_bytes, need.host_bytes) if apart else (need.device_bytes,)
         shown.add_row(
             need.part,
-            *(f"{size / 1e9:.1f}" if size else "" for size in sizes),
+            *(f"{size / 1e9:.1f}" if size else "" for size in (*taken, need.disk_bytes)),
             ", ".join(f"{name} {most[name] / 1e9:.1f}" for name in largest),
         )
-    there = (device.memory, device.host if device.kind == "cuda" else math.inf, device.disk)
+    there = (device.memory, device.host, device.disk) if apart else (device.memory, device.disk)
     known = (f"{size / 1e9:.1f}" if math.isfinite(size) else "" for size in there)
     shown.add_row("there is", *known, "")
     return shown

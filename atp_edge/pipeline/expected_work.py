@@ -19,9 +19,14 @@ EXPORT, VERIFY, BENCH = 15.0, 90.0, 60.0
 GATE = 300.0  # about 90,000 tokens by both models
 
 
-def expected_work(config: Config, stages: Sequence[StageName]) -> list[tuple[str, float]]:
-    """(name, units) in order: stages, phases, and what names itself by `atp_edge.run.watched`."""
-    test = ("measuring", float(config.dataset.test_blocks))
+def expected_work(
+    config: Config, stages: Sequence[StageName], *, test_blocks: int | None = None
+) -> list[tuple[str, float]]:
+    """(name, units) in order: stages, phases, and what names itself by `atp_edge.run.watched`.
+
+    test_blocks: of the test split; unknown, as many as the run asks for.
+    """
+    test = ("measuring", float(test_blocks or config.dataset.test_blocks))
     works: dict[str, list[tuple[str, float]]] = {
         "train": [("train", 1.0), *_training(config, test)],
         "shrink": [("shrink", 2.0), test],

@@ -47,6 +47,7 @@ def judged_run(
             "counts": counts,
             "profile": report.profile,
             "form": report.form,
+            "changed": list(report.changed),
             "checks": content["checks"],
             "flips": content["flips"],
             "figures": content["figures"],

@@ -12,7 +12,8 @@ from atp_edge.run.environment import version
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.pinned import PROTECT, SOURCES, pinned_settings, read_inputs
-from atp_edge.training.setup import model_source
+from atp_edge.settings import with_values
+from atp_edge.training.setup import hub_id_of, model_source
 
 # Of a checkpoint's folder, the files that are read, by what reads them.
 TEMPLATE = ("chat_template*", "additional_chat_templates/*")
@@ -21,6 +22,21 @@ TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "a
 MODEL = ("*.json", "*.safetensors", "*.py")
 PACKAGE_OF = {"legal": "licensedcode-data", "health": "simple-icd-10-cm"}
 """The package that holds a built-in domain."""
+
+
+def anchored(config: Config) -> Config:
+    """These settings with the whole path of each file and folder that they name, so that a run goes
+    on from any directory; `out` is where config.toml lies."""
+    local = hub_id_of(config.model) is None and config.model != "demo"
+    named = {
+        "model": config.model if local else "",
+        "data": "" if config.data in PACKAGE_OF else config.data,
+        "protect": "" if config.protect in PACKAGE_OF else config.protect,
+        "gate.config": config.gate.config,
+    }
+    # No symbolic link is followed: what it points to may move.
+    whole = {key: str(Path(path).absolute()) for key, path in named.items() if path}
+    return with_values(config, whole)
 
 
 def inputs_of(config: Config) -> dict[str, Any]:

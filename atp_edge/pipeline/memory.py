@@ -194,8 +194,8 @@ def _tuned(config: Config, shape: ModelShape) -> Bytes:
     moments = 2.0 if config.train.moments == "8bit" else 8.0
     copies = 0.0 if config.train.precision == "no" else 2.0
     kept = projections(shape)
-    return {"kept weights' gradients": 4.0 * kept, "their moments": moments * kept,
-            "their bf16 copies": copies * kept}  # fmt: skip
+    return {"kept weights' gradients": 4.0 * kept, "kept weights' moments": moments * kept,
+            "kept weights' bf16 copies": copies * kept}  # fmt: skip
 
 
 def _teacher(config: Config, model: Model) -> float:

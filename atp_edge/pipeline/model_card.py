@@ -18,7 +18,7 @@ from atp_edge.pipeline.verdict import recovery_interval
 from atp_edge.run.environment import version
 from atp_edge.run.files import write_atomically
 from atp_edge.run.folder import RunFolder
-from atp_edge.training.setup import model_source
+from atp_edge.training.setup import hub_id_of, model_source
 
 Form = Literal["slim", "onnx", "adapter"]
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -86,8 +86,8 @@ def source_of(config: Config) -> Source:
     licence = licence_of(model_source(config.model))
     if config.model == "demo":
         return Source(name=DEMO_MODEL.split("/")[1], hub_id=DEMO_MODEL, licence=licence)
-    hub = None if Path(config.model).exists() else config.model
-    return Source(name=Path(config.model).name[:80], hub_id=hub, licence=licence)
+    hub_id = hub_id_of(config.model)
+    return Source(name=Path(config.model).name[:80], hub_id=hub_id, licence=licence)
 
 
 def data_name(config: Config) -> str:

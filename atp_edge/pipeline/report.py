@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from atp_edge.config import Config
 from atp_edge.gate.outputs import rows_of as gate_rows
+from atp_edge.gate.results import judged_by
 from atp_edge.model.plan import read_plan
 from atp_edge.pipeline.model_card_use import how_to_use
 from atp_edge.pipeline.report_facts import (
@@ -67,7 +68,8 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
         "Kept share of the decoder against the budget": kept_figure(history, metrics),
         "Churn of the decision": churn_figure(history),
     }
-    config = run / "config.toml"
+    config, gate = run / "config.toml", metrics.get("gate", {})
+    changed = gate.get("changed", [])
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -83,8 +85,10 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
             layers=layers_of(run, plan),
             times=times_of(metrics),
             use=how_to_use() if (run / "onnx").is_dir() else [],
-            gate=metrics.get("gate"),
-            gate_rows=gate_rows(metrics.get("gate", {}).get("checks", [])),
+            gate=gate,
+            gate_by=judged_by(gate["profile"], changed) if gate else "",
+            gate_changed=changed,
+            gate_rows=gate_rows(gate.get("checks", [])),
             missing=[s for s in STAGES[:-1] if s not in metrics],
             stale=stale or {},
             metrics=metrics,

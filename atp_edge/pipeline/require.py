@@ -19,6 +19,7 @@ from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.run.errors import ConditionNotMetError
 
 Metrics = Mapping[str, Any]
+_MOST_PLACES = 16
 # The longer ones first: `<=` begins with `<`.
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -69,8 +70,8 @@ class Condition:
             return "it was not measured"
         if COMPARISONS[self.comparison](left, right):
             return None
-        other = "" if number else f", {self.right} {_shown(right)}"
-        return f"{self.left} is {_shown(left)}{other}"
+        shown, bound = _shown(left, right)
+        return f"{self.left} is {shown}" + ("" if number else f", {self.right} {bound}")
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
@@ -121,5 +122,12 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shown(value: float) -> str:
-    return f"{value:.4g}"
+def _shown(*values: float) -> tuple[str, ...]:
+    """Numbers as people read them: no powers of ten, three digits that count at least, and as many
+    as tell them apart."""
+    least = min((abs(v) for v in values if v and math.isfinite(v)), default=1.0)
+    for places in range(max(2, 2 - math.floor(math.log10(least))), _MOST_PLACES):
+        shown = tuple(f"{value:,.{places}f}" for value in values)
+        if len(set(shown)) == len(set(values)):
+            return shown
+    return tuple(map(repr, values))

@@ -26,7 +26,7 @@ def shrink(config: Config, run: RunFolder, progress: Progress) -> None:
     """plan.json and the tuned weights -> slim/, a Hugging Face checkpoint of narrow layers."""
     tokenizer = load_tokenizer(run.dense, trust_remote_code=config.trust_remote_code)
     _write_slim(config, run, tokenizer)
-    progress.say(f"slim model in {run.slim}; measuring it from there")
+    progress.say(f"measuring the slim model as it lies in {run.slim}")
     dense_shape, slim_shape = shape_of(run.dense), shape_of(run.slim)
     kept = shares(dense_shape, slim_shape)
     blocks = splits_of(config).test

@@ -19,7 +19,7 @@ from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
-from atp_edge.run.records import HISTORY, WORK, StageName
+from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
 from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
@@ -30,14 +30,15 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
 
     Nothing is written before model, text and settings are known to be fit for it.
     """
-    from atp_edge.pipeline.inputs import inputs_of
+    from atp_edge.pipeline.inputs import anchored, inputs_of
     from atp_edge.training.setup import splits_of
 
+    config = anchored(config)
     run, inputs = RunFolder(Path(config.out)), inputs_of(config)
     if not run.config_toml.exists():
         progress.say("reading the domain text")
         splits_of(config)
-    with run.held(), _saying_what_is_saved(run):
+    with run.held(), _saying_what_is_saved(run), _with_its_report(run, progress):
         open_run(config, inputs, progress.say)
         run.void_damaged(progress.say)
         tell_expected(expected_work(config, names))
@@ -56,7 +57,7 @@ def taken_up(run: RunFolder, progress: Progress, *, source: bool) -> Iterator[Co
     began with.
     """
     config = run.config()
-    with run.held(), _saying_what_is_saved(run):
+    with run.held(), _saying_what_is_saved(run), _with_its_report(run, progress):
         run.adopt(config, progress.say)
         run.void_damaged(progress.say)
         if source:
@@ -131,6 +132,31 @@ def _check_history(run: RunFolder) -> None:
         raise ValueError(
             f"{run.path}: {changed}; put it back, or delete it and the report has no curves"
         )
+
+
+@contextmanager
+def _with_its_report(run: RunFolder, progress: Progress) -> Iterator[None]:
+    """Write report.html again at the end, where there is one, it was not, and what it shows is no
+    longer what it was: a page never shows the verdict on files that are gone."""
+    page, before = run.path / REPORT, _page_and_figures(run)
+    try:
+        yield
+    finally:
+        now = _page_and_figures(run)
+        if now["page"] and now["page"] == before["page"] and now != before:
+            from atp_edge.pipeline.report import write_report
+
+            try:
+                write_report(run.path, run.stale())
+            except (OSError, ValueError) as error:
+                progress.say(f"{page} is of before, and could not be written again: {error}")
+
+
+def _page_and_figures(run: RunFolder) -> dict[str, Any]:
+    """When the page was written, and the SHA-256 of the figures and of what they are of."""
+    page = run.path / REPORT
+    figures = files_sha256(run.path, [METRICS, run.records.file.name])
+    return {"page": page.stat().st_mtime_ns if page.is_file() else None, "figures": figures}
 
 
 @contextmanager

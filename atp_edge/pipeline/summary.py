@@ -138,7 +138,7 @@ def export_lines(figures: dict[str, Any]) -> list[str]:
             f"{quality['fp32_perplexity']:.2f} ({quality['ratio']:.4f}x)"
         )
     if "bytes" in figures:
-        lines.append(f"  {megabytes(figures['bytes'])}")
+        lines.append(f"  model file {megabytes(figures['bytes'])}")
     for name, row in figures.get("bench", {}).get("rows", {}).items():
         lines.append(
             f"  {name}: first token {milliseconds(row['first_token_ms'])}, per token "

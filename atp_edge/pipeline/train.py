@@ -27,7 +27,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     """
     began = time.perf_counter()
     accelerator = accelerate(config)
-    progress.say("reading the domain text")
+    if run.parts():  # A run that begins has read it.
+        progress.say("reading the domain text")
     splits = splits_of(config)
     for said in splits.report.said(config.dataset.special_tokens):
         progress.say(said)

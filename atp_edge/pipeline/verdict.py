@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atp_edge.evaluation.bootstrap import middle, resampled
+from atp_edge.gate.results import judged_by
 from atp_edge.pipeline.shipped_quality import rounding, shipped_perplexity
 
 Tone = Literal["good", "unsure", "bad"]
@@ -71,16 +72,18 @@ def _findings(metrics: dict[str, Any]) -> Iterator[Finding]:
 
 def _gate(gate: dict[str, Any]) -> Finding:
     """Ship or do not ship, and why."""
-    counts, profile = gate["counts"], gate["profile"]
+    counts, form = gate["counts"], gate.get("form", "onnx")
+    what, of = ("it", "") if form == "onnx" else (f"{form}/", f" {form}/")
+    by = judged_by(gate["profile"], gate.get("changed", ()))
     checks = sum(counts.values())
     tones: dict[str, Tone] = {"passed": "good", "undecided": "unsure", "failed": "bad"}
     said = {
-        "passed": f"the gate PASSED it ({counts['passed']} of {checks} checks, "
-        f"{counts['undecided']} undecided, profile {profile})",
-        "undecided": f"the gate is UNDECIDED ({counts['undecided']} of {checks} checks, profile "
-        f"{profile}): not shown to be fit to ship",
-        "failed": f"the gate says DO NOT SHIP ({counts['failed']} of {checks} checks failed, "
-        f"profile {profile})",
+        "passed": f"the gate PASSED {what} ({counts['passed']} of {checks} checks, "
+        f"{counts['undecided']} undecided, {by})",
+        "undecided": f"the gate is UNDECIDED{of and ' on'}{of} ({counts['undecided']} of {checks} "
+        f"checks, {by}): not shown to be fit to ship",
+        "failed": f"the gate says DO NOT SHIP{of} ({counts['failed']} of {checks} checks failed, "
+        f"{by})",
     }
     reasons = gate["reasons"]
     more = (f"and {len(reasons) - _REASONS} more: gate.json",) * (len(reasons) > _REASONS)
@@ -165,11 +168,13 @@ def _proof(providers: dict[str, Any]) -> Finding:
 
 def _gains(ratios: dict[str, float]) -> Iterator[Finding]:
     names = {
-        "token_ms_p50": ("faster a token", "slower a token"),
-        "peak_memory_bytes": ("less memory", "more memory"),
-        "file_bytes": ("smaller", "larger"),
+        "token_ms_p50": ("faster a token", "slower a token", "as fast a token"),
+        "peak_memory_bytes": ("less memory", "more memory", "as much memory"),
+        "file_bytes": ("smaller", "larger", "as large"),
     }
-    for key, (more, less) in names.items():
+    for key, (more, less, same) in names.items():
         ratio = ratios[key]
         text = f"{ratio:.2f}x {more}" if ratio >= 1 else f"{1 / ratio:.2f}x {less}"
-        yield Finding(text=text, tone="good" if ratio >= 1 else "bad")
+        even = round(max(ratio, 1 / ratio), 2) == 1
+        tone: Tone = "unsure" if even else "good" if ratio > 1 else "bad"
+        yield Finding(text=same if even else text, tone=tone)

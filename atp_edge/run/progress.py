@@ -84,6 +84,8 @@ class Terminal:
         self.overall: TaskID | None = None
         self.works: list[_Work] = []
         self.phase_name, self.first, self.total = "", 0, 0
+        self.step, self.in_phase = "", False
+        """Whether a phase makes its steps: its bar, then, is what is done now."""
         self.target: float | None = None
         self.left = TimeLeft()
         self.doing = ""
@@ -113,11 +115,15 @@ class Terminal:
 
     def say(self, text: str) -> None:
         self.console.print(Text.assemble(("·", "dim"), " ", text), highlight=False)
-        self._do(text)
+        self.in_phase = False  # A phase that ends at its best step says so; one that goes on steps.
+        # What is done now is said as "reading ..."; a note is not.
+        if not self.doing or text.partition(" ")[0].endswith("ing"):
+            self._do(text)
 
     def phase(self, name: str, first: int, last: int, target_share: float | None) -> None:
         self.phase_name, self.first, self.target = name, first, target_share
         self.total = last - first
+        self.in_phase, self.step = self.total > 0, name
         self._rest()
         self.task = self.rows.add_task(name, total=self.total, figures="")
         self.left.begin(name)
@@ -131,7 +137,10 @@ class Terminal:
         done = record.step + 1 - self.first
         self.rows.update(self.task, completed=done, figures=figures)
         self._reached(self.phase_name, done, self.total, figures)
-        if done == self.total:
+        self.in_phase = done < self.total
+        if self.in_phase:
+            self.doing = self.step = f"{self.phase_name} {done}/{self.total}"
+        else:
             self._do(f"after {self.phase_name}")
 
     def stage(self, name: str, number: int, of: int) -> None:
@@ -172,7 +181,11 @@ class Terminal:
         work = self.works.pop()
         if work.row is not None:
             self.rows.remove_task(work.row)
-        self._do(f"after {work.name}")
+        if self.in_phase:
+            self._rest()
+            self.doing, self.began_at = self.step, time.monotonic()
+        else:
+            self._do(f"after {work.name}")
 
     def _do(self, what: str) -> None:
         """What is done now, and has no bar: a moving line says it."""

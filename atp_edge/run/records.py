@@ -16,7 +16,7 @@ from atp_edge.run.hashes import difference, files_sha256, value_sha256
 StageName = Literal["train", "shrink", "export", "verify", "bench", "gate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which `atp-edge run` runs them."""
-METRICS, PARTS = "metrics.json", "checkpoint/parts.json"
+METRICS, PARTS, REPORT = "metrics.json", "checkpoint/parts.json", "report.html"
 HISTORY, PLAN = "history.jsonl", "plan.json"
 DENSE_ADAPTER = "checkpoint/dense_adapter.safetensors"
 FROZEN, TUNED = "checkpoint/frozen.safetensors", "checkpoint/tuned.safetensors"

@@ -22,7 +22,7 @@ from atp_edge.run.files import folder_atomically, read_json, write_json
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.measure import loss_of
 from atp_edge.training.narrow_state import load_tuned
-from atp_edge.training.setup import TrainContext, load_dense, placed
+from atp_edge.training.setup import TrainContext, hub_id_of, load_dense, placed
 
 MEASURED_BLOCKS = 8
 LEAST_SHARE = 0.5
@@ -58,10 +58,7 @@ def write_peft(model: PeftModel, folder: Path, config: Config) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # peft's stub, with the base model's path
     path = folder / "adapter_config.json"
     written = read_json(path)
-    of_the_hub = (
-        config.model if config.model != "demo" and not Path(config.model).exists() else None
-    )
-    named = {"base_model_name_or_path": of_the_hub}
+    named = {"base_model_name_or_path": hub_id_of(config.model)}
     write_json(path, written | named | {"target_modules": sorted(written["target_modules"])})
 
 

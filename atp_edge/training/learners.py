@@ -27,6 +27,7 @@ from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run import ranks
 from atp_edge.run.history import Phase, Record
+from atp_edge.run.watched import underway
 from atp_edge.training.checkpointing import enable_checkpointing
 from atp_edge.training.measure import loss_of
 from atp_edge.training.optimizer import TunedWeights, rate_of_step
@@ -88,7 +89,8 @@ class Tuner:
     def validate(self) -> float | None:
         if self.validation is None:
             return None
-        return loss_of(self.model, self.validation, self.accelerator).mean
+        with underway("validating", 1):
+            return loss_of(self.model, self.validation, self.accelerator).mean
 
     def state_dict(self) -> dict[str, Any]:
         return self.tuned.state_dict()

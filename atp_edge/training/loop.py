@@ -22,7 +22,6 @@ from atp_edge.run.errors import Stopped
 from atp_edge.run.files import file_atomically
 from atp_edge.run.history import Phase, Record, diverges, read_history, write_history
 from atp_edge.run.stopping import heard_later
-from atp_edge.run.watched import underway
 
 MOST_RETURNS = 3
 
@@ -124,8 +123,7 @@ def _validated(
     patience: float,
 ) -> tuple[Record, PhaseState]:
     """The step's record with its validation loss, and the phase judged by it; where it has one."""
-    with underway("validating", 1):
-        loss = learner.validate() if patience else None
+    loss = learner.validate() if patience else None
     if loss is None:
         return record, state
     return replace(record, validation_loss=loss), checkpoints.judge(state, loss)

@@ -57,6 +57,12 @@ class TrainContext:
     progress: Progress
 
 
+def hub_id_of(name: str) -> str | None:
+    """The hub id that a model is named by; None: `demo`, or a path."""
+    path = name.count("/") > 1 or name.startswith((".", "/", "~"))
+    return None if name == "demo" or path or (Path(name) / CONFIG).is_file() else name
+
+
 def model_source(name: str) -> Path:
     """The folder of a model: as named, a hub id's snapshot, or `demo`'s (SmolLM2-135M-Instruct).
 
@@ -64,21 +70,19 @@ def model_source(name: str) -> Path:
     """
     if name == "demo":
         return demo_model_folder()
-    folder = Path(name)
-    hub_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    if (folder / CONFIG).is_file() or not hub_id:
-        if not (folder / CONFIG).is_file():
+    if hub_id_of(name) is None:
+        if not (Path(name) / CONFIG).is_file():
             raise ValueError(
                 f"model {name!r}: no config.json there; expected the folder of a Hugging Face "
                 "checkpoint, a hub id (OWNER/NAME), or demo"
             )
-        return folder
+        return Path(name)
     try:
         return Path(snapshot_download(name, allow_patterns=FROM_THE_HUB))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model {name!r}: neither a folder with a config.json nor to be had from the Hub "
-            f"({' '.join(str(error).split())[:300]})"
+            f"model {name!r}: no folder of that name with a config.json in {Path.cwd()}, and not "
+            f"to be had from the Hub ({' '.join(str(error).split())[:300]})"
         ) from error
 
 
@@ -213,6 +217,7 @@ def splits_of(config: Config) -> Splits:
         seed=config.seed,
         decision_share=config.dataset.decision_share,
         test_share=config.dataset.test_share,
+        train_documents=config.dataset.train_documents,
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
         protected=protected,
         canaries=config.canaries,

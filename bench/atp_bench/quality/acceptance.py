@@ -56,9 +56,11 @@ def criteria(results: Sequence[Result]) -> list[Criterion]:
     """Every promise, with what the given results say of it."""
 
     def ours(share: float, tokens: int) -> list[Result]:
-        wanted = ("atp", share, "per-layer", tokens)
+        wanted = ("atp", share, "per-layer", tokens, 0)
         return [
-            r for r in results if (r.cell.method, r.cell.share, r.cell.widths, r.tokens) == wanted
+            r
+            for r in results
+            if (r.cell.method, r.cell.share, r.cell.widths, r.tokens, r.cell.documents) == wanted
         ]
 
     def promise(

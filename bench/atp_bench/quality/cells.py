@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ from atp_edge.config import RECIPES, Config
 from atp_edge.decision.baselines import BASELINES
 from atp_edge.settings import with_values
 
-Preset = Literal["quick", "cpu", "gpu"]
+Preset = Literal["quick", "cpu", "gpu", "little"]
+# Of the train split, at the preset `little`: a sample of each is in the next.
+DOCUMENTS = (30, 100, 300, 1000)
 LAYERS = "two-stage: whole layers"
 # By the score that ATP starts from, which no other tool has: the hardest of the two-stage ways.
 IMPORTANCE = "two-stage: importance"
@@ -71,12 +73,16 @@ class Cell:
     widths: str
     steps: int
     batch_blocks: int = 1
+    documents: int = 0
+    """Of the train split at most; 0: all."""
 
     @property
     def key(self) -> str:
-        """Its name: atp/legal/0/0.6/per-layer/200, and 200x64 where a step reads 64 blocks."""
+        """Its name: atp/legal/0/0.6/per-layer/200; 200x64 where a step reads 64 blocks; and
+        200/documents=30 where the train split is cut to them."""
         length = f"{self.steps}x{self.batch_blocks}" if self.batch_blocks > 1 else self.steps
-        return f"{self.method}/{self.domain}/{self.seed}/{self.share}/{self.widths}/{length}"
+        name = f"{self.method}/{self.domain}/{self.seed}/{self.share}/{self.widths}/{length}"
+        return f"{name}/documents={self.documents}" if self.documents else name
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -86,6 +92,7 @@ class Cell:
             "seed": self.seed,
             "steps": self.steps,
             "train.batch_blocks": self.batch_blocks,
+            "dataset.train_documents": self.documents,
         }
 
     def config(self, base: Config) -> Config:
@@ -99,8 +106,8 @@ class Cell:
 
 def matrix(preset: Preset) -> list[Cell]:
     """The cells of a preset, each once, what shows most first: `quick` in minutes for CI, `cpu` in
-    hours, `gpu` the full matrix."""
-    presets = {"quick": _quick, "cpu": _cpu, "gpu": _gpu}
+    hours, `gpu` the full matrix, `little` by documents of the train split."""
+    presets = {"quick": _quick, "cpu": _cpu, "gpu": _gpu, "little": _little}
     return list(dict.fromkeys(presets[preset]()))
 
 
@@ -135,6 +142,15 @@ def _gpu() -> list[Cell]:
         *_cells(_MAIN, steps=400, batch_blocks=4, seeds=(0, 1, 2)),
         *_cells(_MAIN, steps=130, batch_blocks=64),
         *_cells(_MAIN, steps=640, batch_blocks=64),
+    ]
+
+
+def _little() -> list[Cell]:
+    """As many steps as with all documents: the fewest, 67,657 tokens, are then read 1.5 times."""
+    return [
+        replace(cell, documents=documents)
+        for documents in DOCUMENTS
+        for cell in _cells(("frozen, cut at once", "atp"), domains=("legal",))
     ]
 
 

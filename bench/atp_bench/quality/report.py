@@ -13,6 +13,7 @@ from rich.table import Table
 from atp_bench.quality.ablations import ablations, ablations_markdown
 from atp_bench.quality.acceptance import acceptance_markdown, criteria
 from atp_bench.quality.cells import ABLATIONS
+from atp_bench.quality.intervals import recovery_of
 from atp_bench.quality.results import Result
 from atp_bench.quality.summary import Summary, lead_cells, summarize
 
@@ -36,7 +37,9 @@ def tables(summaries: Iterable[Summary]) -> Iterator[Table]:
 
 def document(results: Sequence[Result]) -> str:
     """A Markdown document: what is promised, every method's mean over seeds, recovery by tokens
-    (Mermaid's plot, which GitHub draws), and what each part buys."""
+    (Mermaid's plot, which GitHub draws), what each part buys, and what little text gives."""
+    little = [r for r in results if r.cell.documents]
+    results = [r for r in results if not r.cell.documents]
     summaries, curves = summarize(results), _curves(results)
     head = (
         "# Recovery, measured\n\n"
@@ -57,6 +60,8 @@ def document(results: Sequence[Result]) -> str:
     made = ablations(summaries)
     if made:
         parts += ["## What each part buys\n\n", ablations_markdown(made)]
+    if little:
+        parts += ["## With little text\n\n", by_documents(little)]
     return "".join(parts)
 
 
@@ -75,6 +80,21 @@ def markdown(summaries: Sequence[Summary]) -> str:
         for s in summaries
     ]
     return head + "".join(rows)
+
+
+def by_documents(results: Iterable[Result]) -> str:
+    """A row a size of the train split and method; decision and test are those of all documents."""
+    rows = [
+        f"| {r.cell.documents:,} | {r.tokens:,} | {r.cell.domain} | {r.cell.method} "
+        f"| {r.dense_perplexity:.2f} | {r.perplexity:.2f} | {r.recovery:.3f} "
+        f"| {recovery_of(r).interval_text} |\n"
+        for r in sorted(results, key=lambda r: (r.cell.domain, r.cell.documents, -r.recovery))
+    ]
+    head = (
+        "| documents | tokens read | text | method | dense | slim | recovery | its interval |\n"
+        "|---:|---:|---|---|---:|---:|---:|---:|\n"
+    )
+    return "".join([head, *rows])
 
 
 def _mermaid(curve: _Curve) -> str:
@@ -110,7 +130,7 @@ def _curves(results: Sequence[Result]) -> list[_Curve]:
     """Of every domain and budget that ran at more than one length."""
     budgets: dict[tuple[str, float], list[Result]] = {}
     for r in results:
-        if r.cell.method == "atp" and r.cell.widths == "per-layer":
+        if r.cell.method == "atp" and r.cell.widths == "per-layer" and not r.cell.documents:
             budgets.setdefault((r.cell.domain, r.cell.share), []).append(r)
     curves = []
     for rows in budgets.values():

@@ -41,7 +41,8 @@ class Result:
     def where(self) -> str:
         """All of the cell but its method and seed, for a heading."""
         c = self.cell
-        return f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {self.tokens:,} tokens"
+        place = f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {self.tokens:,} tokens"
+        return f"{place} of {c.documents:,} documents" if c.documents else place
 
     def beside(self, other: Result) -> bool:
         """Whether only the method differs: the same data, seed, budget, steps and test blocks."""

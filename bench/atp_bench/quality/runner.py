@@ -275,8 +275,12 @@ def _dense_baseline(
     progress: Progress,
 ) -> RunFolder:
     """The dense model tuned with the cell's data, seed, rank and tokens; shared by its cells."""
-    parts = (Path(config.data).stem, config.seed, config.steps, config.train.batch_blocks)
-    made = RunFolder(work / "_".join(map(str, ("dense", *parts, config.lora.rank))))
+    parts = (
+        *(Path(config.data).stem, config.seed, config.steps, config.train.batch_blocks),
+        config.lora.rank,
+        *([config.dataset.train_documents] if config.dataset.train_documents else []),
+    )
+    made = RunFolder(work / "_".join(map(str, ("dense", *parts))))
     with file_lock(made.path, waiting=lambda: progress.say(f"waiting for {made.path}")):
         # What it does not read may have had other defaults when it was tuned.
         unread = made.config() if made.config_toml.is_file() else base

@@ -40,6 +40,15 @@ def test_some_cells_are_shown_with_the_promises_they_say_something_of(tmp_path: 
     assert "promised" not in shown("--only", "group-taylor/legal/0")
 
 
+def test_little_text_has_a_table_of_its_own_and_keeps_no_promise() -> None:
+    whole = results()
+    little = [replace(r, cell=replace(r.cell, documents=30)) for r in whole]
+    assert criteria(little) == criteria([])
+    assert document(whole) == document([*whole, *little]).partition("## With little text")[0]
+    assert "| 30 | 102,400 | legal | atp | 12.00 | 20.00 | 0.600 |" in document([*whole, *little])
+    assert "of 30 documents" in " ".join(str(t.title) for t in tables(summarize(little)))
+
+
 def test_results_of_several_machines_are_shown_together_and_a_matrix_has_one_file(
     tmp_path: Path,
 ) -> None:

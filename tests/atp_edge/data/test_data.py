@@ -52,6 +52,19 @@ def test_splits_share_no_document_and_follow_from_the_seed(tokenizer: Any) -> No
     assert first.isdisjoint(tuple(b.tolist()) for b in splits.test.input_ids)
 
 
+def test_fewer_train_documents_leave_decision_and_test_as_they_are(tokenizer: Any) -> None:
+    documents = corpus() + corpus(20)
+    whole = make_splits(documents, tokenizer, seed=1, block_tokens=64)
+    for count in (5, 10_000):
+        cut = make_splits(documents, tokenizer, seed=1, block_tokens=64, train_documents=count)
+        held = len(cut.train.input_ids)
+        assert cut.report.documents["train"] == min(count, whole.report.documents["train"])
+        assert torch.equal(cut.train.input_ids, whole.train.input_ids[:held])
+        assert torch.equal(cut.decision.input_ids, whole.decision.input_ids)
+        assert torch.equal(cut.test.input_ids, whole.test.input_ids)
+        assert cut.report.duplicates_removed == whole.report.duplicates_removed
+
+
 def test_near_copies_across_splits_are_taken_out_and_counted(tokenizer: Any) -> None:
     documents = corpus(40)
     copies = [Document((Segment(d.text + f" and one word more {i}"),))

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from atp_edge.gate.outputs import GATE_JSON, JUNIT, schema, table, write_outputs
 from atp_edge.gate.results import Check, Flip, GateReport
+from atp_edge.gate.settings import changed_of, gate_settings
 from atp_edge.pipeline.verdict import verdict_of
 
 PASSED = Check(name="loss", status="passed", text="loss: fine", dense=14.7, slim=15.0, clusters=90)
@@ -98,3 +99,25 @@ def test_the_verdict_of_a_run_says_the_gate_first() -> None:
     assert said.sentence == "The gate says DO NOT SHIP (1 of 3 checks failed, profile default)."
     assert said.tone == "bad"
     assert said.advice[0].startswith("failed: KL")
+
+
+def test_the_verdict_says_what_is_not_the_profiles_and_what_does_not_ship() -> None:
+    changed = changed_of(gate_settings({"quality.loss": 0.3, "tasks.items": 0, "form": "slim"}))
+    assert changed == ("quality.loss = 0.3 (0.105)", "tasks.items = 0 (48)")
+    assert changed_of(gate_settings({"profile": "clinical", "data": ["more.jsonl"]})) == ()
+    section = {"verdict": "passed", "reasons": [], "profile": "default", "form": "slim",
+               "counts": {"passed": 2, "failed": 0, "undecided": 1}}  # fmt: skip
+    sentences = [
+        verdict_of({"gate": section | {"verdict": verdict, "changed": list(changed)}}).sentence
+        for verdict in ("passed", "undecided", "failed")
+    ]
+    by = "profile default with 2 settings changed"
+    assert sentences == [
+        f"The gate PASSED slim/ (2 of 3 checks, 1 undecided, {by}).",
+        f"The gate is UNDECIDED on slim/ (1 of 3 checks, {by}): not shown to be fit to ship.",
+        f"The gate says DO NOT SHIP slim/ (0 of 3 checks failed, {by}).",
+    ]
+    found = io.StringIO()
+    Console(file=found, width=80).print(table(report(PASSED, form="slim", changed=changed)))
+    assert "gate: slim/ against the dense model" in found.getvalue()
+    assert by in found.getvalue()

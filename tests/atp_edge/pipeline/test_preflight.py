@@ -185,7 +185,10 @@ def test_a_model_of_the_hub_is_checked_in_its_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     checked(Path("someone/tiny"))
-    with pytest.raises(ValueError, match="'someone/else': neither a folder with"):
+    with pytest.raises(
+        ValueError,
+        match=r"'someone/else': no folder of that name .* not to be had",
+    ):
         checked(Path("someone/else"))
     edit(snapshot / "config.json", hidden_act="gelu")
     with pytest.raises(ValueError, match=r"models--someone--tiny.*hidden_act 'gelu'"):

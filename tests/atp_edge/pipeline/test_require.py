@@ -27,13 +27,13 @@ def test_all_that_is_not_met_is_named_with_its_figures() -> None:
     with pytest.raises(ConditionNotMetError) as error:
         check_conditions(asked, metrics())
     assert str(error.value) == (
-        "required and not met: perplexity<untouched: perplexity is 20.8, untouched 18.4; "
+        "required and not met: perplexity<untouched: perplexity is 20.80, untouched 18.40; "
         "recovery>=0.9: recovery is 0.625; gate: it is not so"
     )
 
 
 def test_a_figure_equal_to_its_bound_is_not_less() -> None:
-    with pytest.raises(ConditionNotMetError, match=r"perplexity is 20\.8"):
+    with pytest.raises(ConditionNotMetError, match=r"perplexity is 20\.80$"):
         check_conditions(parse_conditions(["perplexity<20.8"]), metrics())
 
 
@@ -43,6 +43,25 @@ def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
     with pytest.raises(ConditionNotMetError, match=r"proven: it is not so; gate: it is not so"):
         check_conditions(parse_conditions(["proven", "gate"]), figures)
     check_conditions(parse_conditions(["gate"]), {"gate": {"verdict": "passed"}})
+
+
+@pytest.mark.parametrize(
+    ("slim", "untouched", "said"),
+    [
+        (25276.51, 25276.5, "perplexity is 25,276.51, untouched 25,276.50"),
+        (20.530001, 20.53, "perplexity is 20.530001, untouched 20.530000"),
+        (1234567.0, 18.4, "perplexity is 1,234,567.00, untouched 18.40"),
+        (1.00004, 0.000123, "perplexity is 1.000040, untouched 0.000123"),
+    ],
+)
+def test_figures_are_shown_as_people_read_them_and_tell_what_is_less(
+    slim: float, untouched: float, said: str
+) -> None:
+    figures = metrics()
+    figures["shrink"]["perplexity"] = slim
+    figures["train"]["untuned_perplexity"] = untouched
+    with pytest.raises(ConditionNotMetError, match=f"{re.escape(said)}$"):
+        check_conditions(parse_conditions(["perplexity<untouched"]), figures)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
-from atp_edge.config import Config
+from atp_edge.config import Config, GateConfig
 from atp_edge.pipeline import export, stages
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.pipeline.stages import run_stages, taken_up
@@ -95,6 +95,37 @@ def test_a_clock_that_was_wrong_or_is_moved_does_nothing(copied: Config, seconds
     for path in Path(copied.out).rglob("*"):
         os.utime(path, (seconds, seconds))
     assert done_before(gone_on(copied)) == list(STAGES[:-1])
+
+
+def test_a_run_goes_on_from_another_directory_than_it_began_in(
+    copied: Config, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it names by paths of its first directory, and what an older run says of them."""
+    monkeypatch.chdir(source)
+    (source / "gate.toml").write_text(Path(QUICK_GATE).read_text())
+    near = replace(copied, model="model", data="data.jsonl", gate=GateConfig(config="gate.toml"))
+    assert done_before(gone_on(near)) == list(STAGES[:-1])
+    monkeypatch.chdir(tmp_path)
+    own = RunFolder(Path(copied.out)).config()
+    assert done_before(gone_on(own)) == list(STAGES[:-1])
+    alone("verify", own)
+    with pytest.raises(ValueError, match=f"'model': no folder of that name .* in {tmp_path}, and"):
+        gone_on(near)
+
+
+def test_the_page_shows_no_figure_that_no_longer_holds(copied: Config) -> None:
+    page, gate = Path(copied.out) / "report.html", "<h2>The gate: what ships"
+    written = page.stat().st_mtime_ns
+    with taken_up(RunFolder(Path(copied.out)), Silent(), source=True):
+        pass
+    assert gate in page.read_text()
+    assert page.stat().st_mtime_ns == written
+    fp16 = replace(copied, export=replace(copied.export, precision="fp16"))
+    gone_on(fp16, STAGES[:3])
+    assert gate not in page.read_text()
+    assert "Latency and memory" not in page.read_text()
+    alone("bench", fp16)
+    assert "Latency and memory" in page.read_text()
 
 
 def cut(file: Path) -> None:

@@ -71,6 +71,10 @@ def test_a_failed_proof_makes_it_bad_whatever_was_gained() -> None:
     assert found.tone == "bad"
     assert "NOT PROVEN equal to its PyTorch model on CPUExecutionProvider" in found.sentence
     assert "1.40x faster a token; 1.30x less memory; 1.25x larger" in found.sentence
+    metrics["bench"]["ratios"] = {
+        "token_ms_p50": 0.998, "peak_memory_bytes": 1.002, "file_bytes": 1.0,
+    }  # fmt: skip
+    assert verdict_of(metrics).sentence.endswith("as fast a token; as much memory; as large.")
 
 
 def test_a_run_without_figures_says_nothing() -> None:

@@ -116,5 +116,30 @@ def test_where_there_is_no_terminal_a_line_comes_now_and_then(
     assert "  joint 3/4 loss 2.500 kept 0.700/0.600\n" in out.getvalue()
 
 
+def test_a_phase_goes_on_after_it_was_validated_and_is_over_when_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shown, "SHOWN_AFTER_SECONDS", -1.0)
+    with Terminal(Console(file=io.StringIO(), width=80, force_terminal=True)) as terminal:
+        terminal.phase("recovery", 10, 14, None)
+        for step, doing in ((10, "recovery"), (11, "recovery 1/4")):
+            with underway("validating", 1):
+                list(counted(range(2), "measuring"))
+            assert (terminal.doing, terminal.busy) == (doing, None)
+            terminal.record(Record(step=step, phase="recovery", loss=2.5, lr=0.1, tokens=1))
+        terminal.say("recovery: taking step 11, the best on the decision split")
+        list(counted(range(2), "measuring"))
+        assert terminal.doing == "after measuring"
+
+
+def test_a_note_is_no_work() -> None:
+    with Terminal(Console(file=io.StringIO(), width=80)) as terminal:
+        terminal.say("cell/legal/0")
+        assert terminal.doing == "cell/legal/0", "nothing better is known"
+        terminal.say("comparing the slim ONNX model with PyTorch")
+        terminal.say("near copies of documents in other splits left out: 6")
+        assert terminal.doing == "comparing the slim ONNX model with PyTorch"
+
+
 def test_work_that_nobody_watches_is_done_all_the_same() -> None:
     assert list(counted([1, 2, 3], "counting")) == [1, 2, 3]
