@@ -1,9 +1,11 @@
 // Greedy generation with an exported folder on onnxruntime-node, token ids in and out.
 //   npm install --ignore-scripts onnxruntime-node     (the install script would fetch CUDA libraries)
 //   node generate.mjs FOLDER NEW_TOKENS ID ID ID ...
-// Prints one JSON line: {"tokens": [...]}. Text needs a tokenizer; tokenizer.json is in the folder.
+// Prints one JSON line: {"tokens": [...]}, and "outside" where a profile tells whether the prompt lies
+// outside the model's domain. Text needs a tokenizer; tokenizer.json is in the folder.
 import path from "node:path";
 import { createRequire } from "node:module";
+import { outside } from "./outside.mjs";
 
 // From where it is called, not from where this file lies: that is where node_modules is.
 const ort = createRequire(path.join(process.cwd(), "package.json"))("onnxruntime-node");
@@ -43,4 +45,4 @@ while (tokens.length < Number(newTokens)) {
   tokens.push(argmax(data.subarray(data.length - dims[2])));
   step = [tokens.at(-1)];
 }
-console.log(JSON.stringify({ tokens }));
+console.log(JSON.stringify({ tokens, outside: outside(folder, prompt.map(Number)) }));

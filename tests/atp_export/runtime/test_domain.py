@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from atp_export.runtime.domain import (
     write_profile,
 )
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "onnx"
 DOCUMENTS = [[1, 2, 3, 4], [2, 3, 4, 5], [9, 8]]
 
 
@@ -43,25 +48,48 @@ def test_a_prompt_is_judged_by_the_longest_threshold_that_it_fills() -> None:
     assert not known.distance([2, 3, 4, 9]).outside
 
 
-def test_the_example_says_the_same(tmp_path: Path) -> None:
-    path = Path(__file__).parents[3] / "examples" / "onnx" / "generate.py"
-    spec = importlib.util.spec_from_file_location("example", path)
+Outside = Callable[[Path, Sequence[list[int]]], list[bool | None]]
+
+
+def by_python(folder: Path, prompts: Sequence[list[int]]) -> list[bool | None]:
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    assert example.outside(tmp_path / "onnx", [2, 3]) is None
+    return [example.outside(folder, prompt) for prompt in prompts]
+
+
+def by_node(folder: Path, prompts: Sequence[list[int]]) -> list[bool | None]:
+    if shutil.which("node") is None:
+        pytest.skip("node is not at hand")
+    code = f"""
+import {{ outside }} from {json.dumps(str(EXAMPLES / "outside.mjs"))};
+const found = {json.dumps(prompts)}.map((ids) => outside({json.dumps(str(folder))}, ids) ?? null);
+console.log(JSON.stringify(found));
+"""
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True
+    )
+    found: list[bool | None] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("outside", [by_python, by_node])
+def test_the_examples_say_the_same(tmp_path: Path, outside: Outside) -> None:
+    (tmp_path / "onnx").mkdir()
+    assert outside(tmp_path / "onnx", [[2, 3]]) == [None]
     known = profile(n2=0.4, n4=0.6)
     write_profile(known, tmp_path / "domain.npz")
     draw = np.random.default_rng(0)
-    told = set()
-    for _ in range(200):
-        prompt = draw.integers(1, 6, draw.integers(1, 8)).tolist()
-        expected = known.distance(prompt)
-        found = example.outside(tmp_path / "onnx", prompt)
-        assert found == (None if expected.threshold is None else expected.outside)
-        told.add(found)
-    assert told == {None, True, False}
+    prompts = [draw.integers(1, 6, draw.integers(1, 8)).tolist() for _ in range(200)]
+    prompts += [[49_151, 3, 2, 49_151]]
+    distances = [known.distance(prompt) for prompt in prompts]
+    wanted = [None if d.threshold is None else d.outside for d in distances]
+    assert outside(tmp_path / "onnx", prompts) == wanted
+    assert set(wanted) == {None, True, False}
+    (tmp_path / "config.toml").touch()
+    assert outside(tmp_path / "other", [[7, 7]]) == [None], "of the run's own onnx/ alone"
 
 
 def test_a_written_profile_is_read_and_another_file_is_refused(tmp_path: Path) -> None:
