@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from atp_edge.config import Config
 from atp_edge.data.blocks import drawn
 from atp_edge.model.families import READER_OF
 from atp_edge.model.narrow import build_model
@@ -37,14 +38,21 @@ def dense_tuned(context: TrainContext) -> PreTrainedModel:
 
 
 def teacher_beside(dense: PreTrainedModel, context: TrainContext) -> nn.Module | None:
-    """The same, where LoRA alone is tuned: on the weights of `dense`, with an adapter of its own.
-
-    dense: as it came. What moves of it later, o_proj and down_proj, it has anew after this call.
-    """
+    """The same, where LoRA alone is tuned: on the weights of `dense` (`teacher_on`)."""
     config, adapter = context.config, dense_adapter_file(context.run)
     shares = not config.recovery.retrain and config.decision.space == "groups"
     if not config.recovery.distill or not shares or not adapter.exists():
         return teacher_of(context)
+    return teacher_on(dense, adapter, config, context.accelerator.device)
+
+
+def teacher_on(
+    dense: PreTrainedModel, adapter: Path, config: Config, device: torch.device
+) -> nn.Module:
+    """A teacher on the weights of `dense`, with an adapter of its own, read from its file.
+
+    dense: as it came. What moves of it later, o_proj and down_proj, it has anew after this call.
+    """
     own = dict(dense.named_parameters())
     with without_weights():
         twin = build_model(dense.config, torch.float32)
@@ -55,7 +63,6 @@ def teacher_beside(dense: PreTrainedModel, context: TrainContext) -> nn.Module |
     twin.tie_weights()
     fill(twin, [n for n, p in twin.named_parameters() if p.is_meta], lambda n: own[n].data)
     twin.tie_weights()
-    device = context.accelerator.device
     taught = with_lora(config, with_attention(twin.to(device).eval(), device))
     held = load_file(adapter, device=str(device))
     for name, parameter in lora_parameters(taught).items():

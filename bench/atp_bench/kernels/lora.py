@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class Inputs:
     dy: Tensor
     layer: LoraLayer
     mask: Tensor
+
+    @cached_property
+    def narrow_dy(self) -> Tensor:
+        """dy of the kept rows."""
+        return self.dy[:, self.mask]
 
 
 def make_inputs(case: LoraCase, device: str) -> Inputs:
@@ -111,8 +117,9 @@ def sliced(made: Inputs) -> Layer:
     return lambda x: F.linear(x, weight) + SCALING * F.linear(F.linear(x, a), b[rows])
 
 
-def peft(made: Inputs, adapters: torch.dtype) -> Layer:
-    """peft's own layer on the dense weight, then the mask; adapters in fp32 or the model's type."""
+def peft(made: Inputs, adapters: torch.dtype, *, masked: bool = True) -> Layer:
+    """peft's own layer on the dense weight, then the mask, if it is to be; adapters in fp32 or the
+    model's type."""
     part = made.layer
     model = nn.Sequential(nn.Linear(part.weight.shape[1], len(part.weight), bias=False))
     model[0].weight = nn.Parameter(part.weight, requires_grad=False)
@@ -124,7 +131,7 @@ def peft(made: Inputs, adapters: torch.dtype) -> Layer:
             factor = part.lora_a if name == "lora_A" else part.lora_b
             weight = factor.detach().to(adapters)
             getattr(injected[0], name)["default"].weight = nn.Parameter(weight)
-    return lambda x: injected(x) * made.mask.to(x.dtype)
+    return (lambda x: injected(x) * made.mask.to(x.dtype)) if masked else injected
 
 
 def addmm(made: Inputs) -> Layer:
@@ -175,7 +182,7 @@ def error_of(layer: Layer, made: Inputs) -> float:
 
 def _run(layer: Layer, made: Inputs) -> tuple[Tensor, Tensor]:
     y = layer(made.x)
-    return y, made.dy if y.shape == made.dy.shape else made.dy[:, made.mask]
+    return y, made.dy if y.shape == made.dy.shape else made.narrow_dy
 
 
 def timed(layer: Layer, made: Inputs) -> Times:
