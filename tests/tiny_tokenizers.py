@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
 
 CORPUS = [
     "You may copy and sell copies of the software, and you may not. May I copy? Yes, you may.",
@@ -18,7 +19,7 @@ CORPUS = [
     "user assistant system tool: the weather in Paris is 3 C; call the function with arguments.",
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3")
+KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
 
 
 def _byte_level(kind: str) -> Tokenizer:
@@ -36,15 +37,16 @@ def _byte_level(kind: str) -> Tokenizer:
 
 def _sentencepiece(kind: str) -> Tokenizer:
     """As converted: characters without a token are bytes; Llama 2 has a space before every piece
-    of text, others before the first."""
+    of text, Gemma before none, others before the first."""
     tokenizer = Tokenizer(BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     if kind == "metaspace":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
-        spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        tokenizer.normalizer = normalizers.Sequence(spaces)
+        before = [] if kind == "gemma" else [normalizers.Prepend("▁")]
+        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)])
+    back += [] if kind == "gemma" else [decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(back)
     return tokenizer
 
 
@@ -66,9 +68,18 @@ def _trained(kind: str) -> str:
     learner.train_from_iterator(CORPUS, trainer)
     learned, made = json.loads(learner.to_str()), json.loads(tokenizer.to_str())
     made["model"] |= {key: learned["model"][key] for key in ("vocab", "merges")}
+    if not byte_level:
+        made["model"]["merges"] = _every_split(learned["model"])
     special = learned["added_tokens"][: len(SPECIAL)]
     made["added_tokens"] = [token | {"rstrip": kind == "phi-3"} for token in special]
     return json.dumps(made)
+
+
+def _every_split(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """Merges as conversions write them: a piece by every split into pieces, pieces in order."""
+    rank = {"".join(merge): -i for i, merge in reversed([*enumerate(model["merges"])])}
+    pieces = {piece: rank.get(piece, 1) for piece in model["vocab"]}
+    return [m for m in generate_merges(model["vocab"], pieces) if "".join(m) in rank]
 
 
 def tokenizer_of(kind: str, *, bos: bool = True, template: str | None = None) -> Any:

@@ -44,7 +44,9 @@ def write(
     progress.say("converting it for openvino_genai, and comparing its greedy tokens")
     model = to_openvino(folder)
     tokenizer, prompts, _ = what_is_read(config, run)
-    checks = prove_openvino(folder, tokenizer, prompts, new_tokens=NEW_TOKENS)
+    checks = prove_openvino(
+        folder, tokenizer, prompts, precision=config.export.precision, new_tokens=NEW_TOKENS
+    )
     if failures := [check.says for check in checks if not check.passed]:
         raise NotProvenError(f"{named} in openvino_genai is not {run.slim}: {'; '.join(failures)}")
     without_onnx(folder)

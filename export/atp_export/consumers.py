@@ -11,6 +11,13 @@ from atp_edge.model.loading import GENERATION, load_tokenizer, read_generation
 from atp_edge.model.transformers4 import add_legacy_keys
 from atp_edge.run.files import read_json, write_json
 
+GENAI_TYPES = frozenset((
+    "ernie4_5", "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3",
+    "smollm3",
+))  # fmt: skip
+"""The families of ours that onnxruntime-genai 0.18 knows by name. It refuses others, and computes
+every decoder alike: by its graph."""
+
 
 def describe(
     checkpoint: Path,
@@ -77,7 +84,7 @@ def genai_config(
     outputs = {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
     return {
         "model": {
-            "type": shape.family,
+            "type": shape.family if shape.family in GENAI_TYPES else "llama",
             "vocab_size": shape.vocabulary,
             "context_length": context,
             **{name: token for name, token in special.items() if token is not None},

@@ -13,7 +13,7 @@ Without llama.cpp at hand only 1 is done, and said.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import model_shape
 from atp_export.gguf.architecture import architecture_of
 from atp_export.gguf.llama_cpp import Answers, ask
-from atp_export.gguf.tensors import GgufPrecision, checkpoint_tensors
+from atp_export.gguf.places import HEAD, places_of
+from atp_export.gguf.rope import angles_of
+from atp_export.gguf.tensors import GgufPrecision
 from atp_export.verification.checks import Check, at_most, none_of
 
 ROW: dict[str, float] = {"F32": 0.0, "F16": 0.0, "Q8_0": 0.03, "Q4_0": 0.75}
@@ -114,32 +116,31 @@ def _hold(model: Any, file: Path) -> Check:
     """Give the model the file's tensors; the check that they are its own."""
     shape = model_shape(model.config)
     named = architecture_of(model.config, shape, context=1)
+    places = places_of(shape, named, angles_of(model.config, shape, named))
+    stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     state, faults = model.state_dict(), []
-    held = {name: (kind, value) for name, kind, value in _read_back(file, shape, named)}
-    for name, own in state.items():
-        if name not in held:
-            tied = name == "lm_head.weight" and shape.tied
-            faults += [] if tied else [f"{name} is not in the file"]
+    sources = {place.source for place in places} | ({HEAD} if shape.tied else set())
+    faults += [f"{name} has no place in the file" for name in state if name not in sources]
+    for place in places:
+        if place.target not in stored:
+            faults.append(f"{place.source} is not in the file")
             continue
-        kind, value = held[name]
-        expected = own.half().float() if kind == "F16" else own.float()
-        off = (value - expected).reshape(len(own), -1).norm(dim=1)
-        share = float((off / expected.reshape(len(own), -1).norm(dim=1).clamp_min(1e-12)).max())
-        if not share <= ROW[kind]:
-            faults.append(f"{name}: a row lies {share:.3g} of its length away ({kind})")
-        own.copy_(value)
+        tensor, own = stored[place.target], state[place.source]
+        kind = tensor.tensor_type.name
+        value = torch.from_numpy(np.array(quants.dequantize(tensor.data, tensor.tensor_type)))
+        expected = place.stored(own.float())
+        off = _row_distance(value, expected.half().float() if kind == "F16" else expected)
+        if not off <= ROW[kind]:
+            faults.append(f"{place.source}: a row lies {off:.3g} of its length away ({kind})")
+        own[slice(*(place.rows or (None,)))] = place.restored(value)
     return none_of("weights", faults, "tensor that is not the checkpoint's")
 
 
-def _read_back(file: Path, shape: Any, named: Any) -> Iterator[tuple[str, str, Tensor]]:
-    """(the checkpoint's name, the type's name, values in fp32) of every tensor of weights."""
-    stored = {t.name: t for t in GGUFReader(file).tensors}
-    for name, target, restored in checkpoint_tensors(shape, named):
-        if target in stored:
-            tensor = stored[target]
-            values = quants.dequantize(tensor.data, tensor.tensor_type)
-            kind = tensor.tensor_type.name
-            yield name, kind, restored(torch.from_numpy(np.array(values)))
+def _row_distance(value: Tensor, expected: Tensor) -> float:
+    """The farthest row, over its length."""
+    rows = len(expected)
+    off = (value - expected).reshape(rows, -1).norm(dim=1)
+    return float((off / expected.reshape(rows, -1).norm(dim=1).clamp_min(1e-12)).max())
 
 
 def _nats(model: Any, blocks: Tensor) -> float:

@@ -1,59 +1,117 @@
-"""A byte-level BPE tokenizer as llama.cpp reads it.
+"""A BPE tokenizer as llama.cpp reads it: on bytes, or SentencePiece's (sentencepiece.py).
 
-llama.cpp splits text by one of its own rules before BPE, named by `tokenizer.ggml.pre`. The name
-follows from the pre-tokenizer of tokenizer.json: the table below has those whose rule is the same
-(llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe). A tokenizer that is not in it is refused: a
-near rule gives other ids, and no error.
+Of bytes llama.cpp splits text by one of its own rules before BPE, named by `tokenizer.ggml.pre`.
+The name follows from the pre-tokenizer of tokenizer.json: the table below has those whose rule is
+the same (llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe). A tokenizer that is not in it is
+refused: a near rule gives other ids, and no error.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
+
+from atp_export.gguf.sentencepiece import NOT_MERGED, is_sentencepiece, scores, space_prefix
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# By what splits before the bytes: a regular expression, or digits one by one, or nothing.
-PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", "digits": "smollm", "": "gpt-2"}
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN = _GPT4O.replace(_ENDING, "").replace(r"\p{N}{1,3}", r"\p{N}")
+PRE_TOKENIZERS = {
+    (_LLAMA3, True): "llama-bpe",
+    (_LLAMA3, False): "smaug-bpe",
+    (_QWEN2, False): "qwen2",
+    (_GPT4O, False): "gpt-4o",
+    (_TEKKEN, True): "tekken",
+    ("digits", False): "smollm",
+    ("", False): "gpt-2",
+}
+"""By what splits before the bytes (a regular expression, or digits one by one, or nothing), and
+whether a word that is a token is taken whole, whatever merges say."""
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
-    """Tokens, merges, special ids and chat template of a checkpoint's folder.
+    """Tokens, merges or scores, special ids and chat template of a checkpoint's folder.
 
     size: rows of the embedding; those without a token are written as unused. Raises ValueError for
     a tokenizer that llama.cpp has no rule for.
     """
+    check_vocabulary(folder)
     tokenizer = _tokenizer(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     names = {i: token for token, i in tokenizer["model"]["vocab"].items()}
     names |= {i: token["content"] for i, token in added.items()}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(folder))
+    if is_sentencepiece(tokenizer):
+        _write_scores(writer, tokenizer, names, size)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer(folder))
+        merges = tokenizer["model"]["merges"]
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
-    writer.add_token_types([_type(i, names, added) for i in range(size)])
-    merges = tokenizer["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    ids = {token: i for i, token in names.items()}
+    unknown = tokenizer["model"].get("unk_token")
+    writer.add_token_types([_type(i, names, added, unknown) for i in range(size)])
+    _write_special(writer, folder, {token: i for i, token in names.items()})
+    writer.add_add_bos_token(adds_bos(folder))
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
+
+
+def _write_scores(
+    writer: GGUFWriter, tokenizer: dict[str, Any], names: dict[int, str], size: int
+) -> None:
+    found = scores(tokenizer)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([found.get(names.get(i, ""), NOT_MERGED) for i in range(size)])
+    writer.add_add_space_prefix(space_prefix(tokenizer))
+
+
+def _write_special(writer: GGUFWriter, folder: Path, ids: dict[str, int]) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     for key, add in (
         ("bos_token", writer.add_bos_token_id),
         ("eos_token", writer.add_eos_token_id),
         ("pad_token", writer.add_pad_token_id),
+        ("unk_token", writer.add_unk_token_id),
     ):
         token = settings.get(key)
         text = token["content"] if isinstance(token, dict) else token
         if text in ids:
             add(ids[text])
-    writer.add_add_bos_token(adds_bos(folder))
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Raise ValueError for a tokenizer that llama.cpp has no rule for."""
+    tokenizer = _tokenizer(folder)
+    stripping = [t["content"] for t in tokenizer["added_tokens"] if t["lstrip"] or t["rstrip"]]
+    if stripping:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'}: {stripping[0]} takes white space beside it away, which "
+            "llama.cpp does for tokens of a few models by their names alone"
+        )
+    if not is_sentencepiece(tokenizer):
+        pre_tokenizer(folder)
+        return
+    try:
+        space_prefix(tokenizer)
+        scores(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
@@ -69,7 +127,8 @@ def pre_tokenizer(folder: Path) -> str:
     tokenizer = _tokenizer(folder)
     parts = tokenizer.get("pre_tokenizer") or {}
     steps = parts.get("pretokenizers", [parts])
-    key = "".join(_rule(step) for step in steps)
+    rule = "".join(_rule(step) for step in steps)
+    key = (rule, bool(tokenizer["model"].get("ignore_merges")))
     if tokenizer["model"]["type"] != "BPE" or key not in PRE_TOKENIZERS:
         raise ValueError(
             f"{folder / 'tokenizer.json'}: its pre-tokenizer ({[s.get('type') for s in steps]}) is "
@@ -103,9 +162,13 @@ def adds_bos(folder: Path) -> bool:
     )
 
 
-def _type(i: int, names: dict[int, str], added: dict[int, Any]) -> TokenType:
+def _type(i: int, names: dict[int, str], added: dict[int, Any], unknown: str | None) -> TokenType:
     if i not in names:
         return TokenType.UNUSED
+    if unknown is not None and names[i] == unknown:
+        return TokenType.UNKNOWN
+    if unknown is not None and re.fullmatch(r"<0x[0-9A-F]{2}>", names[i]):
+        return TokenType.BYTE
     if i not in added:
         return TokenType.NORMAL
     return TokenType.CONTROL if added[i]["special"] else TokenType.USER_DEFINED

@@ -16,10 +16,13 @@ from atp_edge.model.loading import load_config, load_tokenizer, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.files import folder_atomically, read_json
 from atp_export.consumers import end_tokens
-from atp_export.gguf.architecture import architecture_of, write_sizes
+from atp_export.gguf.architecture import architecture_of
 from atp_export.gguf.modelfile import modelfile
+from atp_export.gguf.places import places_of
+from atp_export.gguf.rope import angles_of
+from atp_export.gguf.sizes import write_sizes
 from atp_export.gguf.tensors import BLOCK, GgufPrecision, Rounder, stored_tensors, tensor_infos
-from atp_export.gguf.vocabulary import adds_bos, pre_tokenizer, write_vocabulary
+from atp_export.gguf.vocabulary import adds_bos, check_vocabulary, write_vocabulary
 from atp_export.quantization.calibrate import BESIDE, input_grams
 from atp_export.quantization.gptq import gptq
 from atp_export.weights import CheckpointWeights
@@ -41,7 +44,7 @@ def check_gguf(checkpoint: Path, *, precision: str, context: int = 0) -> None:
         )
     config = load_config(checkpoint)
     architecture_of(config, model_shape(config), context_of(config, context))
-    pre_tokenizer(checkpoint)
+    check_vocabulary(checkpoint)
 
 
 def write_gguf(
@@ -66,14 +69,15 @@ def write_gguf(
     named = architecture_of(config, shape, longest)
     weights = CheckpointWeights(checkpoint)
     grams = {} if calibration is None else input_grams(checkpoint, calibration)
-    rope = config.rope_parameters
+    angles = angles_of(config, shape, named)
+    places = places_of(shape, named, angles)
     with folder_atomically(out) as beside:
         writer = GGUFWriter(beside / FILE, named.name)
         writer.add_name(out.name)
         writer.add_file_type(FILE_TYPES[precision])
         write_sizes(writer, config, shape, named, longest)
         write_vocabulary(writer, checkpoint, shape.vocabulary)
-        for info in tensor_infos(weights, shape, precision, rope):
+        for info in tensor_infos(weights, places, angles, precision):
             writer.add_tensor_info(
                 info.name, info.shape, np.dtype(np.float32), info.bytes, raw_dtype=info.kind
             )
@@ -81,7 +85,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         rounder = _gptq_rounder(grams)
-        for raw in stored_tensors(weights, shape, named, precision, rounder, rope):
+        for raw in stored_tensors(weights, places, angles, precision, rounder):
             writer.write_tensor_data(raw)
         writer.close()
         (beside / "Modelfile").write_text(_modelfile(checkpoint), encoding="utf-8")

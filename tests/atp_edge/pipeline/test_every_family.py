@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from atp_export.gguf.llama_cpp import node_folder
 from atp_export.runtime import Session, generate_tokens
 from transformers import AutoModelForCausalLM
 
@@ -14,16 +15,18 @@ from atp_edge.config import Flavour, WidthsPolicy
 from tests.atp_edge.pipeline.test_what_ships import DATA, QUICK, call
 from tests.sources import save_source
 from tests.tiny import NEW_FAMILIES
+from tests.tiny_tokenizers import tokenizer_of
 
 FLAVOURS, WIDTHS = get_args(Flavour), get_args(WidthsPolicy)
 
 
-def check_run(folder: Path, family: str) -> None:
+def check_run(folder: Path, family: str, *, widths: str = "", kind: str = "byte-level") -> None:
     """Another flavour and policy for every family in turn."""
-    i = list(NEW_FAMILIES).index(family)
-    source = save_source(folder / "source", family, tied=bool(i % 2))
+    i = list(NEW_FAMILIES).index(family) if family in NEW_FAMILIES else 0
+    tokenizer = tokenizer_of(kind, bos=False)
+    source = save_source(folder / "source", family, tied=bool(i % 2), tokenizer=tokenizer)
     out = str(folder / "run")
-    settings = ["--export-flavour", FLAVOURS[i % 3], "--widths", WIDTHS[i % 2]]
+    settings = ["--export-flavour", FLAVOURS[i % 3], "--widths", widths or WIDTHS[i % 2]]
     call("train", "--out", out, "--model", str(source), "--data", str(DATA), *settings, *QUICK)
     for stage in ("shrink", "export", "verify"):
         call(stage, "--out", out)
@@ -34,8 +37,23 @@ def check_run(folder: Path, family: str) -> None:
     assert read.argmax(-1).tolist() == new
 
 
-def test_gemma_3_is_trained_shipped_and_read_again(tmp_path: Path) -> None:
-    check_run(tmp_path, "gemma3")
+def check_gguf(run: Path) -> None:
+    """By llama.cpp where it is at hand."""
+    shown = call("export", "--out", str(run), "--to", str(run.parent / "gguf"), "--format", "gguf",
+                 "--precision", "f32")  # fmt: skip
+    assert ("same token ids" if node_folder() else "not proven here") in shown
+
+
+def test_gemma_3_is_trained_shipped_and_read_again_as_onnx_and_gguf(tmp_path: Path) -> None:
+    check_run(tmp_path, "gemma3", widths="uniform", kind="gemma")
+    check_gguf(tmp_path / "run")
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("family", "widths"), [("phi4-mini", "per-layer"), ("qwen3", "uniform")])
+def test_a_family_ships_as_gguf_too(tmp_path: Path, family: str, widths: str) -> None:
+    check_run(tmp_path, family, widths=widths)
+    check_gguf(tmp_path / "run")
 
 
 @pytest.mark.large

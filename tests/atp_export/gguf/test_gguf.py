@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from atp_export.gguf import tensors, vocabulary
+from atp_export.gguf import architecture, vocabulary
 from atp_export.gguf.llama_cpp import node_folder
 from atp_export.gguf.proof import GgufProof, prove_gguf
-from atp_export.gguf.tensors import GgufPrecision, llama3_factors, packed_q4
+from atp_export.gguf.tensors import GgufPrecision, packed_q4
 from atp_export.gguf.vocabulary import pre_tokenizer
 from atp_export.gguf.write import write_gguf
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.model.checkpoint import load_narrow, save_narrow
@@ -89,17 +89,6 @@ def test_q4_blocks_are_what_ggml_reads() -> None:
     scales = draw.normal(size=(3, 2)).astype(np.float16).astype(np.float32)
     found = quants.dequantize(packed_q4(levels, scales), GGMLQuantizationType.Q4_0)
     np.testing.assert_allclose(found, (levels - 8.0) * np.repeat(scales, 32, axis=1), rtol=1e-6)
-
-
-def test_llama3_s_frequencies_are_transformers_own() -> None:
-    rope = {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-    }  # fmt: skip
-    config = tiny_model("llama", rope_parameters=rope).config
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    plain = 1 / rope["rope_theta"] ** (np.arange(0, 16, 2) / 16)
-    np.testing.assert_allclose(plain / llama3_factors(rope, 16), scaled.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +181,8 @@ def test_a_wrong_file_is_noticed(
         own = GGUFWriter.add_rope_freq_base
         monkeypatch.setattr(GGUFWriter, "add_rope_freq_base", lambda w, base: own(w, base / 100))
     elif what == "heads":
-        monkeypatch.setattr(tensors, "_paired_heads", lambda *_: None)
+        straight = replace(architecture.BY_LAYER, paired=False)
+        monkeypatch.setattr(architecture, "BY_LAYER", straight)
     else:
         monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda folder: "llama-bpe")
     file = write_gguf(folder, tmp_path / "gguf", precision="f32")

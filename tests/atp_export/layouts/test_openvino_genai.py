@@ -56,7 +56,7 @@ def test_its_own_generate_takes_the_same_tokens(
     tmp_path: Path, family: str, widths: str, precision: str, kind: str
 ) -> None:
     folder, tokenizer = converted(tmp_path, family, widths, precision, kind)
-    checks = prove_openvino(folder, tokenizer, PROMPTS, new_tokens=16)
+    checks = prove_openvino(folder, tokenizer, PROMPTS, precision=precision, new_tokens=16)
     assert [(c.name, c.passed) for c in checks] == [("ids", True), ("greedy", True)]
     without_onnx(folder)
     if precision == "fp32":
@@ -82,7 +82,7 @@ def test_another_model_or_tokenizer_is_noticed(tmp_path: Path) -> None:
     for source, name, failed in ((other, "model", "greedy"), (third, "tokenizer", "ids")):
         for kind in ("xml", "bin"):
             shutil.copy(source / f"openvino_{name}.{kind}", folder)
-        checks = prove_openvino(folder, tokenizer, PROMPTS, new_tokens=4)
+        checks = prove_openvino(folder, tokenizer, PROMPTS, precision="int4", new_tokens=4)
         assert failed in {check.name for check in checks if not check.passed}
 
 

@@ -1,0 +1,59 @@
+"""A SentencePiece BPE tokenizer, as conversions to tokenizer.json have it, as llama.cpp reads it.
+
+tokenizer.json merges pairs by their rank; llama.cpp's SPM merges whatever two neighbours make a
+piece, the piece of the best score first. Both are the same where every piece has every split of it
+among the merges, and pieces follow one another by rank; that is checked, not believed
+(llama.cpp, src/llama-vocab.cpp, llm_tokenizer_spm_session).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SPACE = "▁"
+ESCAPED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREFIX = {"type": "Prepend", "prepend": SPACE}
+AT_SPACES = {"type": "Split", "pattern": {"String": " "}}
+"""A step that finds nothing: the normalizer left no space."""
+NOT_MERGED = -1e9
+"""The score of what no merge makes."""
+
+
+def is_sentencepiece(tokenizer: dict[str, Any]) -> bool:
+    """Whether bytes stand for what has no piece."""
+    return tokenizer["model"]["type"] == "BPE" and bool(tokenizer["model"].get("byte_fallback"))
+
+
+def space_prefix(tokenizer: dict[str, Any]) -> bool:
+    """Whether a space is put before every stretch of text. Raises ValueError for other steps."""
+    normalizer = tokenizer.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    before = tokenizer.get("pre_tokenizer")
+    plain = before is None or {k: before.get(k) for k in AT_SPACES} == AT_SPACES
+    if plain and steps in ([ESCAPED], [PREFIX, ESCAPED]):
+        return steps[0] == PREFIX
+    named = [step.get("type") for step in (*steps, before or {}) if step]
+    raise ValueError(
+        f"its normalizer and pre-tokenizer ({', '.join(map(str, named))}) are none that llama.cpp "
+        "is known to follow; known are a space before every text or before none"
+    )
+
+
+def scores(tokenizer: dict[str, Any]) -> dict[str, float]:
+    """Of every piece that merges make. Raises ValueError where scores cannot say what merges do."""
+    model = tokenizer["model"]
+    pairs = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
+    ranks: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        ranks.setdefault("".join(pair), []).append(i)
+    for piece, own in ranks.items():
+        if own[-1] - own[0] + 1 != len(own):
+            raise ValueError(f"the merges that make {piece!r} do not follow one another")
+    known, added = set(pairs), {token["content"] for token in tokenizer["added_tokens"]}
+    made = ranks.keys() | {piece for piece in model["vocab"] if len(piece) == 1}
+    for piece in model["vocab"].keys() - added:
+        for i in range(1, len(piece)):
+            pair = (piece[:i], piece[i:])
+            if pair not in known and pair[0] in made and pair[1] in made:
+                raise ValueError(f"{pair[0]!r} and {pair[1]!r} are pieces but make no {piece!r}")
+    return {piece: -float(own[0]) for piece, own in ranks.items()}
