@@ -49,7 +49,7 @@ SETTINGS = QUICK_TO_TRAIN | {
     "bench.new_tokens": 2, "gate.config": QUICK_GATE,
 }  # fmt: skip
 LONGEST_SECONDS = 600
-CHANCE_OF_ANOTHER, MOST_KILLS = 0.6, 3
+CHANCE_OF_ANOTHER, MOST_KILLS = 0.8, 5
 """That a resume is killed too, and of one run at most."""
 _PARTS = ("tune_dense", "learn_decision", "recover")
 
