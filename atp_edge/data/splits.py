@@ -87,16 +87,18 @@ def split_documents(
     seed: int,
     decision_share: float = 0.1,
     test_share: float = 0.1,
+    train_documents: int = 0,
     protected: Sequence[Document] = (),
 ) -> dict[str, list[Document]]:
     """Documents of train, decision and test: drawn by hash, near copies of earlier splits out, and
     out of the test those of `protected`.
 
-    Each split is drawn one document at least. Fewer than three documents are cut, each into a part
+    train_documents: of the train split at most, 0: all; decision and test stay as they are. Each
+    split is drawn one document at least. Fewer than three documents are cut, each into a part
     for every split. Raises ValueError where they cannot be.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
-    return without_near_copies(drawn, protected)[0]
+    return _parted(drawn, train_documents, protected)[0]
 
 
 def make_splits(
@@ -113,19 +115,14 @@ def make_splits(
     canaries: int = 0,
     blocks_read: int = 1,
 ) -> Splits:
-    """Three disjoint splits of packed blocks [N, block_tokens].
+    """Three disjoint splits of packed blocks [N, block_tokens], drawn as by `split_documents`.
 
-    train_documents: of the train split at most, 0: all; decision and test stay as they are.
-    most_blocks: blocks kept of a split at most. protected: near copies of them leave the test.
-    canaries: planted in the train split, each so often that it is read about once when training
-    reads `blocks_read` blocks. Raises ValueError when a split gets no block.
+    most_blocks: blocks kept of a split at most. canaries: planted in the train split, each so often
+    that it is read about once when training reads `blocks_read` blocks. Raises ValueError when a
+    split gets no block.
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
-    kept, seen = without_near_copies(drawn, protected)
-    copies_left_out = sum(map(len, drawn.values())) - sum(map(len, kept.values()))
-    if train_documents:
-        cut = kept | {"train": kept["train"][:train_documents]}
-        kept, seen = without_near_copies(cut, protected)
+    kept, seen = _parted(drawn, train_documents, protected)
     encoder = Encoder(tokenizer)
     packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
     if canaries:
@@ -144,13 +141,23 @@ def make_splits(
         report=SplitReport(
             documents={name: len(kept[name]) for name in SPLITS},
             tokens={name: one.blocks.input_ids.numel() for name, one in packed.items()},
-            duplicates_removed=copies_left_out,
+            duplicates_removed=sum(len(drawn[x]) - len(kept[x]) for x in ("decision", "test")),
             sha256=digest.hexdigest(),
             test_seen_in_train=round(seen, 4),
             blocks_without_label=sum(one.unlabelled for one in packed.values()),
             documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
     )
+
+
+def _parted(
+    drawn: dict[str, list[Document]], train_documents: int, protected: Sequence[Document]
+) -> tuple[dict[str, list[Document]], float]:
+    """The splits without near copies, train then cut; and the share of the test seen in train."""
+    kept, seen = without_near_copies(drawn, protected)
+    if not train_documents:
+        return kept, seen
+    return without_near_copies(kept | {"train": kept["train"][:train_documents]}, protected)
 
 
 def _why_empty(packed: Packed, block_tokens: int, drawn: int, kept: int) -> str:
@@ -162,9 +169,8 @@ def _why_empty(packed: Packed, block_tokens: int, drawn: int, kept: int) -> str:
         )
     if not kept:
         return (
-            f"all {drawn} documents drawn for it are near copies of those in other splits or "
-            "of what is protected; give "
-            "texts that differ, and leave out what they all begin with"
+            f"all {drawn} documents drawn for it are near copies of those in other splits or of "
+            "what is protected; give texts that differ, and leave out what they all begin with"
         )
     return (
         f"{packed.tokens} tokens in {kept} documents ({drawn - kept} near copies left out); give "

@@ -214,10 +214,7 @@ def splits_of(config: Config) -> Splits:
         corpus.documents,
         tokenizer,
         block_tokens=config.dataset.block_tokens,
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-        train_documents=config.dataset.train_documents,
+        **_drawing(config),
         most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
         protected=protected,
         canaries=config.canaries,
@@ -240,13 +237,14 @@ def documents_by_split(
     config: Config, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
 ) -> dict[str, list[Document]]:
     """Documents of the run's train, decision and test splits, before they are packed."""
-    return split_documents(
-        documents,
-        seed=config.seed,
-        decision_share=config.dataset.decision_share,
-        test_share=config.dataset.test_share,
-        protected=protected_documents(config, tokenizer),
-    )
+    protected = protected_documents(config, tokenizer)
+    return split_documents(documents, protected=protected, **_drawing(config))
+
+
+def _drawing(config: Config) -> dict[str, Any]:
+    """By which settings documents are drawn for the splits."""
+    names = ("decision_share", "test_share", "train_documents")
+    return {"seed": config.seed} | {name: getattr(config.dataset, name) for name in names}
 
 
 def protected_documents(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Document]:

@@ -164,6 +164,14 @@ def test_a_template_that_prints_the_date_moves_nothing(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2]
 
 
+def test_documents_by_split_are_those_that_training_reads() -> None:
+    """What the gate and the tasks take for the train split was trained on."""
+    documents = corpus(60)
+    whole, few = split_documents(documents, seed=0), 7
+    cut = split_documents(documents, seed=0, train_documents=few)
+    assert cut == whole | {"train": whole["train"][:few]}
+
+
 def test_the_test_holds_nothing_of_what_the_decision_protects() -> None:
     documents = corpus(60)
     plain = split_documents(documents, seed=0)
