@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from atp_edge.gate.settings import Form
 from atp_edge.gate.statistics import Status
 from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config, load_tokenizer, read_generation
+from atp_edge.run.files import read_json
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import file_sha256
 from atp_edge.run.records import EXPORTED_FIGURES
@@ -105,7 +105,7 @@ def _context(slim: Path, folder: Path) -> str:
 def _proof_of_exported(folder: Path) -> str:
     """What `export --to` found when it wrote the folder; its manifest tells that nothing changed
     since."""
-    proofs = json.loads((folder / EXPORTED_FIGURES).read_text()).get("providers", {})
+    proofs = read_json(folder / EXPORTED_FIGURES).get("providers", {})
     failed = [name for name, proof in proofs.items() if not proof["passed"]]
     if failed or not proofs:
         raise ValueError(f"{folder} is not proven{f' on {failed[0]}' if failed else ''}")

@@ -31,7 +31,7 @@ from atp_edge.gate.memorization import (
 )
 from atp_edge.gate.outside_tasks import check_outside
 from atp_edge.gate.personal_data import leaked
-from atp_edge.gate.prompts import check_prompts
+from atp_edge.gate.prompts import Ask, check_prompts
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.results import Check, Flip, GateReport
@@ -51,7 +51,10 @@ class Rivals:
     tokenizer: Any
     material: Material
     settings: GateSettings
-    seed: int
+    config: Config
+    ask: Ask
+    window: int
+    """Tokens that both read."""
 
 
 def judge(
@@ -76,39 +79,19 @@ def judge(
     dense = dense_model(run)
     slim, ask = shipped(folder, config, settings.form, settings.prompts.new_tokens)
     rivals = Rivals(
-        dense=dense, slim=slim, tokenizer=tokenizer, material=material, settings=settings,
-        seed=config.seed,
+        dense=dense, slim=slim, ask=ask, tokenizer=tokenizer, material=material, settings=settings,
+        config=config, window=window,
     )  # fmt: skip
-    checks = check_integrity(run, settings.form, folder)
-    figures: dict[str, Any] = {}
-    say(f"reading {len(material.texts)} documents with both models")
-    checks += _text(rivals, figures)
-    say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
-    found, flips, items = _tasks(rivals, figures)
-    checks += found
-    if material.lm_eval:
-        say(f"answering {len(material.lm_eval)} tasks of lm-eval")
-        checks += check_outside(
-            dense, slim, tokenizer, material.lm_eval, settings.tasks, settings.level, window
-        )
-    say(f"comparing {len(material.pairs)} pairs of texts for bias")
-    checks += _bias(rivals, figures)
-    say("looking at prompts, memorization and refusals")
-    found, said = check_prompts(material.rules, ask)
-    checks += found
-    prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
-    checks += _memorization(rivals, config, items, prompted, figures)
-    checks += _refusals(rivals, items)
-    checks += check_fail_safe(material.profile_errors)
-    figures["fail_safe"] = material.profile_errors
+    integrity = check_integrity(run, settings.form, folder)
+    checks, flips, figures = _answered(rivals, say)
     report = GateReport(
         profile=settings.profile,
         form=settings.form,
         level=settings.level,
-        checks=tuple(checks),
+        checks=(*integrity, *checks),
         figures=figures,
         flips=flips,
-        files=(files_sha256(folder.parent, [folder.name]) | files_sha256(run.path, ["dense"])),
+        files=files_sha256(folder.parent, [folder.name]) | files_sha256(run.path, ["dense"]),
         settings=asdict(settings),
         seconds=time.perf_counter() - began,
         notes=material.notes,
@@ -118,13 +101,43 @@ def judge(
     return report, material.profile
 
 
+def _answered(
+    rivals: Rivals, say: Callable[[str], None]
+) -> tuple[list[Check], tuple[Flip, ...], dict[str, Any]]:
+    """Checks of all that both models are asked, the flips, and the figures behind them."""
+    material, settings = rivals.material, rivals.settings
+    figures: dict[str, Any] = {}
+    say(f"reading {len(material.texts)} documents with both models")
+    checks = _text(rivals, figures)
+    say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
+    found, flips, items = _tasks(rivals, figures)
+    checks += found
+    if material.lm_eval:
+        say(f"answering {len(material.lm_eval)} tasks of lm-eval")
+        checks += check_outside(
+            rivals.dense, rivals.slim, rivals.tokenizer, material.lm_eval, settings.tasks,
+            settings.level, rivals.window,
+        )  # fmt: skip
+    say(f"comparing {len(material.pairs)} pairs of texts for bias")
+    checks += _bias(rivals, figures)
+    say("looking at prompts, memorization and refusals")
+    found, said = check_prompts(material.rules, rivals.ask)
+    checks += found
+    prompted = list(zip([rule.prompt for rule in material.rules], said, strict=True))
+    checks += _memorization(rivals, items, prompted, figures)
+    checks += _refusals(rivals, items)
+    checks += check_fail_safe(material.profile_errors)
+    figures["fail_safe"] = material.profile_errors
+    return checks, flips, figures
+
+
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     settings = rivals.settings
     measured = measure(rivals.dense, rivals.slim, rivals.material.texts)
     quality, figures["text"] = check_quality(measured, settings.quality, settings.level)
     calibration, figures["calibration"] = check_calibration(
         measured, settings.calibration, settings.level, settings.quality.fewest_documents,
-        rivals.seed,
+        rivals.config.seed,
     )  # fmt: skip
     return quality + calibration
 
@@ -151,7 +164,7 @@ def _bias(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
 
 
 def _memorization(
-    rivals: Rivals, config: Config, items: Sequence[Answered],
+    rivals: Rivals, items: Sequence[Answered],
     prompted: Sequence[tuple[str, str]], figures: dict[str, Any],
 ) -> list[Check]:  # fmt: skip
     limits, tokenizer = rivals.settings.memorization, rivals.tokenizer
@@ -176,10 +189,14 @@ def _memorization(
         of = (len(trained), len(unseen))
         checks.append(check_extraction(counts[0], counts[1], of, limits, rivals.settings.level))
     figures["memorization"] = {"train": counts[0], "test": counts[1], "passages": len(trained)}
-    if planted := config.canaries:
+    if planted := rivals.config.canaries:
         exposed = {
             name: exposures(
-                model, tokenizer, planted=planted, candidates=limits.candidates, seed=config.seed
+                model,
+                tokenizer,
+                planted=planted,
+                candidates=limits.candidates,
+                seed=rivals.config.seed,
             )
             for name, model in models.items()
         }
