@@ -39,9 +39,9 @@ FIGURES: dict[str, Callable[[Metrics], float]] = {
     "memory": lambda m: m["bench"]["ratios"]["peak_memory_bytes"],
     "size": lambda m: m["bench"]["ratios"]["file_bytes"],
 }
-"""Perplexities of what ships, the untouched and the tuned dense model; tuned over what
-ships; and, from
-the bench, how many times better than the dense model. They raise KeyError where not measured."""
+"""Perplexities of what ships, the untouched and the tuned dense model; tuned over what ships;
+and, from the bench, how many times better than the dense model. They raise KeyError where not
+measured."""
 
 FLAGS: dict[str, Callable[[Metrics], bool]] = {
     "proven": lambda m: all(p["passed"] for p in m["verify"]["providers"].values()),

@@ -25,20 +25,21 @@ def usable_providers() -> list[str]:
     if CUDA not in ort.get_available_providers() or not has_device():
         return [CPU]
     if not starts(CUDA):
-        logger.warning("there is a GPU, but ONNX Runtime's %s does not start: %s", CUDA, _NEEDS)
+        logger.warning("ONNX Runtime's %s is there and does not start: %s", CUDA, _NEEDS)
         return [CPU]
     return [CUDA, CPU]
 
 
 def has_device() -> bool:
-    """Whether a driver of NVIDIA's is there, by its devices; where those are no files, by asking
-    ONNX Runtime."""
+    """Whether a driver of NVIDIA's is there, by its devices; where those are no files there may
+    be one, and `starts` tells."""
     if os.name == "nt":
         return True
     devices = Path("/dev")
     return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
+@cache
 def starts(provider: str) -> bool:
     """Whether ONNX Runtime runs a model on it: it falls back to the CPU without an error."""
     options = ort.SessionOptions()
