@@ -22,6 +22,7 @@ from atp_edge.pipeline import export_gguf, export_openvino
 from atp_edge.pipeline.export import write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.model_card import write_card
+from atp_edge.pipeline.model_card_use import Layout
 from atp_edge.pipeline.preflight import check_export, check_lengths
 from atp_edge.run.files import folder_atomically, write_json
 from atp_edge.run.folder import RunFolder
@@ -32,7 +33,6 @@ from atp_edge.settings import with_values
 Writer = Callable[[Path, Progress], dict[str, Any]]
 """Writes a folder, and gives its figures."""
 Format = Literal["onnx", "gguf"]
-Layout = Literal["plain", "transformers.js", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _onnx_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
         export_openvino.check_asked(settings)
 
     def write(folder: Path, progress: Progress) -> dict[str, Any]:
-        figures = _onnx(settings, run, folder, asked.to, progress)
+        figures = _onnx(settings, run, folder, asked, progress)
         if asked.layout == "plain":
             return figures
         if asked.layout == "transformers.js":
@@ -151,11 +151,11 @@ def _check_onnx(config: Config, run: RunFolder) -> None:
 
 
 def _onnx(
-    config: Config, run: RunFolder, folder: Path, named: Path, progress: Progress
+    config: Config, run: RunFolder, folder: Path, asked: Asked, progress: Progress
 ) -> dict[str, Any]:
     """Write, prove and measure; the figures."""
     settings = config.export
-    progress.say(f"writing {named}: {settings.flavour}, {settings.precision}")
+    progress.say(f"writing {asked.to}: {settings.flavour}, {settings.precision}")
     write_onnx(config, run, run.slim, folder)
     figures: dict[str, Any] = {
         "format": "onnx",
@@ -163,9 +163,9 @@ def _onnx(
         "precision": settings.precision,
         "bytes": sum(f.stat().st_size for f in folder.glob("model.onnx*")),
     }
-    figures |= prove(config, run, folder, progress, named=named)
+    figures |= prove(config, run, folder, progress, named=asked.to)
     if "quality" in figures:
-        write_card("onnx", config, run, folder, verified=figures)
+        write_card("onnx", config, run, folder, verified=figures, layout=asked.layout)
     if settings.precision == "bf16" or not (run.onnx_dense / "model.onnx").is_file():
         return figures
     progress.say("measuring its latency and memory beside the dense model's")

@@ -36,8 +36,10 @@ def slim_sha256(run: RunFolder) -> str:
 def settings_of_exported(config: Config, run: RunFolder, folder: Path) -> Config:
     """The run's settings with those that a folder of `export --to` was written with.
 
-    Raises ValueError for a folder that is damaged, of another run, or no ONNX.
+    Raises ValueError for a folder that is damaged, of another run, the run's own, or no ONNX.
     """
+    if folder.resolve() in (run.onnx.resolve(), run.onnx_dense.resolve()):
+        raise ValueError(f"{folder} is the run's own: leave --folder out")
     provenance = verify_manifest(folder)
     if provenance.get(SLIM_SHA256) != slim_sha256(run):
         raise ValueError(

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from atp_edge.config import Config
 from atp_edge.model.export_size import CARD_BYTES
-from atp_edge.pipeline.model_card_use import GOOD_FOR, NOT_FOR, how_to_load
+from atp_edge.pipeline.model_card_use import GOOD_FOR, NOT_FOR, Layout, how_to_load
 from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.pipeline.source_licence import licence_of
 from atp_edge.pipeline.verdict import recovery_interval
@@ -47,16 +47,17 @@ def write_card(
     folder: Path | None = None,
     *,
     verified: dict[str, Any] | None = None,
+    layout: Layout = "plain",
 ) -> None:
     """Write the card into the run's folder of this form, or into another that holds it.
 
-    verified: what `verify` has found of these very files.
+    verified: what `verify` has found of these very files. layout: of an exported folder.
     """
     metrics = run.metrics() | {"verify": verified or {}}
-    write_atomically((folder or run.path / form) / CARD, card_of(form, config, metrics))
+    write_atomically((folder or run.path / form) / CARD, card_of(form, config, metrics, layout))
 
 
-def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
+def card_of(form: Form, config: Config, metrics: dict[str, Any], layout: Layout = "plain") -> str:
     """The card's text, at most `CARD_BYTES` long: a budget in bytes counts it."""
     source = source_of(config)
     body = [
@@ -67,7 +68,7 @@ def card_of(form: Form, config: Config, metrics: dict[str, Any]) -> str:
         "## Use",
         f"Good for: {GOOD_FOR}\n\nNot for: {NOT_FOR}",
         "## Load",
-        how_to_load(form, config, source.hub_id or source.name),
+        how_to_load(form, config, source.hub_id or source.name, layout),
         "## Data",
         _data(config, metrics["train"]["data"]),
         "## Made by",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from atp_edge.config import Config
+
+Layout = Literal["plain", "transformers.js", "openvino"]
+"""Of an exported folder: what loads it by default."""
 
 GOOD_FOR = "text like that it was tuned on; CPUs and little memory."
 NOT_FOR = (
@@ -29,7 +34,22 @@ while not generator.is_done():
 print(tokenizer.decode(generator.get_sequence(0)))"""
 
 
-def how_to_load(form: str, config: Config, base: str) -> str:
+OPENVINO = """\
+import openvino_genai
+
+pipeline = openvino_genai.LLMPipeline("FOLDER", "CPU")
+print(pipeline.generate("Text", max_new_tokens=32, apply_chat_template=False))"""
+TRANSFORMERS_JS = """\
+import { AutoModelForCausalLM, AutoTokenizer } from "@huggingface/transformers";
+
+const tokenizer = await AutoTokenizer.from_pretrained("FOLDER");
+const model = await AutoModelForCausalLM.from_pretrained("FOLDER");
+const tokens = await model.generate({ ...tokenizer("Text"), max_new_tokens: 32 });
+console.log(tokenizer.batch_decode(tokens, { skip_special_tokens: true })[0]);"""
+CHECKED = "`atp-edge verify --manifest FOLDER` checks the files."
+
+
+def how_to_load(form: str, config: Config, base: str, layout: Layout = "plain") -> str:
     """Lines to copy, for every runtime that was tried (docs/runtimes.md)."""
     match form:
         case "slim":
@@ -42,7 +62,7 @@ def how_to_load(form: str, config: Config, base: str) -> str:
                 'model = PeftModel.from_pretrained(model, "FOLDER")'
             )
         case _:
-            return _onnx()
+            return _onnx(layout)
 
 
 def how_to_use() -> list[tuple[str, str]]:
@@ -70,11 +90,14 @@ def _slim(config: Config) -> str:
     return f"{text}\n\ntransformers 5.20 or later; `import atp_edge` does in place of the flag."
 
 
-def _onnx() -> str:
+def _onnx(layout: Layout) -> str:
+    if layout == "openvino":
+        return f"With openvino_genai:\n\n{_python(OPENVINO)}\n\n{CHECKED}"
+    if layout == "transformers.js":
+        return f"With transformers.js:\n\n```js\n{TRANSFORMERS_JS}\n```\n\n{CHECKED}"
     return (
         f"With atp-edge:\n\n{_python(GENERATOR)}\n\nWith onnxruntime-genai:\n\n{_python(GENAI)}"
-        "\n\nONNX Runtime alone, in Python and Node: atp-edge's `examples/onnx/`. "
-        "`atp-edge verify --manifest FOLDER` checks the files."
+        f"\n\nONNX Runtime alone, in Python and Node: atp-edge's `examples/onnx/`. {CHECKED}"
     )
 
 

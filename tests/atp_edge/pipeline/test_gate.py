@@ -187,6 +187,8 @@ def test_a_folder_of_export_is_judged_and_the_run_stays_as_it_is(runs: Path) -> 
     assert own["figures"]["text"] != found["figures"]["text"], "fp16 is not fp32"
     with pytest.raises(ValueError, match="leave --form slim out"):
         called(*judge, "--form", "slim")
+    with pytest.raises(ValueError, match="onnx is the run's own: leave --folder out"):
+        called("gate", "--folder", "finished/onnx")
     damage(to / "model.onnx.data")
     with pytest.raises(ValueError, match=r"model\.onnx\.data"):
         called(*judge)
