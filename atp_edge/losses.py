@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atp_edge.data.blocks import Blocks
+from atp_edge.model.attention import whole_blocks
 from atp_edge.model.families import Scales, scales_of
 
 # Forward and backward of 2048 tokens at H = 576, V = 49152 (2 cores of an EPYC, least of 4, bf16 /
@@ -147,13 +148,14 @@ def _labelled_hidden(
     hidden states are what the vocabulary projection reads; before them, if asked, the outputs of
     every layer but the last.
     """
-    out = _causal(model).model(
-        input_ids=batch.input_ids, use_cache=False, output_hidden_states=every_layer
-    )
+    with whole_blocks(_causal(model).config, batch.input_ids.shape[1]):
+        out = _causal(model).model(
+            input_ids=batch.input_ids, use_cache=False, output_hidden_states=every_layer
+        )
     layers = out.hidden_states[1:] if every_layer else [out.last_hidden_state]
-    targets = batch.labels[:, 1:]
-    labelled = targets != -100
-    return [hidden[:, :-1][labelled] for hidden in layers], targets[labelled]
+    places = batch.places()
+    targets = batch.labels.flatten().index_select(0, places + 1)
+    return [hidden.flatten(0, 1).index_select(0, places) for hidden in layers], targets
 
 
 def _check_labelled(targets: Tensor) -> None:

@@ -31,11 +31,13 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def run_cases(file: Path, interpreted: str) -> None:
-    """Every case of a file; skips those for a GPU where there is none."""
+def run_cases(*files: Path, interpreted: str, kernels: str = "triton") -> None:
+    """Every case of the files, in one process; skips those for a GPU where there is none."""
     if interpreted == "0" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     done = run(
-        ["-m", "pytest", "-q", str(file)], TRITON_INTERPRET=interpreted, ATP_KERNELS="triton"
+        ["-m", "pytest", "-q", *map(str, files)],
+        TRITON_INTERPRET=interpreted,
+        ATP_KERNELS=kernels,
     )
     assert done.returncode == 0, done.stdout[-4000:]

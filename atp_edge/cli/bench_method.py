@@ -120,10 +120,14 @@ def training(
         list[str] | None,
         typer.Option(help="fp32 or bf16; may be repeated; the first is the ratios'"),
     ] = None,
+    run_rounds: Annotated[
+        int, typer.Option(min=0, help="rounds of a run's own steps; 0: leave them out")
+    ] = 3,
     json_file: JsonFile = None,
 ) -> None:
     """The LoRA step with a part kept against all kept; no ratio unless every gradient is equal."""
     import torch
+    from atp_bench.run_steps import run_steps_table
     from atp_bench.training import bench_training, steps_table
 
     from atp_edge.training.setup import model_source
@@ -139,9 +143,12 @@ def training(
         rounds=rounds,
         precisions=asked,  # type: ignore[arg-type]
         device="cuda" if torch.cuda.is_available() else "cpu",
+        run_rounds=run_rounds,
     )
     for precision_name, rows in figures["rows"].items():
         console.print(steps_table(precision_name, rows, equal=figures["gradients_equal"]))
+    if figures["run_steps"]:
+        console.print(run_steps_table(figures["run_steps"]))
     for key, value in figures.items():
         if "_ratio_" in key:
             console.print(f"{key} = {value:.3f}" if value is not None else f"{key}: not given")

@@ -52,10 +52,10 @@ def _cuda() -> Finding:
 def _kernels() -> Finding:
     triton = version("triton")
     found = f"triton {triton or 'not installed'}; masked LoRA runs on {backend_name()}"
-    if backend_name() == "triton":
+    if backend_name() == "triton" or (backend_name() == "joined" and triton):
         return Finding("kernels", found, "ok")
     wanted = "Triton needs a CUDA device" if triton else "pip install '.[gpu]' has Triton"
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and backend_name() == "torch":
         wanted = "without a CUDA device nothing is to be done"
     return Finding("kernels", found, "degraded", wanted)
 

@@ -14,10 +14,15 @@ from atp_edge.data.encoding import IGNORED, Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Token blocks: input_ids and labels [N, T]; labels are -100 where nothing is learned."""
+    """Token blocks: input_ids and labels [N, T]; labels are -100 where nothing is learned.
+
+    predicting: places [L] among the N * T tokens whose next one is labelled, where they are known:
+    `to` finds them while the labels are still the host's, so that no device is asked.
+    """
 
     input_ids: Tensor
     labels: Tensor
+    predicting: Tensor | None = None
 
     def rows(self, index: list[int] | Tensor) -> Blocks:
         return Blocks(input_ids=self.input_ids[index], labels=self.labels[index])
@@ -32,7 +37,20 @@ class Blocks:
         return self.rows(torch.linspace(0, total - 1, min(count, total)).round().long())
 
     def to(self, device: torch.device | str) -> Blocks:
-        return Blocks(input_ids=self.input_ids.to(device), labels=self.labels.to(device))
+        places = self.places()
+        return Blocks(
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            predicting=places.to(device),
+        )
+
+    def places(self) -> Tensor:
+        """`predicting`, found from the labels where it is not known."""
+        if self.predicting is not None:
+            return self.predicting
+        next_one = torch.full_like(self.labels, IGNORED)
+        next_one[:, :-1] = self.labels[:, 1:]
+        return (next_one != IGNORED).flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True, kw_only=True)

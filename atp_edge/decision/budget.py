@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -99,10 +100,14 @@ class FeasibleDecisions:
 
     def kept_share(self, masks: list[Tensor]) -> Tensor:
         """Share of the decoder's parameters that masks [size] per site keep (differentiable)."""
-        parameters = [
-            m.sum().double() * s.unit_parameters for m, s in zip(masks, self.sites, strict=True)
-        ]
-        return (torch.stack(parameters).sum() + self.fixed) / self.dense
+        flat = torch.cat(masks).double()
+        return (flat @ self._units.to(flat.device) + self.fixed) / self.dense
+
+    @cached_property
+    def _units(self) -> Tensor:
+        """Parameters of every structure of every site, one site after the other."""
+        each = [torch.full((s.size,), float(s.unit_parameters)).double() for s in self.sites]
+        return torch.cat(each)
 
 
 def feasible_decisions(

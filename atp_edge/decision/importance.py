@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.decision.projection import project
+from atp_edge.masking.lora import MaskedLoraLinear
 from atp_edge.model.families import READER_OF, module_path
 from atp_edge.model.hooks import removed_after
 from atp_edge.model.structures import Site, by_structure
@@ -66,7 +67,7 @@ def scored(model: nn.Module, feasible: FeasibleDecisions) -> Iterator[list[Tenso
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     scores = [torch.zeros(site.size, device=base.device) for site in feasible.sites]
-    hooks = []
+    hooks, sinks = [], []
     for site, score in zip(feasible.sites, scores, strict=True):
         watches = {str(READER_OF[site.kind]): _watch_inputs}
         if site.kind == "attention" and site.space == "head-dims":
@@ -74,8 +75,15 @@ def scored(model: nn.Module, feasible: FeasibleDecisions) -> Iterator[list[Tenso
         for name, watch in watches.items():
             module = base.get_submodule(module_path(site.layer, name))
             hooks.append(module.register_forward_hook(partial(watch, site, score)))
-    with removed_after(hooks):
-        yield scores
+            if watch is _watch_inputs and isinstance(module, MaskedLoraLinear):
+                module.score = score
+                sinks.append(module)
+    try:
+        with removed_after(hooks):
+            yield scores
+    finally:
+        for module in sinks:
+            module.score = None
 
 
 def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> list[Tensor]:
@@ -83,7 +91,14 @@ def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> lis
 
     a_batch: blocks whose mean each loss was, and each gradient so much smaller.
     """
-    return [(score.cpu() * a_batch**POWER / blocks).pow(1 / POWER) for score in scores]
+    return [(score * a_batch**POWER / blocks).pow(1 / POWER) for score in on_host(scores)]
+
+
+def on_host(values: list[Tensor]) -> list[Tensor]:
+    """All of them, with one read by the host."""
+    if not values:
+        return []
+    return list(torch.cat(values).cpu().split([len(value) for value in values]))
 
 
 def mean_importance(seen: list[Tensor], new: list[Tensor], share: float) -> list[Tensor]:
@@ -97,6 +112,8 @@ def mean_importance(seen: list[Tensor], new: list[Tensor], share: float) -> list
 def _watch_inputs(
     site: Site, score: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> None:
+    if getattr(module, "scores_itself", False):
+        return
     z = inputs[0].detach()
 
     def add(gradient: Tensor) -> None:

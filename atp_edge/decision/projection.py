@@ -28,7 +28,9 @@ def project(logits: list[Tensor], feasible: FeasibleDecisions) -> ProjectedDecis
     structures under a cost is keeping those above one threshold (a fractional knapsack, solved
     greedily); what is left of the budget after the last step is less than one step of a site.
     """
-    ranked = [torch.sort(x.detach().float().cpu(), descending=True, stable=True) for x in logits]
+    # One read by the host for all sites.
+    on_host = torch.cat(logits).detach().float().cpu().split([len(x) for x in logits])
+    ranked = [torch.sort(x, descending=True, stable=True) for x in on_host]
     values, orders = [r.values for r in ranked], [r.indices for r in ranked]
     widths, thresholds = (_uniform if feasible.uniform else _per_layer)(values, feasible)
     masks = []

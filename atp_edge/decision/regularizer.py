@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import torch
+from atp_kernels import shrink_removed
 from peft import PeftModel
 from torch import Tensor
 
@@ -19,33 +20,31 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.structures import Masks, SiteKind, by_structure, parts_by_structure
 
 
-def _removed_groups(model: PeftModel, masks: Masks) -> Iterator[tuple[Tensor, Tensor]]:
-    """A view [structures, ., .] of every LoRA factor of a site, and the structures removed."""
+def structure_groups(model: PeftModel, masks: Masks) -> Iterator[tuple[Tensor, Tensor]]:
+    """A view [structures, ., .] of every LoRA factor of a site, and which structures stay: bool."""
     shape = model_shape(model.get_base_model().config)
     for i in range(len(shape.layers)):
         for kind in get_args(SiteKind):
             mask = masks.of(i, kind)
-            removed = (~mask.detach().bool()).nonzero().squeeze(1)
-            if not len(removed):
-                continue
+            stays = mask if mask.dtype == torch.bool else mask.detach().bool()
             *writers, last = shape.projections(kind)
             for name in writers:
                 writer = lora_layer(model, i, name)
                 rows = writer.lora_B["default"].weight
                 for part in parts_by_structure(rows, 0, writer.rows, len(mask), writer.space):
-                    yield part, removed
+                    yield part, stays
             reader = lora_layer(model, i, last)
             columns = reader.lora_A["default"].weight
-            yield by_structure(columns, 1, len(mask), reader.space), removed
+            yield by_structure(columns, 1, len(mask), reader.space), stays
 
 
 def group_lasso(model: PeftModel, masks: Masks) -> Tensor:
     """Sum of the norms of all groups that the decision removes (a penalty on the loss)."""
     norms = [
-        torch.linalg.vector_norm(groups[removed], dim=(1, 2)).sum()
-        for groups, removed in _removed_groups(model, masks)
+        torch.linalg.vector_norm(groups, dim=(1, 2)).masked_fill(stays, 0).sum()
+        for groups, stays in structure_groups(model, masks)
     ]
-    return torch.stack(norms).sum() if norms else torch.zeros(())
+    return torch.stack(norms).sum()
 
 
 @torch.no_grad()
@@ -53,8 +52,7 @@ def proximal_step(model: PeftModel, masks: Masks, threshold: float) -> None:
     """w <- w / |w| * max(|w| - threshold, 0) on every group that the decision removes, in place.
 
     threshold: strength times learning rate; a factor's share of a group is shrunk by itself.
+    Nothing is read back to the host.
     """
-    for groups, removed in _removed_groups(model, masks):
-        chosen = groups[removed]
-        norms = torch.linalg.vector_norm(chosen, dim=(1, 2), keepdim=True)
-        groups[removed] = chosen * (1 - threshold / norms.clamp_min(1e-30)).clamp_min(0)
+    groups, stays = zip(*structure_groups(model, masks), strict=True)
+    shrink_removed(groups, stays, threshold)

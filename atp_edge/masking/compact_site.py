@@ -4,15 +4,7 @@ While a decision stands, q, k, v (or gate, up) give only the live structures, ke
 o (or down) reads them so; transformers' own attention and MLP work on what they are given, so the
 attention itself and the SwiGLU are as narrow as the products. Nothing is scattered to full width.
 
-A removed structure is dead, and not computed, when nothing of it can reach the output and no
-gradient can reach its LoRA:
-
-- placement `whole`: always.
-- placement `base`, MLP: its rows of B are zero in gate and up. Then silu(g) u is zero, and so are
-  the gradients of those rows (d_gate carries the factor u, d_up the factor silu(g)) and of its
-  column of A in down (the factor silu(g) u).
-- placement `base`, attention: its rows of B in v and its columns of A in o are zero. Then neither
-  values nor output nor their gradients exist; q and k have nothing to weigh.
+A removed structure is dead, and not computed, as liveness.py says.
 """
 
 from __future__ import annotations
@@ -24,6 +16,7 @@ from atp_kernels import LoraLayer, dense_weight, prefix_lora_linears
 from torch import Tensor
 
 from atp_edge.masking.caching import SharedInput, WeightCache
+from atp_edge.masking.liveness import deciding_factors
 from atp_edge.masking.lora import MaskedLoraLinear, Placement
 from atp_edge.model.families import READER_OF
 
@@ -51,7 +44,7 @@ class CompactSite:
         order = torch.argsort(~mask, stable=True)
         kept = int(mask.sum())
         self.kept, self.removed = order[:kept], order[kept:]
-        self._factors = self._deciding_factors()
+        self._factors = deciding_factors(placement, projections)
         self._versions: list[tuple[int, int]] = []
         self._live: dict[int, Live] = {}
         self._gathered = WeightCache()
@@ -107,17 +100,6 @@ class CompactSite:
         if kept is None:
             return dense_weight(weight)
         return self._gathered.of(name, [weight], lambda weights: weights[0].index_select(dim, kept))
-
-    def _deciding_factors(self) -> list[tuple[Tensor, int]]:
-        """(factor, its dimension of structures): a removed structure is dead when its share of
-        every one of them is zero."""
-        if self.placement == "whole":
-            return []
-        factors = {name: (p.lora_A["default"].weight, p.lora_B["default"].weight)
-                   for name, p in self.projections.items()}  # fmt: skip
-        if "o_proj" in factors:
-            return [(factors["v_proj"][1], 0), (factors["o_proj"][0], 1)]
-        return [(factors["gate_proj"][1], 0), (factors["up_proj"][1], 0)]
 
     @torch.inference_mode(False)
     @torch.no_grad()

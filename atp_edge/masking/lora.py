@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
-from atp_kernels import LoraLayer, masked_lora_linear
+from atp_kernels import LoraLayer, backend_name, mask_scored, masked_lora_linear
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
@@ -38,11 +38,30 @@ class MaskedLoraLinear(PeftLoraLinear):
     in_mask: Tensor | None = None
     placement: Placement = "whole"
     site: SiteForward | None = None
+    rested: SiteForward | None = None
+    """The site of the last fixed decision, which generator steps do not take apart."""
     name: str = ""
     space: StructureSpace = "groups"
     """What the structures of a decision on this model are."""
     rows: tuple[int, ...] = ()
     """Of a layer that writes structures: its output rows, part by part (q, k and v where fused)."""
+
+    structure_mask: Tensor | None = None
+    """`in_mask` by structure, where they lie side by side."""
+    score: Tensor | None = None
+    """Takes the importance of what the layer reads, by structure (`decision.importance.scored`)."""
+
+    @property
+    def masks_input_alone(self) -> bool:
+        """Whether a decision of numbers stands on what the layer reads and on nothing else."""
+        mask = self.structure_mask
+        alone = mask is not None and self.out_mask is None and self.placement == "whole"
+        return alone and self.site is None and self.lora_alone and _takes_products_apart(mask)
+
+    @property
+    def scores_itself(self) -> bool:
+        """Whether `score` is filled by the layer's own backward pass."""
+        return self.score is not None and self.masks_input_alone
 
     @property
     def lora_alone(self) -> bool:
@@ -66,6 +85,9 @@ class MaskedLoraLinear(PeftLoraLinear):
             return super().forward(x, *args, **kwargs)
         if self.site is not None:
             return self.site.compute(self.name, x)
+        if self.masks_input_alone:
+            assert self.structure_mask is not None
+            return self.unmasked(mask_scored(x, self.structure_mask, score=self.score))
         parts = self.parts()
         return masked_lora_linear(
             x,
@@ -78,6 +100,23 @@ class MaskedLoraLinear(PeftLoraLinear):
             scaling=self.scaling["default"],
             placement=self.placement,
         )
+
+    def unmasked(self, x: Tensor) -> Tensor:
+        """The layer on an x that the decision was put on already."""
+        parts = self.parts()
+        return masked_lora_linear(
+            x,
+            parts.weight,
+            parts.lora_a,
+            parts.lora_b,
+            bias=parts.bias,
+            scaling=self.scaling["default"],
+        )
+
+
+def _takes_products_apart(mask: Tensor | None) -> bool:
+    """Whether a mask of numbers is multiplied apart from the product, by an operator of its own."""
+    return mask is not None and mask.dtype != torch.bool and backend_name() == "joined"
 
 
 def add_lora(

@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-CAUSAL = "atp_causal"
+from atp_edge.model.attention import CAUSAL
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OF_A_STEP, _OF_A_PASS = 2**30, 2**25  # bytes from which a freed buffer goes back at once
 

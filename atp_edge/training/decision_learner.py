@@ -24,7 +24,8 @@ from atp_edge.decision.generator import DecisionGenerator, decide
 from atp_edge.decision.importance import importance_of, mean_importance, scored, starting_logits
 from atp_edge.decision.projection import project
 from atp_edge.decision.regularizer import proximal_step
-from atp_edge.masking.apply import set_decision
+from atp_edge.masking.apply import grown, set_decision
+from atp_edge.masking.fused_layers import fuse_layers
 from atp_edge.masking.lora import MaskedLoraLinear, note_structures
 from atp_edge.model.families import model_shape, module_path
 from atp_edge.model.narrow import narrow_peft
@@ -68,6 +69,7 @@ class DecisionLearner:
             start = starting_logits(self.importance, self.feasible)
             self.generator = DecisionGenerator(self.feasible.sites, start).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=lr)
+        fuse_layers(self.model)
         self.masks = self._now()
         set_decision(self.model, self.masks, "base")
 
@@ -102,6 +104,9 @@ class DecisionLearner:
         progress: the share of the steps before the freeze that are done; the strength grows by it.
         """
         proximal_step(self.model, self.masks, STRENGTH * progress * lr)
+        came = grown(self.model)
+        if came is not None and bool(came):
+            set_decision(self.model, self.masks, "base")
 
     def freeze(self) -> Plan:
         """The decision as a plan; the model then computes what the narrow one will."""

@@ -22,7 +22,8 @@ from atp_edge.decision.generator import DecisionGenerator, decide
 from atp_edge.decision.importance import mean_importance, starting_logits
 from atp_edge.decision.projection import project
 from atp_edge.decision.regularizer import group_lasso, proximal_step
-from atp_edge.masking.apply import set_decision
+from atp_edge.masking.apply import grown, restore_slots, set_decision, slots_of
+from atp_edge.masking.fused_layers import fuse_layers
 from atp_edge.model.structures import Masks
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.run import ranks
@@ -62,8 +63,11 @@ class Tuner:
         self.teacher = teacher
         self.stream = BatchStream(train, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        self.graphs = self.tuned.graphs(self.last_step - self.first_step)
         if config.train.checkpointing == "true":
             enable_checkpointing(model)
+        for each in (model, *([] if teacher is None else [teacher])):
+            fuse_layers(each)
 
     def step(self, index: int) -> Record:
         rate = self.rate * rate_of_step(
@@ -76,12 +80,13 @@ class Tuner:
             self.stream(index),
             lambda blocks: step_loss(self.model, self.teacher, blocks, self.config),
             self.accelerator,
+            graphs=self.graphs,
         )
         self.tuned.step(rate)
         return Record(
             step=index,
             phase=self.phase,
-            loss=plain,
+            loss=float(plain),
             lr=rate * self.config.lora.lr,
             tokens=self.stream.tokens_until(index + 1),
         )
@@ -134,13 +139,18 @@ class JointLearner:
         self.decision_stream = BatchStream(decision, config, accelerator.device)
         self.protected_stream = protected and BatchStream(protected, config, accelerator.device)
         self.tuned = TunedWeights(model, config, accelerator, retrain=retrain)
+        settings = config.decision
+        self.graphs = self.tuned.graphs(settings.interval if settings.learn else self.last_step)
         if config.train.checkpointing == "true":
             enable_checkpointing(model)
+        for each in (model, *([] if teacher is None else [teacher])):
+            fuse_layers(each)
         self.generator_optimizer = accelerator.prepare(
             torch.optim.AdamW(self.generator.parameters(), lr=config.decision.lr)
         )
-        self.masks = self.settled = self._without_noise()
-        """The decision held, and the one without noise: equal where nothing is sampled."""
+        self.settled = self._without_noise()
+        """The decision without noise: the one held, where nothing is sampled."""
+        self._take(self.settled)
         self.repair: Repair | None = None
         """Moves along with the decision, where set."""
 
@@ -157,25 +167,37 @@ class JointLearner:
     def _hold(self, masks: Masks) -> None:
         if self.repair is not None:
             self.repair.move(masks)
-        self.masks = masks
+        self._take(masks)
 
-    def _settle(self) -> float:
+    def _take(self, masks: Masks) -> None:
+        self.masks = masks
+        self.kept_share = self.feasible.kept_share(list(masks))
+        """Of the decoder's parameters, on the device."""
+        self.looked_at = False
+        """Whether the sites know which structures of the decision are live."""
+
+    def _settle(self) -> Tensor:
         """Note the decision without noise; returns the share of structures that changed sides.
 
         A sampled decision changes by half at every step, which says nothing of what was learned.
         """
         before = torch.cat(self.settled)
         self.settled = self._without_noise() if self.config.decision.noise else self.masks
-        return float((torch.cat(self.settled) != before).float().mean())
+        return (torch.cat(self.settled) != before).float().mean()
 
     def step(self, index: int) -> Record:
         settings = self.config.decision
         record = Record(step=index, phase="control", loss=0.0, lr=0.0, tokens=0)
         if settings.learn and index % settings.interval == 0:
             record = self._generator_step(index, record)
-        loss, lr, tokens = self._lora_step(index)
-        kept = float(self.feasible.kept_share([mask.float() for mask in self.masks]))
-        return replace(record, loss=loss, lr=lr, tokens=tokens, kept_share=kept)
+        loss, lr = self._lora_step(index)
+        came = grown(self.model)
+        # All that the host reads of a step: the loss, and what goes beside it.
+        seen = [loss, self.kept_share, *([] if came is None else [came])]
+        plain, kept, *new = torch.stack([x.double() for x in seen]).tolist()
+        self.looked_at = not any(new)
+        tokens = self.stream.tokens_until(index + 1)
+        return replace(record, loss=plain, lr=lr, tokens=tokens, kept_share=kept)
 
     def _generator_step(self, index: int, record: Record) -> Record:
         settings = self.config.decision
@@ -209,16 +231,13 @@ class JointLearner:
         if now:
             self._follow(now if told is None else mean_importance(now, told, own), before)
         self._hold(_agreed(mask.detach() >= 0.5 for mask in decision.masks))
-        return replace(
-            record,
-            decision_loss=plain,
-            soft_share=float(soft_share.detach()),
-            churn=self._settle(),
-        )
+        seen = [plain, soft_share.detach(), self._settle()]
+        loss, soft, churn = torch.stack([x.double() for x in seen]).tolist()
+        return replace(record, decision_loss=loss, soft_share=soft, churn=churn)
 
     def _decision_gradients(
         self, parts: Iterable[Part], share: float, penalty: Tensor | None = None
-    ) -> tuple[list[Tensor], float]:
+    ) -> tuple[list[Tensor], Tensor]:
         follows = self.config.decision.follow and self.importance is not None
         return add_decision_gradients(
             self.model, self.teacher, parts, self.config, self.accelerator,
@@ -247,13 +266,15 @@ class JointLearner:
         self.importance = mean_importance(self.importance, now, more / (seen + more))
         self.generator.set_base(starting_logits(self.importance, self.feasible))
 
-    def _lora_step(self, index: int) -> tuple[float, float, int]:
+    def _lora_step(self, index: int) -> tuple[Tensor, float]:
         settings = self.config.decision
         rate = self.rate * rate_of_step(
             index, steps=self.config.steps, warmup=self.config.train.warmup, decay=False
         )
         lr = rate * self.config.lora.lr
-        set_decision(self.model, self.masks, settings.placement)
+        if not self.looked_at:
+            self.graphs.reset()
+        set_decision(self.model, self.masks, settings.placement, held=self.looked_at)
         # The strength grows through the phase, so that groups reach zero at the freeze.
         strength = settings.strength * (index + 1) / self.last_step
         lasso = settings.regularizer == "lasso"
@@ -262,11 +283,12 @@ class JointLearner:
             lambda blocks: step_loss(self.model, self.teacher, blocks, self.config),
             self.accelerator,
             beside=strength * 1e-3 * group_lasso(self.model, self.masks) if lasso else None,
+            graphs=self.graphs,
         )
         self.tuned.step(rate)
         if settings.regularizer == "proximal":
             proximal_step(self.model, self.masks, strength * lr)
-        return plain, lr, self.stream.tokens_until(index + 1)
+        return plain, lr
 
     def validate(self) -> float | None:
         """None: the decision is still moving."""
@@ -278,6 +300,9 @@ class JointLearner:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "masks": list(self.masks),
             "importance": self.importance,
+            # What lies where follows from all decisions so far, and the order of sums from that.
+            "slots": slots_of(self.model),
+            "looked_at": self.looked_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -288,6 +313,9 @@ class JointLearner:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.importance = state["importance"]
         self._settle()
+        if slots := state.get("slots"):
+            restore_slots(self.model, self.masks, self.config.decision.placement, slots)
+            self.looked_at = state["looked_at"]
 
 
 def _agreed(masks: Iterable[Tensor]) -> Masks:

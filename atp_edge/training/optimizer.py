@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atp_edge.config import Config
 from atp_edge.run import ranks
+from atp_edge.training.captured import StepGraphs, step_graphs
 
 
 def rate_of_step(done: int, *, steps: int, warmup: float, decay: bool) -> float:
@@ -76,6 +77,15 @@ class TunedWeights:
             group["lr"] = rate * group["peak"]
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def graphs(self, stands_for: float) -> StepGraphs:
+        """Graphs of the steps that tune these weights, where what they compute stands for so
+        many."""
+        accelerator = self.accelerator
+        fp16 = accelerator.mixed_precision == "fp16"
+        return step_graphs(
+            self.parameters.values(), accelerator.device, stands_for=stands_for, fp16=fp16
+        )
 
     def requires_grad_(self, on: bool) -> None:
         for parameter in self.parameters.values():

@@ -16,6 +16,7 @@ from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.decision.importance import importance_of, scored
 from atp_edge.losses import distilled_loss, language_loss
 from atp_edge.run import ranks
+from atp_edge.training.captured import StepGraphs
 from atp_edge.training.checkpointing import checkpointed
 from atp_edge.training.stream import Part
 
@@ -46,21 +47,33 @@ def add_gradients(
     *,
     beside: Tensor | None = None,
     retain_graph: bool = False,
-) -> float:
-    """Backward through a step's parts, their gradients added; returns the text's own cross-entropy.
+    graphs: StepGraphs | None = None,
+) -> Tensor:
+    """Backward through a step's parts, their gradients added; returns the text's own cross-entropy,
+    on the device: the host reads once a step, at its end.
 
     loss_of: (what is minimized, the cross-entropy), means over the labelled tokens of blocks.
     beside: a term of the step's loss that no text enters. retain_graph: what the parts have in
-    common is gone through again. The gradients are this rank's alone; the cross-entropy is of all
-    ranks.
+    common is gone through again. graphs: replay what it captured of parts that nothing is beside
+    and that have nothing in common. The gradients are this rank's alone; the cross-entropy is of
+    all ranks.
     """
     plain = torch.zeros((), device=accelerator.device)
+    if graphs is not None and beside is None and not retain_graph:
+
+        def run(blocks: Blocks, share: float | Tensor) -> Tensor:
+            return _backward(Part(blocks=blocks, share=share), loss_of, accelerator)
+
+        for part in parts:
+            plain += graphs.gradients(part.blocks, float(part.share), run)
+        ranks.add_up([plain])
+        return plain
     *others, last = parts
     for part in others:
         plain += _backward(part, loss_of, accelerator, retain_graph=True)
     plain += _backward(last, loss_of, accelerator, beside=beside, retain_graph=retain_graph)
     ranks.add_up([plain])
-    return float(plain)
+    return plain
 
 
 def add_decision_gradients(
@@ -73,7 +86,7 @@ def add_decision_gradients(
     share: float,
     penalty: Tensor | None,
     followed: FeasibleDecisions | None,
-) -> tuple[list[Tensor], float]:
+) -> tuple[list[Tensor], Tensor]:
     """Adds the gradient of a share of a batch's loss to the decision's; returns the importance to
     the batch, [size] a site (empty where it is not followed), and its cross-entropy.
 

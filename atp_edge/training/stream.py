@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks, drawn
@@ -22,7 +23,7 @@ class Part:
     """
 
     blocks: Blocks
-    share: float
+    share: float | Tensor
 
 
 class BatchStream:

@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from atp_bench.clock import now
 from atp_bench.interleaved_timing import interleaved_timing
+from atp_bench.learned_widths import learned_masks
 from atp_bench.paired import paired_ratio
+from atp_bench.run_steps import bench_run_steps
 from atp_edge.data.blocks import Blocks
 from atp_edge.decision.budget import feasible_decisions, parse_budget
 from atp_edge.decision.projection import project
@@ -37,6 +39,7 @@ from atp_edge.training.cpu import attention_implementation, keep_freed_memory
 Precision = Literal["fp32", "bf16"]
 # A gradient is a sum over tokens in another order: fp32's rounding, not more.
 LARGEST_ERROR = 1e-3
+LEARNED = "kept alone, a learned plan's widths"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +63,20 @@ class TrainingBench:
     batch: Blocks
     decision: Masks
     kept_share: float
+    learned: Masks | None
+    """Of the widths of a learned plan, where the model has one."""
 
     def variants(self) -> list[Variant]:
         """All kept first: the others are divided by it."""
         every = Masks(torch.ones_like(mask) for mask in self.decision)
-        return [
+        found = [
             Variant(name="all kept", masks=every),
             Variant(name="kept alone", masks=self.decision),
             Variant(name="kept, LoRA of removed not zero", masks=self.decision, lora="not zero"),
             Variant(name="masked, not skipped", masks=self.decision, skip=False),
         ]
+        more = [] if self.learned is None else [Variant(name=LEARNED, masks=self.learned)]
+        return found + more
 
 
 def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str) -> TrainingBench:
@@ -89,6 +96,7 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
     draw = torch.Generator().manual_seed(0)
     scores = [torch.randn(site.size, generator=draw) for site in feasible.sites]
     masks = project(scores, feasible).masks
+    learned = learned_masks(feasible.sites, kept)
     ids = torch.randint(0, shape.vocabulary, (1, tokens), generator=draw)
     model = add_lora(dense, rank=rank, alpha=2.0 * rank, seed=0).to(device)
     return TrainingBench(
@@ -96,6 +104,7 @@ def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str)
         batch=Blocks(input_ids=ids, labels=ids).to(device),
         decision=Masks(mask.to(device) for mask in masks),
         kept_share=float(feasible.kept_share([mask.float() for mask in masks])),
+        learned=None if learned is None else Masks(mask.to(device) for mask in learned),
     )
 
 
@@ -203,12 +212,15 @@ def bench_training(
     rounds: int,
     precisions: tuple[Precision, ...],
     device: str,
+    run_rounds: int = 0,
 ) -> dict[str, Any]:
     """The figures of `atp-edge bench training`.
 
     The two ratios at the top are those of "kept alone" in the first precision: LoRA-aware masks,
     the LoRA of removed structures exactly zero, which is the state the proximal step reaches.
-    None where a gradient differs. Raises ValueError for settings out of range.
+    None where a gradient differs. `*_learned` are the same of a learned plan's widths, for the
+    model and share that one is known of. run_rounds: of the steps of a run, over the dense one
+    (run_steps.py). Raises ValueError for settings out of range.
     """
     if not 0 < kept <= 1 or tokens < 2 or rounds < 1 or rank < 1 or not precisions:
         raise ValueError(
@@ -222,14 +234,26 @@ def bench_training(
     equal = all(error <= LARGEST_ERROR for error in errors.values())
     rows = {precision: timed_steps(made, rounds, precision) for precision in precisions}
     percent = round(100 * kept)
-    ours = rows[precisions[0]]["kept alone"]
-    return {
-        f"decoder_step_ratio_{percent}": ours["decoder_step_ratio"] if equal else None,
-        f"lora_step_ratio_{percent}": ours["lora_step_ratio"] if equal else None,
+    named = {"": "kept alone"} | ({} if made.learned is None else {"_learned": LEARNED})
+    ratios = {
+        f"{step}_ratio_{percent}{suffix}": rows[precisions[0]][name][f"{step}_ratio"]
+        if equal
+        else None
+        for suffix, name in named.items()
+        for step in STEPS
+    }
+    decision, share = made.learned or made.decision, made.kept_share
+    del made
+    own = {} if not run_rounds else bench_run_steps(
+        folder, kept=kept, tokens=tokens, rounds=run_rounds, precision=precisions[-1],
+        decision=decision,
+    )  # fmt: skip
+    return ratios | {
         "gradients_equal": equal,
         "largest_gradient_error": errors,
-        "kept_share": made.kept_share,
+        "kept_share": share,
         "rows": rows,
+        "run_steps": own,
         "settings": {"tokens": tokens, "rank": rank, "rounds": rounds, "device": device,
                      "precision_of_the_ratios": precisions[0],
                      "threads": torch.get_num_threads()},

@@ -23,6 +23,7 @@ NAMES = (
     "weights sliced beforehand",
     "ours, masked output",
     "ours, narrow output",
+    "ours, joined",
 )
 
 

@@ -64,14 +64,15 @@ def test_ceilings() -> None:
 def test_every_rival_of_a_projection_is_right() -> None:
     for case in toy("projections")["cases"]:
         told = {name: row["right"] for name, row in case["rows"].items() if "right" in row}
-        assert len(told) == 7
+        assert len(told) == 8
         assert all(told.values()), told
 
 
 def test_layers_of_every_step() -> None:
     steps = toy("layers")["steps"]
     kinds = ("dense", "joint", "generator", "recovery")
-    assert {f"ours, {kind}, torch" for kind in kinds} < steps.keys()
+    ours = {f"ours, {kind}, {by}" for kind in kinds for by in ("torch", "joined")}
+    assert ours < steps.keys()
     assert all(row["over_peft_wall_ms"] > 0 for row in steps.values())
 
 

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 from atp_bench import training
+from atp_bench.acceptance.sizes import SMOLLM2
+from atp_bench.learned_widths import learned_masks
 from atp_bench.training import bench_training
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from atp_edge.cli.bench import bench
+from atp_edge.decision.budget import feasible_decisions, parse_budget
+from atp_edge.model.families import model_shape
+from atp_edge.model.structures import sites_of
 from tests.tiny import tiny_model
 
 SETTINGS: dict[str, Any] = {
@@ -31,7 +37,19 @@ def test_training_writes_its_ratios_and_how_they_came_about(tmp_path: Path) -> N
     model, out = folder_of_a_model(tmp_path / "model"), tmp_path / "figures.json"
     done = CliRunner().invoke(
         bench,
-        ["training", "--model", model, "--tokens", "32", "--rounds", "2", "--json", str(out)],
+        [
+            "training",
+            "--model",
+            model,
+            "--tokens",
+            "32",
+            "--rounds",
+            "2",
+            "--run-rounds",
+            "1",
+            "--json",
+            str(out),
+        ],
         catch_exceptions=False,
     )
     figures = json.loads(out.read_text())
@@ -45,6 +63,10 @@ def test_training_writes_its_ratios_and_how_they_came_about(tmp_path: Path) -> N
     assert f"{low:.2f}-{high:.2f}" in done.output
     assert figures["rows"]["bf16"].keys() == figures["rows"]["fp32"].keys()
     assert figures["rows"]["fp32"]["all kept"]["lora_step_ratio"] == 1.0
+    run = figures["run_steps"]["rows"]
+    assert run.keys() == {"dense LoRA step", "joint step", "recovery step"}
+    assert run["joint step"]["ratio"] > run["dense LoRA step"]["ratio"] == 1.0
+    assert "A run's own steps" in done.output
     assert f"lora_step_ratio_60 = {figures['lora_step_ratio_60']:.3f}" in done.output
 
 
@@ -66,3 +88,15 @@ def test_no_ratio_where_a_gradient_differs(tmp_path: Path, monkeypatch: pytest.M
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"kept 0, tokens 1.*expected 0 < kept <= 1"):
         bench_training("nowhere", **SETTINGS | {"kept": 0, "tokens": 1})
+
+
+def test_a_learned_plans_widths_are_those_of_its_model_and_share_alone() -> None:
+    shape = model_shape(LlamaConfig(**SMOLLM2))
+    masks = learned_masks(sites_of(shape), 0.6)
+    assert masks is not None
+    feasible = feasible_decisions(
+        shape, parse_budget("params=0.6"), widths="per-layer", width_multiple=32
+    )
+    assert 0.59 < float(feasible.kept_share([mask.float() for mask in masks])) <= 0.6
+    assert learned_masks(sites_of(shape), 0.5) is None
+    assert learned_masks(sites_of(shape)[:-2], 0.6) is None

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from atp_kernels import masked_gemm_triton, swiglu_triton
+from atp_kernels import (
+    masked_gemm_triton,
+    norm_triton,
+    proximal_triton,
+    rope_triton,
+    scored_mask_triton,
+    swiglu_triton,
+)
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -38,6 +45,8 @@ GEMM = {
 LONG_RANK = {"R": 64, "BLOCK_R": masked_gemm_triton.LARGEST_BLOCK_R}
 FORWARD, BACKWARD = {"stride_wk": 1, "stride_br": 1}, {"stride_wn": 1, "stride_bn": 1}
 SWIGLU = {"BLOCK_M": swiglu_triton.BLOCK_M, "BLOCK_N": swiglu_triton.BLOCK_N}
+NORM = {"HAS_A": True, "BLOCK_M": norm_triton.BLOCK_M, "BLOCK_K": norm_triton.BLOCK_K}
+ROPE = {"D": 128, "HALF": 64, "BLOCK_M": rope_triton.BLOCK_M}
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gemm, gate forward, fixed": (
         masked_gemm_triton.masked_gemm_kernel, "fp16", GEMM | FORWARD | {"OUT_LIST": True},
@@ -48,6 +57,9 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gemm, gate backward, fixed": (
         masked_gemm_triton.masked_gemm_kernel, "bf16",
         GEMM | BACKWARD | {"IN_LIST": True, "GATHER_W": True},
+    ),
+    "gemm, down backward, fixed": (
+        masked_gemm_triton.masked_gemm_kernel, "bf16", GEMM | BACKWARD | {"OUT_LIST": True},
     ),
     "gemm, down backward, mask gradient": (
         masked_gemm_triton.masked_gemm_kernel, "bf16",
@@ -70,11 +82,36 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
         GEMM | BACKWARD | {"HAS_OUT_MASK": True, "REDUCE": True, "WHOLE": True} | LONG_RANK
         | masked_gemm_triton.BLOCKS_FP32,
     ),
-    "swiglu forward": (swiglu_triton.swiglu_forward_kernel, "bf16", SWIGLU),
-    "swiglu backward": (swiglu_triton.swiglu_backward_kernel, "bf16", SWIGLU),
+    "swiglu forward, h A beside it, rank 64": (
+        swiglu_triton.swiglu_forward_kernel, "bf16",
+        swiglu_triton.WITH_A | {"HAS_MASK": False, "HAS_A": True, "BLOCK_R": 64},
+    ),
+    "swiglu backward, mask gradient and importance": (
+        swiglu_triton.swiglu_backward_kernel, "bf16", SWIGLU | {"HAS_MASK": True},
+    ),
+    "norm forward, residual, x A beside it, three ranks of 64": (
+        norm_triton.norm_forward_kernel, "bf16", NORM | {"HAS_DELTA": True, "BLOCK_R": 256},
+    ),
+    "norm backward": (
+        norm_triton.norm_backward_kernel, "bf16", norm_triton.BACKWARD | {"HAS_BESIDE": True},
+    ),
+    "rope": (rope_triton.rope_kernel, "bf16", ROPE | {"BACKWARD": False}),
+    "rope backward": (rope_triton.rope_kernel, "bf16", ROPE | {"BACKWARD": True}),
+    "scored mask": (
+        scored_mask_triton.scored_mask_kernel, "bf16",
+        {"BLOCK_M": scored_mask_triton.BLOCK_M, "BLOCK_W": scored_mask_triton.LARGEST_BLOCK_W},
+    ),
+    "proximal step, rank 64": (
+        proximal_triton.proximal_kernel, "fp32",
+        {"BLOCK_S": proximal_triton.BLOCK_S, "BLOCK_W": proximal_triton.BLOCK_W, "BLOCK_R": 64},
+    ),
 }  # fmt: skip
 _KINDS = {"out_order_ptr": "*i32", "out_count_ptr": "*i32", "in_order_ptr": "*i32",
-          "in_count_ptr": "*i32", "partial_ptr": "*fp32"}  # fmt: skip
+          "in_count_ptr": "*i32", "table_ptr": "*i64"}  # fmt: skip
+_KINDS |= {f"{name}_ptr": "*fp32" for name in (
+    "partial", "square", "stream", "new", "weight", "root", "d_stream", "beside", "cosine", "sine",
+)}  # fmt: skip
+_NUMBERS = {"eps": "fp32", "threshold": "fp32"}
 
 
 def compiled(name: str, capability: int) -> Any:
@@ -82,13 +119,13 @@ def compiled(name: str, capability: int) -> Any:
     kernel, kind, constants = CASES[name]
     signature = {
         n: "constexpr" if n in constants
-        else (_KINDS.get(n, f"*{kind}") if n.endswith("_ptr") else "i32")
+        else (_KINDS.get(n, f"*{kind}") if n.endswith("_ptr") else _NUMBERS.get(n, "i32"))
         for n in kernel.arg_names
     }  # fmt: skip
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
-        if n not in constants
+        if n not in constants and n not in _NUMBERS
     }
     options = {"num_warps": 4}
     if kernel is masked_gemm_triton.masked_gemm_kernel:

@@ -89,7 +89,7 @@ def test_autocast_computes_in_its_type_like_linear() -> None:
 def test_an_unknown_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATP_KERNELS", "cuda")
     backend.backend_name.cache_clear()
-    with pytest.raises(ValueError, match="ATP_KERNELS='cuda': expected auto, triton or torch"):
+    with pytest.raises(ValueError, match="'cuda': expected auto, joined, triton or torch"):
         backend.backend_name()
     monkeypatch.undo()
     backend.backend_name.cache_clear()

@@ -16,12 +16,16 @@ from tests.triton_process import both_ways, run, run_cases
 pytest.importorskip("triton", reason="Triton is not installed (extra `gpu`, Linux only)")
 
 BUDGETS = Path(__file__).with_name("budgets.json")
+# Its list stands on W's contiguous dimension: loads of two bytes, none asynchronous. It runs where
+# ATP_KERNELS=triton alone.
+SLOW = "gemm, down backward, fixed"
 TARGETS = (80, 86, 89, 90, 100, 120)
 
 
 @both_ways
 def test_cases(interpreted: str) -> None:
-    run_cases(Path(__file__).with_name("triton_cases.py"), interpreted)
+    names = ("triton_cases.py", "fusion_cases.py")
+    run_cases(*(Path(__file__).with_name(name) for name in names), interpreted=interpreted)
 
 
 @pytest.mark.parametrize("capability", TARGETS)
@@ -44,5 +48,6 @@ def test_compiles_ahead_of_time_within_its_budget(tmp_path: Path, capability: in
             # fp32 is computed as fp32, not rounded to tf32 for the tensor cores.
             assert (budget["tensor_core"] == "") == ("fp32" in name), name
             assert figures["tensor_core"] == budget["tensor_core"], name
-            assert figures["loads_in_flight"] >= budget["loads_in_flight"] > 0, name
+            assert figures["loads_in_flight"] >= budget["loads_in_flight"], name
+            assert budget["loads_in_flight"] > 0 or name == SLOW, name
             assert not figures["serialized"], name

@@ -22,6 +22,7 @@ from atp_bench.acceptance.sizes import Sizes
 from atp_bench.acceptance.timing import free
 from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
+from atp_edge.masking.fused_layers import fuse_layers
 
 _ROUNDINGS = 4
 _SCALING = 2.0
@@ -36,7 +37,8 @@ def measure(sizes: Sizes, keep: Callable[[dict[str, Any]], None]) -> dict[str, A
         # Triton's interpreter computes bf16 wrongly (docs/kernels.md).
         sizes = replace(sizes, dtype=torch.float16)
     found: dict[str, Any] = {"cases": {}, "triton": triton_absent(sizes.device) or "runs"}
-    for backend in ("torch", "triton") if not triton_absent(sizes.device) else ("torch",):
+    backends: tuple[Backend, ...] = ("torch", "joined", "triton")
+    for backend in backends[: 2 if triton_absent(sizes.device) else 3]:
         with kernels_by(backend):
             for name, errors in _cases(sizes, backend):
                 found["cases"][f"{backend}: {name}"] = errors
@@ -174,6 +176,7 @@ def _step(sizes: Sizes, kind: str, backend: Backend) -> dict[str, Any]:
         narrowed = torch.autocast(sizes.device, dtype=sizes.dtype, enabled=rounded)
         with kernels_by(by), narrowed:
             set_decision(model, masks, "whole" if kind == "numbers" else "base")
+            fuse_layers(model)
             loss = language_loss(model, blocks)
         leaves = {n: p for n, p in model.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(loss, list(leaves.values()))

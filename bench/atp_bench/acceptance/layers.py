@@ -24,6 +24,7 @@ from atp_bench.acceptance.sizes import Sizes
 from atp_bench.acceptance.timing import clocked_ms, free, host_costs, prepare, sampler
 from atp_edge.decision.regularizer import proximal_step
 from atp_edge.masking.apply import set_decision
+from atp_edge.masking.fused_layers import fuse_layers
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import plan_of
@@ -48,7 +49,8 @@ def _steps(sizes: Sizes) -> Iterator[tuple[str, Any]]:
     """Name, and a context that gives the step."""
     yield REFERENCE, _peft(sizes, torch.bfloat16)
     yield "peft, fp32 adapters, dense", _peft(sizes, torch.float32)
-    backends = ["torch"] if triton_absent(sizes.device) else ["torch", "triton"]
+    more = [] if triton_absent(sizes.device) else ["triton"]
+    backends = ["torch", "joined", *more]
     for backend in backends:
         for kind in ("dense", "joint", "generator", "recovery"):
             yield f"ours, {kind}, {backend}", _ours(sizes, kind, backend)
@@ -79,6 +81,7 @@ def _ours(sizes: Sizes, kind: str, backend: Any) -> Iterator[Callable[[], None]]
             set_decision(model, masks, "base")
         if kind == "generator":
             set_decision(model, random_masks(model, sizes, fixed=False), "whole")
+        fuse_layers(model)  # As a learner does; nothing on torch's path.
         yield _step(model, sizes, autocast=True)
 
 

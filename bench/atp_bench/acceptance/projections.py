@@ -25,6 +25,7 @@ from atp_bench.kernels.lora import (
     error_of,
     make_inputs,
     ours,
+    ours_joined,
     ours_narrow,
     peft,
     sliced,
@@ -62,6 +63,7 @@ def _case(case: LoraCase, sizes: Sizes) -> dict[str, Any]:
         "addmm, torch.compile": (torch.compile(addmm(made), backend=compiler), made),
         "weights sliced, LoRA": (sliced(made), made),
         "ours, narrow": (_by("torch", ours_narrow(made)), made),
+        "ours, joined": (ours_joined(made), made),
     }
     if triton_absent(sizes.device) is None:
         rivals["ours, Triton"] = (_by("triton", ours(made)), made)

@@ -19,6 +19,7 @@ from atp_bench.acceptance.sizes import SMOLLM2, Sizes
 from atp_bench.acceptance.timing import clocked_ms, free, host_costs
 from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
+from atp_edge.masking.fused_layers import fuse_layers
 from atp_edge.training.optimizer import lora_parameters
 
 BEFORE_S = {4096: {"triton": 0.277, "torch": 0.231}, 32_768: {"triton": 0.298, "torch": 0.259}}
@@ -30,7 +31,7 @@ def measure(sizes: Sizes, keep: Callable[[dict[str, Any]], None]) -> dict[str, A
     """Seconds of a step, optimizer included, by tokens and backend; `auto` is what runs unasked."""
     config = LlamaConfig(**SMOLLM2 | (_TOY if sizes.toy else {}))
     found: dict[str, Any] = {"steps": {}, "before_s": {} if sizes.toy else BEFORE_S}
-    names: tuple[Choice, ...] = ("auto", "torch")
+    names: tuple[Choice, ...] = ("auto", "torch", "joined")
     if triton_absent(sizes.device) is None:
         names = (*names, "triton")
     for tokens in (sizes.tokens,) if sizes.toy else BEFORE_S:
@@ -46,6 +47,7 @@ def measure(sizes: Sizes, keep: Callable[[dict[str, Any]], None]) -> dict[str, A
 def _step(config: LlamaConfig, sizes: Sizes, tokens: int) -> Callable[[], None]:
     model = lora_on(random_llama(config, sizes.device, torch.float32), rank=16)
     set_decision(model, None, "whole")
+    fuse_layers(model)
     count = tokens // sizes.block_tokens
     blocks = random_blocks(sizes, vocabulary=config.vocab_size, count=count)
     fused = sizes.device == "cuda"

@@ -11,7 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from atp_kernels import LoraLayer, masked_lora_linear, prefix_lora_linears, reference
+from atp_kernels import (
+    JoinedWeights,
+    LoraLayer,
+    joined_lora_linears,
+    masked_lora_linear,
+    prefix_lora_linears,
+    reference,
+)
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,6 +116,22 @@ def ours_narrow(made: Inputs) -> Layer:
     return layer
 
 
+def ours_joined(made: Inputs) -> Layer:
+    """As the training core calls it on a GPU: [W | s B] gathered once a decision, one product; s B
+    is written to it anew in every call."""
+    rows = made.mask.nonzero().squeeze(1)
+    a, b = made.layer.lora_a, made.layer.lora_b
+    weights = JoinedWeights.empty(made.x.shape[1], [len(rows)], [len(a)], like=made.x)
+    weights.frozen()[0].copy_(made.layer.weight[rows])
+
+    def layer(x: Tensor) -> Tensor:
+        live = b.index_select(0, rows)
+        weights.fill([live], SCALING)
+        return joined_lora_linears(x, weights, [(a, live)], scaling=SCALING)
+
+    return layer
+
+
 def sliced(made: Inputs) -> Layer:
     """The honest rival: plain products on weights sliced beforehand, nothing gathered."""
     rows = made.mask.nonzero().squeeze(1)
@@ -154,6 +177,7 @@ def rivals(made: Inputs, *, compiled: bool) -> dict[str, Layer]:
         "weights sliced beforehand": sliced(made),
         "ours, masked output": ours(made),
         "ours, narrow output": ours_narrow(made),
+        "ours, joined": ours_joined(made),
     }
     if compiled:
         found["addmm, torch.compile"] = torch.compile(addmm(made))

@@ -78,7 +78,8 @@ def swiglu_error(rival: Swiglu, made: tuple[Tensor, ...]) -> float:
     """The largest error of h, de, du and dmask against float64."""
     dh = made[3]
     exact = [t.double().requires_grad_() for t in made[:3]]
-    want = reference.masked_swiglu(*exact)
+    e, u, mask = exact
+    want = reference.masked_swiglu(e, u, mask)
     wanted = [want.detach(), *torch.autograd.grad(want, exact, dh.double())]
     inputs = _fresh(made)
     h = rival(*inputs)

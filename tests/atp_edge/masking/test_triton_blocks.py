@@ -1,4 +1,4 @@
-"""The training core on Triton: triton_blocks_cases.py."""
+"""The training core on Triton: triton_blocks_cases.py, and fused beside joined products."""
 
 from __future__ import annotations
 
@@ -13,4 +13,10 @@ pytest.importorskip("triton", reason="Triton is not installed (extra `gpu`, Linu
 
 @both_ways
 def test_cases(interpreted: str) -> None:
-    run_cases(Path(__file__).with_name("triton_blocks_cases.py"), interpreted)
+    run_cases(Path(__file__).with_name("triton_blocks_cases.py"), interpreted=interpreted)
+
+
+@both_ways
+def test_fused_layers(interpreted: str) -> None:
+    file = Path(__file__).with_name("fused_layers_cases.py")
+    run_cases(file, interpreted=interpreted, kernels="joined")
