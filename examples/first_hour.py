@@ -206,7 +206,7 @@ class Player:
             line = f"exec {line}"
         process = subprocess.Popen(
             ["bash", "-c", line], cwd=self.folder, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", preexec_fn=_hear,
         )  # fmt: skip
         assert process.stdout is not None
         said = []
@@ -232,6 +232,11 @@ class Player:
         for path, name in names.items():
             text = text.replace(path, name)
         return re.sub(r"/tmp/[\w./-]+", "/tmp/…", text)
+
+
+def _hear() -> None:
+    """Ctrl-C is heard even where the player itself was started with `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def took(seconds: float) -> str:
