@@ -159,6 +159,8 @@ def main() -> None:
     # Read when transformers is imported, which a command does when it needs it: it takes seconds.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # transformers' bars would be written through ours, and into logs.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)

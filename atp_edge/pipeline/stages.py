@@ -17,6 +17,7 @@ from atp_edge.pipeline.expected_work import expected_work
 from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
+from atp_edge.run.history import PHASE_NAMES
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
@@ -169,12 +170,20 @@ def _saying_what_is_saved(run: RunFolder) -> Iterator[None]:
         raise
 
 
+_SAVED = {
+    "tune_dense": PHASE_NAMES["dense"],
+    "learn_decision": PHASE_NAMES["control"],
+    "recover": PHASE_NAMES["recovery"],
+}
+"""The parts of training, as the bars name them."""
+
+
 def _saved(run: RunFolder) -> str:
     from atp_edge.training.loop import saved_step
 
     if not run.config_toml.exists():
         return "nothing was written"
-    done = [name for name in WORK if name in run.records.names]
+    done = [_SAVED.get(name, name) for name in WORK if name in run.records.names]
     saved = [f"{', '.join(done)} done"] if done else []
     if "train" not in done and (step := saved_step(run.path)):
         saved.append(step)

@@ -20,6 +20,7 @@ from atp_edge.model.merged import MergedWeights, base_and_adapter
 from atp_edge.model.stream import reader_of
 from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically
+from atp_edge.run.history import PHASE_NAMES
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.freeze import cut_by_decision, freeze
 from atp_edge.training.frozen import frozen_kind, load_base
@@ -48,7 +49,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     model = load_base(config, frozen_kind(config), context.accelerator)
     untuned = loss_of(model, splits.test, context.accelerator)
     tuned = with_lora(config, model)
-    context.progress.phase("dense baseline", 0, config.steps, None)
+    context.progress.phase(PHASE_NAMES["dense"], 0, config.steps, None)
     learner = Tuner(
         tuned,
         splits.train,
@@ -96,7 +97,7 @@ def learn_decision(context: TrainContext) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, and the narrow model to recover."""
     learner = prepare_joint(context)
     progress, config = context.progress, context.config
-    progress.phase("joint", 0, config.control_steps, learner.feasible.target_share)
+    progress.phase(PHASE_NAMES["control"], 0, config.control_steps, learner.feasible.target_share)
     state = drive(learner, context)
     progress.say("freezing the decision")
     model, masks = learner.model, learner.freeze()
@@ -124,7 +125,7 @@ def recover(context: TrainContext) -> dict[str, Any]:
         retrain=config.recovery.retrain,
         validation=splits.validation,
     )
-    context.progress.phase("recovery", config.control_steps, config.steps, None)
+    context.progress.phase(PHASE_NAMES["recovery"], config.control_steps, config.steps, None)
     state = drive(learner, context)
     if ranks.is_main():
         save_narrow_peft(narrow, context.run, "tuned")

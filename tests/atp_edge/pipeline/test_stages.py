@@ -383,7 +383,7 @@ def test_stopped_it_says_what_is_saved_and_damage_to_that_goes_back_a_phase(
     with pytest.raises(Stopped) as stopped:
         run_stages(config, STAGES, StoppedAt("recovery", 4))
     assert stopped.value.__notes__ == [
-        "saved: tune_dense, learn_decision done; recovery up to step 4; go on with "
+        "saved: dense baseline, joint done; recovery up to step 4; go on with "
         f"`atp-edge run --config {config.out}/config.toml`"
     ]
     flip(Path(config.out) / "checkpoint" / "state.pt")
