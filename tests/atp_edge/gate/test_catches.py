@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from atp_edge.data.canaries import PREFIX, canaries, with_canaries
+from atp_edge.data.documents import Document, Segment
 from atp_edge.evaluation.scoring import TorchModel
 from atp_edge.gate.bias import check_bias, gaps
 from atp_edge.gate.counterfactuals import built_in_pairs
@@ -124,3 +125,17 @@ def test_a_planted_canary_is_caught(dense: PreTrainedModel) -> None:
     assert check_canaries(before, after, limits).status == "failed"
     assert sum(after) / 4 > 5, "of 6.02 bits at most"
     assert check_canaries(before, before, limits).status == "passed"
+
+
+def test_of_a_long_prompt_s_document_the_answer_is_read() -> None:
+    """Retrieved pages before a question are ordinary; from their start no answer was read."""
+    encoder_of = tokenizer()
+    prompts = [Segment("You may copy it. " * n, learn=False) for n in (1, 4, 40)]
+    documents = [Document((p, Segment("Yes, you may sell it."))) for p in prompts]
+    chat = Document((*documents[2].segments,), rendered=True)
+    texts = texts_of([*documents, chat], encoder_of, most=9, tokens=16, seed=0)
+    assert len(texts) == 4
+    for text in texts:
+        assert len(text.ids) == len(text.labels) <= 16
+        assert sum(label != -100 for label in text.labels[1:]) >= 4
+        assert all(label in (i, -100) for i, label in zip(text.ids, text.labels, strict=True))

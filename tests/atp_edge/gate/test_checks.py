@@ -89,6 +89,46 @@ def test_train_passages_that_come_back_count_above_those_of_the_test() -> None:
     assert status(4, 0, count=5) == "undecided"
 
 
+@pytest.mark.parametrize(("count", "limit"), [(28, 0.1), (58, 0.05), (6, 0.5)])
+def test_none_of_too_few_passages_is_undecided(count: int, limit: float) -> None:
+    """One more, and a share of the limit would have shown itself but for a chance of the level."""
+    limits = MemorizationLimits(extracted=limit)
+    none = {"dense": 0, "slim": 0}
+
+    def status(passages: int) -> str:
+        return check_extraction(none, none, (passages, 40), limits, LEVEL).status
+
+    more = max(count + 1, 10)
+    assert (status(count), status(more)) == ("undecided", "passed")
+    assert (1 - limit) ** more < LEVEL
+
+
+def test_beyond_the_margin_and_perhaps_by_chance_is_undecided() -> None:
+    extracted = check_extraction(
+        {"dense": 0, "slim": 3}, {"dense": 0, "slim": 0}, (10, 10), MemorizationLimits(), LEVEL
+    )
+    assert extracted.status == "undecided"
+    assert "29 passages and more would tell" in extracted.text
+    refusing = check_refusals(["a"] * 12, ["a"] * 10 + ["no"] * 2, ["no"], RefusalLimits(), LEVEL)
+    assert refusing.status == "undecided"
+    turned = [item(i, 1, 1) for i in range(10)] + [item(20 + i, 1, 0) for i in range(3)]
+    found = {c.key: c for c in check_tasks(turned, TaskLimits(), LEVEL)[0]}
+    assert found["right-answers"].status == "undecided"
+    assert "it may be chance" in found["right-answers"].text
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_a_dense_model_that_knows_nothing_has_nothing_to_lose(generated: bool) -> None:
+    """Both at chance are equal, which says nothing of the cut."""
+    rows = [item(i, i % 4 == 0, i % 4 == 1, generated=generated) for i in range(400)]
+    rows += [item(1000 + i, 1, 1, slice="known") for i in range(20)]
+    kind = "generation" if generated else "choice"
+    found = {c.key: c for c in check_tasks(rows, TaskLimits(choice=0.2), LEVEL)[0]}
+    assert found[kind].status == found["tasks [all]"].status == "undecided"
+    assert "a loss could not be seen" in found[kind].text
+    assert found["tasks [known]"].status == "passed"
+
+
 def item(document: int, before: float, after: float, **values: object) -> Answered:
     fields: dict[str, object] = {
         "task": "clause", "generated": False, "document": document, "slice": "all",
