@@ -7,6 +7,7 @@ atp_edge.run.records).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,13 @@ def run_stage(
     run.void(name)
     # What is not done as the run's settings say is done again by `run`.
     read, settings = run.records.reads(name), {} if stage else _settings(config, name)
+    began = time.perf_counter()
     try:
         (stage or _stage(name))(config, run, progress)
     except NotProvenError as error:
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise
+    run.add_metrics(name, {"seconds": time.perf_counter() - began} | run.metrics().get(name, {}))
     run.records.keep(name, read=read, settings=settings)
     for other, why in run.records.outdated_by(name).items():
         progress.say(f"{other} no longer holds: {why}")
