@@ -82,6 +82,8 @@ class Logged(Silent):
 
 def source_in(folder: Path) -> Config:
     """A tiny model and text for it; the settings of a run that nobody kills."""
+    for read in DOMAINS.values():
+        read()  # What the gate holds other text against: once, for all forks.
     if not (folder / "data.jsonl").exists():
         tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
         model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
