@@ -31,7 +31,7 @@ import torch
 from transformers import AutoTokenizer
 
 from atp_edge.config import Config
-from atp_edge.data.domains import demo_model_folder, legal_texts
+from atp_edge.data.domains import DOMAINS, demo_model_folder, legal_texts
 from atp_edge.gate import judge as _judge  # noqa: F401 - imported here, once for all forks
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import bench, export, gate, report, shrink, train, verify  # noqa: F401
