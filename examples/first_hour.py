@@ -23,10 +23,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CLONE = Path(__file__).resolve().parents[1]
 PROMPT = "Return a list of the"
 RUN = "atp-edge run --model {model} --data notes.jsonl --out runs/notes --steps {steps}"
+SMALL = "--dataset-test-blocks 10 --recovery-approach-blocks 10 --gate-config gate.toml"
+"""Of a run that shall fit into the hour beside everything else."""
+GATE = """\
+[quality]
+documents = 24
+[tasks]
+items = 8
+[bias]
+pairs = 48
+[memorization]
+prefixes = 10
+"""
 LONGEST = 45
 """Lines of an answer that the page shows whole."""
 
@@ -179,7 +192,8 @@ class Player:
     """Types into a shell in a folder, and keeps what was typed and answered as Markdown."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.page, self.began = folder, "", time.monotonic()
+        self.folder = folder
+        self.pages: dict[str, dict[str, Any]] = {}
         places = (folder / "env" / "bin", Path(sys.executable).parent, os.environ["PATH"])
         self.environment = os.environ | {
             "PATH": os.pathsep.join(map(str, places)),
@@ -188,8 +202,9 @@ class Player:
         }
         self.environment.pop("PYTHONPATH", None)
 
-    def play(self, scene: Scene) -> None:
-        self.page += f"\n{scene.says}\n"
+    def play(self, heading: str, scene: Scene) -> None:
+        page = self.pages.setdefault(heading, {"text": "", "seconds": 0.0, "load": 0.0})
+        page["text"] += f"\n{scene.says}\n"
         for i, line in enumerate(scene.types):
             last = i == len(scene.types) - 1
             began = time.monotonic()
@@ -198,7 +213,10 @@ class Player:
                 raise SystemExit(f"{line}\nended with {code}:\n{answer}")
             if not last and code:
                 raise SystemExit(f"{line}\nended with {code}:\n{answer}")
-            self._keep(line, answer, code, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            page["text"] += self._shown(line, answer, code, seconds)
+            page["seconds"] += seconds
+            page["load"] = os.getloadavg()[2]
 
     def _typed(self, line: str, until: str, number: int) -> tuple[int, str]:
         """Exit code and all that was said; the signal goes to the command alone."""
@@ -218,14 +236,14 @@ class Player:
                 until = ""
         return process.wait(), "\n".join(said)
 
-    def _keep(self, line: str, answer: str, code: int, seconds: float) -> None:
+    def _shown(self, line: str, answer: str, code: int, seconds: float) -> str:
         rows = [row for row in self._without_paths(answer).splitlines() if "\r" not in row]
         if len(rows) > LONGEST:
             left = len(rows) - LONGEST
             half = LONGEST // 2
             rows = [*rows[:half], f"[{left} lines left out]", *rows[len(rows) - LONGEST + half :]]
         ended = f"[exit code {code}, {took(seconds)}]" if code else f"[{took(seconds)}]"
-        self.page += "\n".join(("", "```console", f"$ {line}", *rows, ended, "```", ""))
+        return "\n".join(("", "```console", f"$ {line}", *rows, ended, "```", ""))
 
     def _without_paths(self, text: str) -> str:
         names = {str(self.folder): "~/hour", str(CLONE): "~/atp-edge", str(Path.home()): "~"}
@@ -271,24 +289,32 @@ def main() -> None:
     options.add_argument("--page", type=Path, default=CLONE / "docs" / "first-hour.md")
     options.add_argument("--steps", type=int, default=40)
     options.add_argument("--model", default="demo")
-    options.add_argument("--more", default="", help="further settings of the run")
+    options.add_argument("--more", default=SMALL, help="further settings of the run")
     options.add_argument("--installed", action="store_true", help="play in this environment")
     given = options.parse_args()
     folder = given.folder.resolve()
-    prepare(folder, fresh=not given.installed)
-    player = Player(folder)
+    if not folder.exists():
+        prepare(folder, fresh=not given.installed)
+    player, kept = Player(folder), folder / "played.json"
+    if kept.exists():  # Headings that were played before; what broke off is played again.
+        player.pages = json.loads(kept.read_text(encoding="utf-8"))
     for heading, played in scenes(f"{RUN.format(**vars(given))} {given.more}".strip()):
-        if given.installed and heading == "Install":
+        if heading in player.pages or (given.installed and heading == "Install"):
             continue
-        player.page += f"\n## {heading}\n"
         for scene in played:
-            player.play(scene)
-    whole, load = took(time.monotonic() - player.began), os.getloadavg()[2]
-    player.page += (
-        f"\nAll of it took {whole} on {os.cpu_count()} CPU cores, installation included; about "
-        f"{load:.0f} processes wanted them at the time, these among them.\n"
+            player.play(heading, scene)
+        kept.write_text(json.dumps(player.pages), encoding="utf-8")
+    given.page.write_text(head(sys.argv[1:]) + page_of(player.pages), encoding="utf-8")
+
+
+def page_of(pages: dict[str, dict[str, Any]]) -> str:
+    """All headings, and what they took in all."""
+    text = "".join(f"\n## {heading}\n{page['text']}" for heading, page in pages.items())
+    seconds, load = (sum(page[key] for page in pages.values()) for key in ("seconds", "load"))
+    return text + (
+        f"\nAll of it took {took(seconds)} on {os.cpu_count()} CPU cores, that "
+        f"{load / len(pages):.0f} processes wanted at the time, these among them.\n"
     )
-    given.page.write_text(head(sys.argv[1:]) + player.page, encoding="utf-8")
 
 
 def prepare(folder: Path, *, fresh: bool) -> None:
@@ -297,6 +323,7 @@ def prepare(folder: Path, *, fresh: bool) -> None:
     rows = (json.dumps({"text": text}, ensure_ascii=False) for text in docstrings())
     (folder / "notes.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
     (folder / "talk.py").write_text(GENAI)
+    (folder / "gate.toml").write_text(GATE)
     clone = ["git", "clone", "--quiet", "--depth", "1", CLONE.as_uri(), str(folder / "atp-edge")]
     subprocess.run(clone, check=True)
     if fresh:
