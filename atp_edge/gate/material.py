@@ -10,6 +10,7 @@ from typing import Any
 from atp_export.runtime.domain import DomainProfile
 
 from atp_edge.config import Config
+from atp_edge.data.blocks import Blocks, drawn
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.encoding import Encoder
@@ -24,7 +25,7 @@ from atp_edge.gate.memorization import Passage, passages_of
 from atp_edge.gate.prompts import Rule, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
-from atp_edge.training.setup import corpus_of, documents_by_split
+from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
 
 _OTHER_SUBJECTS = 1_000_000
 
@@ -99,8 +100,8 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         texts=tuple(measured),
         tasks=tasks,
         passages=(
-            tuple(passages_of(parts["train"], tokenizer, settings.memorization, config.seed)),
-            tuple(passages_of(parts["test"], tokenizer, settings.memorization, config.seed)),
+            tuple(passages_of(parts["train"], tokenizer, memorized, config.seed, _read(config))),
+            tuple(passages_of(parts["test"], tokenizer, memorized, config.seed)),
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),
@@ -111,6 +112,12 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         profile_errors=errors,
         notes=(*notes, *said),
     )
+
+
+def _read(config: Config) -> Blocks:
+    """The blocks of the train split that training read, each once."""
+    blocks = splits_of(config).train
+    return drawn(blocks, 0, min(config.train_blocks, len(blocks.input_ids)), seed=config.seed)
 
 
 def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[str], list[Pair]]:
