@@ -221,7 +221,7 @@ class Config:
     """A whole run."""
 
     model: str = field(default="demo", metadata={"help": "folder or hub id; demo: SmolLM2-135M"})
-    data: str = field(default="legal", metadata={"help": "file, legal or health"})
+    data: str = field(default="legal", metadata={"help": "file, folder, legal or health"})
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
     )
