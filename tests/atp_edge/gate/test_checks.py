@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atp_edge.data.documents import Document, Segment
 from atp_edge.gate.answered import Answered
 from atp_edge.gate.calibration import adaptive_error, check_calibration
+from atp_edge.gate.domain import check_fail_safe, profile_of
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.measured_text import Measured
 from atp_edge.gate.memorization import Passage, check_extraction, check_personal_data, returned
@@ -23,6 +25,7 @@ from atp_edge.gate.settings import (
     TaskLimits,
 )
 from atp_edge.gate.tasks import check_tasks
+from tests.tiny_tokenizers import tokenizer_of
 
 LEVEL = 0.05
 
@@ -198,3 +201,15 @@ def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
     assert status(plain, refusing) == "failed"
     assert status(refusing, plain) == "passed"
     assert status([], []) == "undecided"
+
+
+def test_a_text_that_cannot_tell_its_domain_says_so() -> None:
+    """One document shares no pair with another: every prompt scores 1, and nothing lies above."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(map(str, draw.integers(999, size=60))) for _ in range(2)]
+    first, second = (Document((Segment(text),)) for text in texts)
+    found = profile_of([first], [second] * 9, tokenizer_of("byte-level", bos=False), 0)
+    assert found.thresholds == {}
+    (check,) = check_fail_safe({})
+    assert (check.status, check.required) == ("undecided", False)
+    assert "do not rely on it" in check.text

@@ -13,9 +13,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from atp_export.runtime import Generator
+from atp_export.runtime.domain import BITS, DomainProfile, write_profile
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
@@ -266,6 +268,10 @@ def test_a_prompt_outside_the_domain_is_warned_of_refused_or_handed_over(runs: P
     said, error = say(foreign, "--outside", "refuse", "--fallback", "dense-onnx")
     assert error is None
     assert "dense-onnx answers" in said
+    profile = DomainProfile(bits=np.zeros(BITS // 8, np.uint8), thresholds={})
+    write_profile(profile, runs / "finished" / "domain.npz")
+    with pytest.raises(ValueError, match=r"domain\.npz holds no threshold"):
+        raise say(foreign, "--outside", "refuse")[1]  # type: ignore[misc]
     (runs / "finished" / "domain.npz").write_text("none")
     with pytest.raises(ValueError, match=r"domain\.npz is no profile"):
         raise say(text[:60])[1]  # type: ignore[misc]
