@@ -153,6 +153,10 @@ class TrainConfig:
         default="auto",
         metadata={"help": "compute activations again in backward passes; auto: where memory asks"},
     )
+    shard: bool = field(
+        default=False,
+        metadata={"help": "share out frozen weights over the ranks (FSDP2); LoRA alone is tuned"},
+    )
     moments: Literal["fp32", "8bit"] = field(
         default="fp32", metadata={"help": "Adam's, of kept weights; 8bit: bitsandbytes'"}
     )

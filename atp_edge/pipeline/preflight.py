@@ -15,7 +15,7 @@ from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.records import StageName
-from atp_edge.training.frozen import check_base
+from atp_edge.training.frozen import check_base, check_shards
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
@@ -46,6 +46,7 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     check_base(config)
+    check_shards(config)
     check_rank(config, source)
     feasible_of(config, source)
     check_lengths(config, source)

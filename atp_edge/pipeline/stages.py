@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.history import PHASE_NAMES
+from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
 from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
+MEASURED = ("shrink", "export", "verify")
+"""Stages whose memory is foretold as a whole; training's, part by part."""
 
 
 def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -> RunFolder:
@@ -96,7 +99,8 @@ def run_stage(
     read, settings = run.records.reads(name), {} if stage else _settings(config, name)
     began = time.perf_counter()
     try:
-        (stage or _stage(name))(config, run, progress)
+        with peak_noted(name, run.memory_json) if name in MEASURED else nullcontext():
+            (stage or _stage(name))(config, run, progress)
     except NotProvenError as error:
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise

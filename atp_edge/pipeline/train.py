@@ -14,6 +14,7 @@ from atp_edge.model.plan import read_plan
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.progress import Progress
 from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.phases import PARTS, run_part
@@ -41,7 +42,8 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
     parts = {name: run_part(name, context) for name in PARTS}
-    adapter = save_adapter(context, read_plan(run.plan))
+    with peak_noted("adapter", run.memory_json):
+        adapter = save_adapter(context, read_plan(run.plan))
     if not ranks.is_main():
         return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}
