@@ -9,6 +9,7 @@ none of them: the work goes on unheard.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -164,6 +165,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
+            stream.reconfigure(errors="replace")
     Console.on_broken_pipe = _go_on_unheard  # type: ignore[method-assign]
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` leave it

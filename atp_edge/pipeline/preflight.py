@@ -34,6 +34,9 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     that the tensors are there is looked up in the files' headers. weights: off, its configuration
     is read, and nothing else of it.
     """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {config.out!r} is a file; name a folder, new or of a run")
     if "verify" in stages:
         check_provable(config)
     if "gate" in stages:
