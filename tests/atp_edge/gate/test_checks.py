@@ -13,6 +13,7 @@ from atp_edge.gate.answered import Answered
 from atp_edge.gate.calibration import adaptive_error, check_calibration
 from atp_edge.gate.domain import check_fail_safe, profile_of
 from atp_edge.gate.flips import flips_of
+from atp_edge.gate.integrity import _tokenizer
 from atp_edge.gate.measured_text import Measured
 from atp_edge.gate.memorization import Passage, check_extraction, check_personal_data, returned
 from atp_edge.gate.personal_data import leaked, personal_data
@@ -25,7 +26,7 @@ from atp_edge.gate.settings import (
     TaskLimits,
 )
 from atp_edge.gate.tasks import check_tasks
-from tests.tiny_tokenizers import tokenizer_of
+from tests.tiny_tokenizers import CHATML, LLAMA_3, tokenizer_of
 
 LEVEL = 0.05
 
@@ -213,3 +214,11 @@ def test_a_text_that_cannot_tell_its_domain_says_so() -> None:
     (check,) = check_fail_safe({})
     assert (check.status, check.required) == ("undecided", False)
     assert "do not rely on it" in check.text
+
+
+def test_a_tokenizer_of_another_template_is_another(tmp_path: Path) -> None:
+    for name, template in (("dense", CHATML), ("same", CHATML), ("other", LLAMA_3)):
+        tokenizer_of("byte-level", template=template).save_pretrained(tmp_path / name)
+    assert "reads as the dense model's" in _tokenizer(tmp_path / "dense", tmp_path / "same")
+    with pytest.raises(ValueError, match="another chat template"):
+        _tokenizer(tmp_path / "dense", tmp_path / "other")
