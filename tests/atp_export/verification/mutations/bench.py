@@ -119,7 +119,7 @@ class Outcome:
         return bool(of_logits) and max(self.change, self.shipped_change) <= HARMLESS
 
 
-OF_THE_FILE = {"finite", "places", "weights", "rounding", "rotary"}
+OF_THE_FILE = {"finite", "places", "weights", "rounding", "rotary", "token ids"}
 Answers = list[list[Rows]]
 
 
