@@ -16,6 +16,7 @@ from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.progress import Progress
+from atp_edge.training.cpu import stop_keeping_freed_memory
 from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.phases import PARTS, run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
@@ -44,6 +45,7 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
     parts = {name: run_part(name, context) for name in PARTS}
     with peak_noted("adapter", run.memory_json):
         adapter = save_adapter(context, read_plan(run.plan))
+    stop_keeping_freed_memory()
     if not ranks.is_main():
         return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}

@@ -40,6 +40,13 @@ def give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
+def stop_keeping_freed_memory() -> None:
+    """After the last step: what is freed goes back to the kernel again."""
+    give_back_freed_memory()
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_PASS)
+
+
 @contextmanager
 def giving_back_freed_memory(device: str) -> Iterator[None]:
     """On a CPU: let glibc give back what a pass over much text frees, then keep again what steps

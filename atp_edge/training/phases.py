@@ -66,6 +66,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     adapter = {name: x.detach().cpu() for name, x in lora_parameters(tuned).items()}
     del model, tuned, learner  # Its file is read again, a tensor at a time, and it whole after it.
     context.accelerator.free_memory()
+    give_back_freed_memory()
     if ranks.is_main():
         with file_atomically(dense_adapter_file(run)) as beside:
             save_file(adapter, beside)

@@ -120,12 +120,13 @@ def test_frozen_weights_shared_out_make_what_one_process_makes(
 
 
 def same_run(one: Path, other: Path) -> None:
-    """The same decision, weights within 1e-5, losses within 1e-6."""
+    """The same decision, weights within 1e-5, losses within 1e-6 of their size (fp32 holds one of
+    11 to 1e-6)."""
     plans = [json.loads((run / "plan.json").read_text()) for run in (one, other)]
     assert plans[0] == plans[1]
     assert apart(one, other) <= 1e-5
     losses = zip(read_history(one), read_history(other), strict=True)
-    assert max(abs(a.loss - b.loss) for a, b in losses) <= 1e-6
+    assert max(abs(a.loss - b.loss) / a.loss for a, b in losses) <= 1e-6
 
 
 @pytest.mark.large
