@@ -30,7 +30,7 @@ PROMPT = "Return a list of the"
 RUN = "atp-edge run --model {model} --data notes.jsonl --out runs/notes --steps {steps}"
 SMALL = (
     "--dataset-block-tokens 128 --dataset-test-blocks 10 --recovery-approach-blocks 10 "
-    "--gate-config gate.toml"
+    "--bench-rounds 2 --gate-config gate.toml"
 )
 """Of a run that shall fit into the hour beside everything else."""
 GATE = """\
