@@ -81,6 +81,7 @@ def test_loras_moments_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
             assert key == "optim_bits"
             told.update((id(p), value) for p in parameters)
 
+    tuned("fp32")  # peft asks once a process whether bitsandbytes is there: before it seems to be.
     found = SimpleNamespace(AdamW8bit=torch.optim.AdamW, GlobalOptimManager=Manager)
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=found))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", found)
