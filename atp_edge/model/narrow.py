@@ -195,7 +195,8 @@ def narrow_peft(model: PeftModel, plan: Plan, *, take: bool = False) -> PeftMode
         dense_one = whole.pop(name)
         if here_for_a_while(dense_one):
             return _narrow_tensor(name, sharded_whole(dense_one.detach()), shape, plan)
-        value = _narrow_tensor(name, dense_weight(dense_one.detach()), shape, plan)
+        # A 4-bit weight that is detached has lost what its levels stand for.
+        value = _narrow_tensor(name, dense_weight(dense_one).detach(), shape, plan)
         shared = value.untyped_storage().data_ptr() == dense_one.untyped_storage().data_ptr()
         if take:
             dense_one.data = dense_one.data.new_empty(0)

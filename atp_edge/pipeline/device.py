@@ -86,6 +86,11 @@ def host_memory() -> float:
     return min(total, float(limit)) if limit.isdigit() else total
 
 
+def free_memory() -> float:
+    """Bytes of it that nothing else takes now."""
+    return min(host_memory(), float(psutil.virtual_memory().available))
+
+
 def _existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

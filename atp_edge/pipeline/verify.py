@@ -20,7 +20,7 @@ from atp_edge.data.blocks import Blocks
 from atp_edge.evaluation.text_loss import perplexity, streamed_text_loss
 from atp_edge.model.checkpoint import load_narrow, shape_of
 from atp_edge.model.loading import load_tokenizer
-from atp_edge.pipeline.device import ROOM, host_memory
+from atp_edge.pipeline.device import ROOM, free_memory
 from atp_edge.pipeline.memory_terms import layers_at_once
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
@@ -106,7 +106,7 @@ def judge_of(
     """The model, where memory has room for a proof by it. Raises ValueError where it has none and
     there are adapters, which are proven with a whole model alone."""
     shape, shipped = shape_of(checkpoint), folder_bytes(folder)
-    layers, room = len(shape.layers), ROOM * host_memory()
+    layers, room = len(shape.layers), ROOM * free_memory()
     at_once = layers_at_once(shape, shipped, room)
     if at_once >= layers:
         return load_narrow(checkpoint)

@@ -176,5 +176,7 @@ def excerpt_config(said: dict[str, Any], layers: range) -> dict[str, Any]:
         for key, value in said.items()
     }
     if widths := said.get("per_layer_config"):
-        cut["per_layer_config"] = {str(i): widths[str(index)] for i, index in enumerate(layers)}
+        # transformers pads the layers' numbers: `05`.
+        of_layer = {int(index): own for index, own in widths.items()}
+        cut["per_layer_config"] = {str(i): of_layer[index] for i, index in enumerate(layers)}
     return cut | {"num_hidden_layers": len(layers)}

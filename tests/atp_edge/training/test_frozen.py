@@ -128,6 +128,9 @@ def test_a_base_in_nf4_trains(tmp_path: Path) -> None:
     loss.backward()
     with in_fp32(model):
         wide = model(input_ids=IDS).logits
-    narrow = narrow_peft(model, plan, take=True)
     assert wide.dtype == torch.float32
-    assert narrow.get_base_model().model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    up = model.get_base_model().model.layers[0].mlp.up_proj.get_base_layer().weight
+    kept = dense_weight(up)[plan.site(0, "mlp").mask()]
+    narrow = narrow_peft(model, plan, take=True).get_base_model().model.layers[0].mlp.up_proj
+    assert narrow.weight.dtype == torch.bfloat16
+    assert torch.equal(narrow.weight, kept)

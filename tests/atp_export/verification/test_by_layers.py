@@ -13,7 +13,7 @@ import torch
 from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from atp_export.verification.by_layers import verify_by_layers
-from atp_export.verification.excerpt import excerpt_graph, excerpt_model
+from atp_export.verification.excerpt import excerpt_config, excerpt_graph, excerpt_model
 
 from atp_edge.config import Flavour
 from atp_edge.model.checkpoint import load_narrow, save_narrow
@@ -88,6 +88,19 @@ def test_an_excerpt_of_all_layers_is_the_model(tmp_path: Path) -> None:
     ours, theirs = (m(ids).logits for m in (excerpt_model(folder / "slim", range(3)),
                                             load_narrow(folder / "slim")))  # fmt: skip
     np.testing.assert_array_equal(ours.detach().numpy(), theirs.detach().numpy())
+
+
+def test_layers_are_found_by_their_numbers_however_they_are_written() -> None:
+    """transformers writes `05` where there are more than ten."""
+    widths = {f"{i:02}": {"intermediate_size": i} for i in range(12)}
+    said = {"num_hidden_layers": 12, "layer_types": [*"abcdefghijkl"], "per_layer_config": widths}
+    cut = excerpt_config(said, range(5, 7))
+    assert cut["num_hidden_layers"] == 2
+    assert cut["layer_types"] == ["f", "g"]
+    assert cut["per_layer_config"] == {
+        "0": {"intermediate_size": 5},
+        "1": {"intermediate_size": 6},
+    }
 
 
 def test_memory_decides_how_many_layers_at_once() -> None:
