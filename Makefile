@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # which must not lie beside onnxruntime-gpu, and runs on the latter.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test test-floors test-large soak bench docs lint format clean
+.PHONY: demo picture test test-floors test-large soak bench docs lint format clean
 
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 
 demo: $(VENV)/installed
 	$(BIN)/atp-edge run --config examples/demo.toml
+
+# README's picture: the top of the demo's report. Needs Chromium.
+picture: runs/demo/report.html
+	$(BIN)/python docs/picture.py runs/demo docs/report.png
 
 # For the JavaScript example and for llama.cpp, where npm is at hand; the packages' own scripts would
 # fetch CUDA.

@@ -153,6 +153,10 @@ class TrainConfig:
         default="auto",
         metadata={"help": "compute activations again in backward passes; auto: where memory asks"},
     )
+    shard: bool = field(
+        default=False,
+        metadata={"help": "share out frozen weights over the ranks (FSDP2); LoRA alone is tuned"},
+    )
     moments: Literal["fp32", "8bit"] = field(
         default="fp32", metadata={"help": "Adam's, of kept weights; 8bit: bitsandbytes'"}
     )
@@ -221,7 +225,7 @@ class Config:
     """A whole run."""
 
     model: str = field(default="demo", metadata={"help": "folder or hub id; demo: SmolLM2-135M"})
-    data: str = field(default="legal", metadata={"help": "file, legal or health"})
+    data: str = field(default="legal", metadata={"help": "file, folder, legal or health"})
     budget: str = field(
         default="params=0.6", metadata={"help": "params=0.6, model-params=0.7 or bytes=300MB"}
     )

@@ -9,6 +9,7 @@ none of them: the work goes on unheard.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -159,9 +160,14 @@ def main() -> None:
     # Read when transformers is imported, which a command does when it needs it: it takes seconds.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # transformers' bars would be written through ours, and into logs.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
+            stream.reconfigure(errors="replace")
     Console.on_broken_pipe = _go_on_unheard  # type: ignore[method-assign]
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` leave it

@@ -42,6 +42,9 @@ def generate(
     from atp_edge.data.chat import chat_ids
     from atp_edge.run.folder import RunFolder
 
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    if fallback and not (fallback / "model.onnx").is_file():  # which most prompts never ask for
+        raise ValueError(f"--fallback {fallback}: no model.onnx there; name an exported folder")
     run = RunFolder(out)
     if run.config_toml.exists():
         run.require("onnx")
@@ -59,7 +62,6 @@ def generate(
     else:
         asked = prompt
         console.print(prompt, end="", markup=False, style="dim")
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     silent = True
     for piece in generator.stream(
         asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()

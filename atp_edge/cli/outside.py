@@ -25,6 +25,11 @@ def is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Pa
             "writes, lies neither in its folder nor beside it; copy it there, or leave "
             "--outside refuse and --fallback out"
         )
+    if generator.domain and not generator.domain.thresholds and (outside == "refuse" or fallback):
+        raise ValueError(
+            "domain.npz holds no threshold: the run's text has too few documents, or too short "
+            "ones, to tell what lies outside of it; leave --outside refuse and --fallback out"
+        )
     if generator.domain is None or (outside == "ignore" and not fallback):
         return False
     distance = generator.distance(prompt)

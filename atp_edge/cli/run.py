@@ -32,7 +32,7 @@ Require = Annotated[
 ]
 DeviceMemory = Annotated[
     str | None,
-    typer.Option("--device-memory", help="a GPU of so much (80GB), not the device at hand"),
+    typer.Option("--device-memory", help="a GPU of so much (80GB, 8x80GB), not the device at hand"),
 ]
 
 
@@ -117,7 +117,7 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
         console.print(cost_table(config))
         if splits is not None:
             console.print(text_table(config, splits))
-        console.print(needs_table(needs_of(config, model, device.kind), device))
+        console.print(needs_table(needs_of(config, model, device.kind, device.count), device))
     refuse(config, model, device)
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 Log = Annotated[
     Literal["text", "json", "quiet", "verbose"],
-    typer.Option(metavar="HOW", help="text, json (a line an event), quiet or verbose (text)"),
+    typer.Option(metavar="HOW", help="text, json (a line an event), quiet or verbose"),
 ]
 Track = Annotated[
     str | None,
-    typer.Option(metavar="WHERE", help="also to tensorboard, wandb or mlflow (text)"),
+    typer.Option(metavar="WHERE", help="also to tensorboard, wandb or mlflow"),
 ]
 
 

@@ -61,6 +61,8 @@ class Packed:
     unlabelled: int
     tokens: int
     """Read of the documents, whether they fill a block or not."""
+    documents: int
+    """Read, the last of them perhaps in part."""
 
 
 def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, most: int) -> Packed:
@@ -69,8 +71,9 @@ def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, mos
     ids: list[int] = []
     labels: list[int] = []
     kept: list[int] = []
-    start = 0
+    start = read = 0
     for document in documents:
+        read += 1
         more_ids, more_labels = encoder.encode(document)
         ids += more_ids
         labels += more_labels
@@ -87,6 +90,7 @@ def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, mos
         ),
         unlabelled=start // block_tokens - len(kept),
         tokens=len(ids),
+        documents=read,
     )
 
 

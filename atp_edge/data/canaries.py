@@ -30,11 +30,17 @@ def with_canaries(
     documents: Sequence[Document], count: int, copies: int, seed: int
 ) -> list[Document]:
     """Documents with so many copies of every canary among them, at places drawn by the seed."""
-    draw, found = random.Random(f"places {seed}"), list(documents)
-    for secret in canaries(count, seed) * copies:
-        document = Document((Segment(f"{PREFIX}{secret}."),), SLICE)
-        found.insert(draw.randrange(len(found) + 1), document)
-    return found
+    draw, at = random.Random(f"places {seed}"), range(len(documents) + 1)
+    before: dict[int, list[Document]] = {}
+    for planted in planted_documents(count, seed) * copies:
+        before.setdefault(draw.choice(at), []).append(planted)
+    found = [[*before.get(i, ()), *documents[i : i + 1]] for i in at]
+    return [document for some in found for document in some]
+
+
+def planted_documents(count: int, seed: int) -> list[Document]:
+    """The secrets, each as the document that is planted."""
+    return [Document((Segment(f"{PREFIX}{secret}."),), SLICE) for secret in canaries(count, seed)]
 
 
 def _secrets(draw: random.Random, count: int) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def _convert_demo_model(folder: Path) -> None:
         ).save_pretrained(beside)
 
 
-def legal_texts() -> list[tuple[str, str]]:
+@cache
+def legal_texts() -> tuple[tuple[str, str], ...]:
     """(text, category) of every licence text of licensedcode-data that is long enough to learn."""
     folder = _package_file("licensedcode-data", "licenses/mit.LICENSE", _INSTALL).parent
     found = []
@@ -75,10 +77,11 @@ def legal_texts() -> list[tuple[str, str]]:
         )
         if len(text) >= _MINIMUM_CHARACTERS:
             found.append((text.strip(), category))
-    return found
+    return tuple(found)
 
 
-def health_texts() -> list[tuple[str, str]]:
+@cache
+def health_texts() -> tuple[tuple[str, str], ...]:
     """(text, chapter) of every ICD-10-CM category: what it is, and what belongs to it or not."""
     try:
         import simple_icd_10_cm as icd
@@ -91,7 +94,7 @@ def health_texts() -> list[tuple[str, str]]:
             text = "\n\n".join(_icd_entry(icd, c) for c in [code, *icd.get_descendants(code)[:60]])
             if len(text) >= _MINIMUM_CHARACTERS:
                 found.append((text, chapter))
-    return found
+    return tuple(found)
 
 
 def _icd_entry(icd: Any, code: str) -> str:

@@ -36,6 +36,24 @@ def without_near_copies(
     return kept, _share_of(of_test, train)
 
 
+def fresh_of(documents: Sequence[Document], known: Sequence[Document]) -> list[Document]:
+    """The documents that nearly repeat none of the known ones."""
+    return _fresh(list(documents), _distinct([_shingles(document) for document in known]))[0]
+
+
+def told_apart(documents: Sequence[Document]) -> list[Document]:
+    """The documents without those that say word for word what one before them says."""
+    first: dict[tuple[str, ...], Document] = {}
+    for document in documents:
+        first.setdefault(tuple(_words(document)), document)
+    return list(first.values())
+
+
+def _words(document: Document) -> list[str]:
+    """Lower-cased, without punctuation; text without words is its own word."""
+    return re.findall(r"\w+", document.compared.lower()) or [document.compared]
+
+
 def _fresh(documents: list[Document], known: Hashes) -> tuple[list[Document], Hashes]:
     """The documents that nearly repeat nothing known, and their distinct shingles."""
     shingles = [_shingles(document) for document in documents]

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from atp_edge.data.blocks import Blocks, Packed, pack
-from atp_edge.data.canaries import with_canaries
+from atp_edge.data.canaries import planted_documents, with_canaries
 from atp_edge.data.documents import Document, Segment, SpecialTokens
 from atp_edge.data.encoding import Encoder
 from atp_edge.data.near_copies import without_near_copies
@@ -25,6 +25,7 @@ SPLITS = ("train", "decision", "test")
 # Packed of a split where there is so much, however short the run: their order is then the same.
 ENOUGH_BLOCKS = 4096
 VALIDATION_BLOCKS = 8
+_MOST_CANARIES = 0.1  # of the tokens that training reads
 CALIBRATION_BLOCKS = 32
 
 
@@ -126,8 +127,11 @@ def make_splits(
     encoder = Encoder(tokenizer)
     packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
     if canaries:
+        _check_canaries(canaries, encoder, blocks_read * block_tokens, seed)
         copies = max(1, round(len(packed["train"].blocks.input_ids) / blocks_read))
-        planted = with_canaries(kept["train"], canaries, copies, seed)
+        # Among the documents that fill the blocks: of a larger text the rest is not read.
+        read = kept["train"][: packed["train"].documents]
+        planted = with_canaries(read, canaries, copies, seed)
         packed["train"] = pack(planted, encoder, block_tokens, most_blocks)
     for name, one in packed.items():
         if not len(one.blocks.input_ids):
@@ -148,6 +152,18 @@ def make_splits(
             documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
     )
+
+
+def _check_canaries(count: int, encoder: Encoder, tokens_read: int, seed: int) -> None:
+    """Raise ValueError for canaries that would be much of what training reads."""
+    each = len(encoder.encode(planted_documents(1, seed)[0])[0])
+    most = int(_MOST_CANARIES * tokens_read) // each
+    if count > most:
+        raise ValueError(
+            f"canaries = {count}: of {each} tokens each, they would be "
+            f"{count * each / tokens_read:.0%} of the {tokens_read:,} tokens that training reads; "
+            f"take {most} or fewer, or more --steps"
+        )
 
 
 def _parted(

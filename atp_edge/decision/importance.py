@@ -21,6 +21,7 @@ from atp_edge.decision.projection import project
 from atp_edge.masking.lora import MaskedLoraLinear
 from atp_edge.model.families import READER_OF, module_path
 from atp_edge.model.hooks import removed_after
+from atp_edge.model.sharded import keep_in_step
 from atp_edge.model.structures import Site, by_structure
 from atp_edge.run import ranks
 from atp_edge.run.watched import counted
@@ -47,6 +48,8 @@ def taylor_importance(
         mine = range(ranks.rank(), len(blocks.input_ids), ranks.size())
         for i in counted(mine, "scoring"):
             loss(blocks.rows([i]).to(model.device)).backward()
+    first = blocks.first(1).to(model.device)
+    keep_in_step(model, len(mine), lambda: loss(first).backward())
     model.disable_input_require_grads()
     model.zero_grad()
     ranks.add_up(scores)

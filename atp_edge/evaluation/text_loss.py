@@ -12,13 +12,14 @@ from torch import nn
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss, sum_cross_entropy
 from atp_edge.model.checkpoint import streamed_narrow
-from atp_edge.model.families import scales_of
+from atp_edge.model.families import model_shape, scales_of
 from atp_edge.model.loading import tensor_files
 from atp_edge.model.stream import reader_of
 from atp_edge.run.watched import counted
 
-_STREAMED_TOKENS = 2**14
-"""Read at once: more cost memory, fewer read the weights more often."""
+_STREAMED_TOKENS, _STREAMED_BYTES = 2**14, 2**28
+"""Read at once, and of the widest activation in fp32: more cost memory, fewer read the weights more
+often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,9 @@ def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
     device = torch.device("cpu")
     model, read = streamed_narrow(folder, device), reader_of(tensor_files(folder))
     scales = scales_of(model.config)
-    at_once = max(1, _STREAMED_TOKENS // blocks.input_ids.shape[1])
+    widest = max(layer.channels for layer in model_shape(model.config).layers)
+    tokens = min(_STREAMED_TOKENS, _STREAMED_BYTES // (4 * widest))
+    at_once = max(1, tokens // blocks.input_ids.shape[1])
     nats, counts = [], []
     for ids, labels in zip(
         blocks.input_ids.split(at_once), blocks.labels.split(at_once), strict=True

@@ -139,8 +139,10 @@ def built_in_pairs(domain: str, most: int, seed: int) -> list[Pair]:
 
 
 def read_pairs(path: Path, first_subject: int) -> list[Pair]:
-    """Pairs of a JSONL file, each a cluster. Raises ValueError naming file and line."""
+    """Pairs of a JSONL file, each a cluster, those that are repeated one. Raises ValueError naming
+    file and line."""
     found: list[Pair] = []
+    subjects: dict[tuple[str, str], int] = {}
     for place, row in jsonl_rows(path, known={"a", "b", "attribute"}):
         a, b, attribute = (row.get(key) for key in ("a", "b", "attribute"))
         if not all(isinstance(x, str) and x.strip() for x in (a, b, attribute)):
@@ -148,7 +150,7 @@ def read_pairs(path: Path, first_subject: int) -> list[Pair]:
         if a == b:
             raise ValueError(f"{place}: a and b are the same text; a pair differs in one place")
         contexts, texts = _split(str(a), str(b))
-        subject = first_subject + len(found)
+        subject = subjects.setdefault((str(a), str(b)), first_subject + len(found))
         found.append(
             Pair(attribute=str(attribute), subject=subject, contexts=contexts, texts=texts)
         )

@@ -25,14 +25,16 @@ def profile_of(
     train: Sequence[Document], held_out: Sequence[Document], tokenizer: Any, seed: int
 ) -> DomainProfile:
     """The pairs of the train split; thresholds by the decision split, for every length that it
-    has prompts of."""
+    has prompts of and that anything can lie above."""
     bits = profile_bits(ids_of(train, tokenizer))
     profile, thresholds = DomainProfile(bits=bits, thresholds={}), {}
     texts = ids_of(held_out, tokenizer)
     for length in LENGTHS:
         scores = [profile.score(x) for x in windows(texts, length, seed)]
         if len(scores) >= _FEWEST:
-            thresholds[length] = float(np.quantile(scores, 1 - FALSE_ALARMS))
+            threshold = float(np.quantile(scores, 1 - FALSE_ALARMS))
+            if threshold < 1:  # no score is above 1: nothing would be outside
+                thresholds[length] = threshold
     return DomainProfile(bits=bits, thresholds=thresholds)
 
 
@@ -58,7 +60,15 @@ def check_fail_safe(errors: dict[str, Any]) -> list[Check]:
     never keeps a model from shipping."""
     lengths = [name for name in errors if int(name) <= SHOWN]
     if not lengths:
-        return []
+        return [
+            Check(
+                name="fail-safe",
+                status="undecided",
+                text="fail-safe: the text has too few documents, or too short ones, to tell what "
+                "lies outside of it: do not rely on it",
+                required=False,
+            )
+        ]
     one = errors[max(lengths, key=int)]
     fit = one["false_alarms"] <= 3 * FALSE_ALARMS and one["misses"] <= 0.5
     return [

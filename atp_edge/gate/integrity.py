@@ -78,6 +78,8 @@ def _tokenizer(dense: Path, ships: Path) -> str:
             raise ValueError(f"{ships} reads {text!r} as {after}, {dense} as {before}")
     if first.get_vocab() != second.get_vocab():
         raise ValueError(f"{ships} has another vocabulary than {dense}")
+    if first.chat_template != second.chat_template:
+        raise ValueError(f"{ships} has another chat template than {dense}")
     return f"reads as the dense model's ({len(second):,} tokens)"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 from atp_export.runtime.domain import DomainProfile
 
 from atp_edge.config import Config
+from atp_edge.data.blocks import Blocks, drawn
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.encoding import Encoder
+from atp_edge.data.near_copies import fresh_of, told_apart
 from atp_edge.evaluation.items import ChoiceTask, Task
 from atp_edge.evaluation.task_scores import NEW_TOKENS
 from atp_edge.evaluation.tasks import domain_tasks
@@ -23,7 +25,7 @@ from atp_edge.gate.memorization import Passage, passages_of
 from atp_edge.gate.prompts import Rule, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
-from atp_edge.training.setup import corpus_of, documents_by_split
+from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
 
 _OTHER_SUBJECTS = 1_000_000
 
@@ -76,10 +78,15 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     outside = _lm_eval(settings)
     documents = _documents(config, settings, tokenizer)
     parts = documents_by_split(config, tokenizer, documents)
-    further, notes = _further(config, settings, tokenizer, parts["train"])
+    further, notes = _further(config, settings, tokenizer, parts)
+    # A document read twice is one: errors are clustered by documents.
+    both = [*parts["test"], *further]
+    parts["test"], read = told_apart(parts["test"]), told_apart(both)
+    if len(read) < len(both):
+        notes.append(f"{len(both) - len(read)} documents repeat another word for word: read once")
     limits = settings.quality
     measured = texts_of(
-        [*parts["test"], *further], tokenizer, most=limits.documents,
+        read, tokenizer, most=limits.documents,
         tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
     )  # fmt: skip
     profile = profile_of(parts["train"], parts["decision"], tokenizer, config.seed)
@@ -93,8 +100,8 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         texts=tuple(measured),
         tasks=tasks,
         passages=(
-            tuple(passages_of(parts["train"], tokenizer, settings.memorization, config.seed)),
-            tuple(passages_of(parts["test"], tokenizer, settings.memorization, config.seed)),
+            tuple(passages_of(parts["train"], tokenizer, memorized, config.seed, _read(config))),
+            tuple(passages_of(parts["test"], tokenizer, memorized, config.seed)),
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),
@@ -105,6 +112,12 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         profile_errors=errors,
         notes=(*notes, *said),
     )
+
+
+def _read(config: Config) -> Blocks:
+    """The blocks of the train split that training read, each once."""
+    blocks = splits_of(config).train
+    return drawn(blocks, 0, min(config.train_blocks, len(blocks.input_ids)), seed=config.seed)
 
 
 def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[str], list[Pair]]:
@@ -133,21 +146,23 @@ def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[D
 
 
 def _further(
-    config: Config, settings: GateSettings, tokenizer: Any, train: Sequence[Document]
+    config: Config, settings: GateSettings, tokenizer: Any, parts: dict[str, list[Document]]
 ) -> tuple[list[Document], list[str]]:
-    """Documents of the further files, without those that were trained on; and how many those
-    are."""
-    trained, found, notes = {document.key for document in train}, [], []
+    """Documents of the further files, without those that training read, or nearly; and how many
+    those are."""
+    found, notes = [], []
     for source in settings.data:
         documents = corpus_of(
             config, tokenizer, source=source, slice_by=settings.slice_by
         ).documents
-        fresh = [document for document in documents if document.key not in trained]
+        fresh = fresh_of(documents, [*parts["train"], *parts["decision"]])
         if not fresh:
-            raise ValueError(f"data {source!r}: every row of it was trained on; give other text")
+            raise ValueError(
+                f"data {source!r}: training read every row of it, or nearly; give other text"
+            )
         if len(fresh) < len(documents):
             notes.append(
-                f"{source}: {len(documents) - len(fresh)} rows were trained on and are left out"
+                f"{source}: training read {len(documents) - len(fresh)} rows, or nearly: left out"
             )
         name = Path(source).stem
         found += [

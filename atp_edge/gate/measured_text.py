@@ -60,7 +60,7 @@ def texts_of(
     """Documents in turn over their slices, so that rare ones are read too, each cut to `tokens`.
 
     Of a long plain text a window is read, drawn by the seed; prompts and conversations are read
-    from their start.
+    from their start or, after a long prompt, so that half of what is read may be answer.
     """
     draw, encoder = random.Random(seed), Encoder(tokenizer)
     found: list[Text] = []
@@ -69,11 +69,18 @@ def texts_of(
             break
         ids, labels = encoder.encode(document)
         plain = len(document.segments) == 1 and not document.rendered
-        start = draw.randrange(max(1, len(ids) - tokens + 1)) if plain else 0
-        cut = slice(start, start + tokens)
+        most_start = max(0, len(ids) - tokens)
+        start = draw.randrange(most_start + 1) if plain else _before_answer(labels, tokens)
+        cut = slice(min(start, most_start), start + tokens)
         if any(label != IGNORED for label in labels[cut][1:]):
             found.append(Text(ids=tuple(ids[cut]), labels=tuple(labels[cut]), slice=document.slice))
     return found
+
+
+def _before_answer(labels: Sequence[int], tokens: int) -> int:
+    """Where to begin, so that the first answer begins in the first half of so many tokens."""
+    first = next((i for i, label in enumerate(labels) if i and label != IGNORED), 0)
+    return max(0, first - tokens // 2)
 
 
 def in_turn_by_slice(documents: Sequence[Document], draw: random.Random) -> Iterator[Document]:

@@ -75,8 +75,8 @@ def _rule(place: str, row: dict[str, Any]) -> Rule:
 
 
 def _texts(place: str, key: str, value: Any) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else list(value)
-    if not all(isinstance(x, str) and x for x in listed):
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(x, str) and x for x in listed):
         raise ValueError(f"{place}: {key} = {value!r}: expected a text or a list of texts")
     return tuple(listed)
 

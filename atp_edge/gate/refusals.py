@@ -35,7 +35,7 @@ def check_refusals(
     limits: RefusalLimits, level: float,
 ) -> Check:  # fmt: skip
     """The share of texts that refuse, prompt by prompt; failed where it rises by more than the
-    margin, and not by chance."""
+    margin and not by chance, undecided where it may be chance."""
     before, after = ([refuses(text, phrases) for text in texts] for texts in (dense, slim))
     more = sum(b < a for b, a in zip(before, after, strict=True))
     fewer = sum(b > a for b, a in zip(before, after, strict=True))
@@ -43,8 +43,8 @@ def check_refusals(
     rise = (more - fewer) / max(count, 1)
     status: Status = "undecided"
     if count >= FEWEST_TEXTS:
-        failed = rise > limits.more and mcnemar(more, fewer) < level
-        status = "failed" if failed else "passed"
+        by_chance = mcnemar(more, fewer) >= level
+        status = "passed" if rise <= limits.more else status if by_chance else "failed"
     return Check(
         name="refusals",
         status=status,

@@ -119,7 +119,7 @@ _STRICT = {
     "undecided": "fail", "quality.loss": 0.05, "quality.slice_loss": 0.12, "quality.kl": 0.12,
     "tasks.choice": 0.08, "tasks.generation": 0.08, "tasks.slice": 0.15, "tasks.lost": 0.05,
     "calibration.error": 0.03, "bias.gap": 0.015, "bias.attribute": 0.03,
-    "memorization.extracted": 0.05, "memorization.exposure": 3.0,
+    "memorization.extracted": 0.05, "memorization.prefixes": 60, "memorization.exposure": 3.0,
 }  # fmt: skip
 PROFILES: dict[GateProfile, Mapping[str, Any]] = {
     "default": {},

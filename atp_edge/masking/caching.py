@@ -28,9 +28,13 @@ class SharedInput:
 
 
 class WeightCache:
-    """What is made of frozen weights, in the type to compute in; kept until one is written to."""
+    """What is made of frozen weights, in the type to compute in; kept until one is written to.
 
-    def __init__(self) -> None:
+    keeps: off, it is made anew each time, of weights that are there only while they are used.
+    """
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        self.keeps = keeps
         self._made: dict[str, tuple[Any, Tensor]] = {}
 
     def of(
@@ -52,5 +56,7 @@ class WeightCache:
             # What is made in inference mode could not be trained through later.
             with torch.inference_mode(False):
                 made = make([dense_weight(weight) for weight in weights]).to(kind)
-            found = self._made[name] = key, made
+            found = key, made
+            if self.keeps:
+                self._made[name] = found
         return found[1]

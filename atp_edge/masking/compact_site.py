@@ -19,6 +19,7 @@ from atp_edge.masking.caching import SharedInput, WeightCache
 from atp_edge.masking.liveness import deciding_factors
 from atp_edge.masking.lora import MaskedLoraLinear, Placement
 from atp_edge.model.families import READER_OF
+from atp_edge.model.sharded import here_for_a_while
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class CompactSite:
         self._factors = deciding_factors(placement, projections)
         self._versions: list[tuple[int, int]] = []
         self._live: dict[int, Live] = {}
-        self._gathered = WeightCache()
+        weights = [module.get_base_layer().weight for module in projections.values()]
+        self._gathered = WeightCache(keeps=not any(map(here_for_a_while, weights)))
         self._once = SharedInput()
 
     def same_as(self, mask: Tensor, placement: Placement) -> bool:

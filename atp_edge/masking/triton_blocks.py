@@ -23,6 +23,7 @@ from transformers.activations import SiLUActivation
 from atp_edge.masking.caching import SharedInput, WeightCache
 from atp_edge.masking.lora import MaskedLoraLinear, Placement
 from atp_edge.model.families import MLP_PROJECTIONS, LayerShape, Projection
+from atp_edge.model.sharded import here_for_a_while
 
 logger = logging.getLogger(__name__)
 QKV: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj")
@@ -45,8 +46,11 @@ class FusedQkv:
         """
         self.mask, self.placement, self.shape = mask, placement, shape
         self.modules = [projections[name] for name in QKV]
+        weights = [module.get_base_layer().weight for module in self.modules]
         self.stacked: WeightCache = (
-            before.stacked if isinstance(before, FusedQkv) else WeightCache()
+            before.stacked
+            if isinstance(before, FusedQkv)
+            else WeightCache(keeps=not any(map(here_for_a_while, weights)))
         )
         self._once = SharedInput()
 

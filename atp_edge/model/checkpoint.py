@@ -118,7 +118,11 @@ def _ship_modelling_file(model: PreTrainedModel, folder: Path) -> None:
     source = Path(modeling_per_layer.__file__)
     shutil.copy(source, folder / source.name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    named = {"AutoModelForCausalLM": f"{source.stem}.{type(model).__name__}"}
+    decoder = type(model.get_decoder()).__name__
+    named = {
+        "AutoModel": f"{source.stem}.PerLayer{decoder}",
+        "AutoModelForCausalLM": f"{source.stem}.{type(model).__name__}",
+    }
     write_json(folder / "config.json", config | {"auto_map": named})
 
 

@@ -95,8 +95,12 @@ def _peculiar(shape: ModelShape, flavour: Flavour, kind: SiteKind) -> int:
     """Nodes of what a family has beside Llama, as measured and a little more."""
     layout, portable = shape.layout, flavour == "portable"
     norms = layout.norms
-    after = norms.after_attention if kind == "attention" else norms.after_mlp
-    size = 0 if after is None else (650 if portable else 260)
+    both = (
+        (norms.before_attention, norms.after_attention)
+        if kind == "attention"
+        else (norms.before_mlp, norms.after_mlp)
+    )
+    size = 0 if None in both else (650 if portable else 260)
     if layout.norm_offset:
         size += 170 * (4 if kind == "attention" and shape.qk_norm else 2)
     if shape.scales.residual != 1:

@@ -36,16 +36,22 @@ class _PerLayer(PreTrainedModel):
         shell.per_layer_config = None
         shell.num_hidden_layers = 1
         super().__init__(shell)
-        layer_class = type(self.model.layers[0])
+        decoder = self._decoder
+        layer_class = type(decoder.layers[0])
         config._attn_implementation = shell._attn_implementation
-        self.config = self.model.config = config
-        self.model.layers = nn.ModuleList(
+        self.config = decoder.config = config
+        decoder.layers = nn.ModuleList(
             layer_class(config.per_layer_config[i], i) for i in range(config.num_hidden_layers)
         )
-        for layer in self.model.layers:
+        for layer in decoder.layers:
             _keep_rope_pairs(layer.self_attn)
         self._tell_layers()
         self.post_init()
+
+    @property
+    def _decoder(self) -> Any:
+        """What holds the layers: the whole model, or the part of it below the vocabulary head."""
+        return getattr(self, "model", self)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers, which does not know of the layers' own configurations."""
@@ -53,7 +59,7 @@ class _PerLayer(PreTrainedModel):
         self._tell_layers()
 
     def _tell_layers(self) -> None:
-        for layer in self.model.layers:
+        for layer in self._decoder.layers:
             layer.self_attn.config._attn_implementation = self.config._attn_implementation
 
     @classmethod
@@ -103,8 +109,9 @@ def _made(name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """PerLayerXForCausalLM of any XForCausalLM of transformers: `auto_map` names it."""
-    if name.startswith("PerLayer") and name.endswith("ForCausalLM"):
+    """PerLayerXForCausalLM of any XForCausalLM of transformers, and PerLayerXModel of an XModel,
+    which engines build their own model from: `auto_map` names both."""
+    if name.startswith("PerLayer") and name.endswith(("ForCausalLM", "Model")):
         return _made(name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
 

@@ -31,6 +31,8 @@ from atp_edge.model.families import (
 )
 from atp_edge.model.modeling_per_layer import per_layer_class
 from atp_edge.model.plan import Plan, narrow_shape
+from atp_edge.model.sharded import fill_sharded, here_for_a_while, is_sharded
+from atp_edge.model.sharded import whole as sharded_whole
 from atp_edge.model.stream import fill, without_weights
 from atp_edge.model.structures import spread
 
@@ -179,7 +181,7 @@ def narrow_peft(model: PeftModel, plan: Plan, *, take: bool = False) -> PeftMode
     """A narrow copy of a dense model with its LoRA, the factors sliced like the weights.
 
     take: what was cut is let go as it is cut, so that both are never held whole; the dense model is
-    of no use after it.
+    of no use after it. Of a model that is shared out over ranks the narrow one is, too.
     """
     dense = model.get_base_model()
     shape, config = model_shape(dense.config), narrow_config(dense.config, plan)
@@ -191,13 +193,17 @@ def narrow_peft(model: PeftModel, plan: Plan, *, take: bool = False) -> PeftMode
 
     def cut(name: str) -> Tensor:
         dense_one = whole.pop(name)
-        value = _narrow_tensor(name, dense_weight(dense_one.detach()), shape, plan)
+        if here_for_a_while(dense_one):
+            return _narrow_tensor(name, sharded_whole(dense_one.detach()), shape, plan)
+        # A 4-bit weight that is detached has lost what its levels stand for.
+        value = _narrow_tensor(name, dense_weight(dense_one).detach(), shape, plan)
         shared = value.untyped_storage().data_ptr() == dense_one.untyped_storage().data_ptr()
         if take:
             dense_one.data = dense_one.data.new_empty(0)
         return value.clone() if shared and not take else value
 
-    fill(slim, [name for name, _ in slim.named_parameters()], cut)
+    filled = fill_sharded if is_sharded(model) else fill
+    filled(slim, [name for name, _ in slim.named_parameters()], cut)
     slim.get_base_model().tie_weights()
     return slim.to(dense.device).eval()
 

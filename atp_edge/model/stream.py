@@ -108,7 +108,10 @@ def fill(model: nn.Module, names: Collection[str], read: Read) -> None:
 def put(module: nn.Module, leaf: str, value: Tensor) -> None:
     """A module's parameter with another tensor in it; trained or not as it was."""
     trained = module.get_parameter(leaf).requires_grad
-    setattr(module, leaf, nn.Parameter(value, requires_grad=trained))
+    # One of bitsandbytes' is a parameter with levels and scales, which a new one would lose.
+    own = isinstance(value, nn.Parameter)
+    made = value.requires_grad_(trained) if own else nn.Parameter(value, requires_grad=trained)
+    setattr(module, leaf, made)
 
 
 def streamed(model: nn.Module, read: Read, device: torch.device) -> nn.Module:

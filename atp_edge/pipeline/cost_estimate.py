@@ -13,10 +13,10 @@ from atp_edge.data.splits import Splits
 from atp_edge.decision.budget import FeasibleDecisions
 from atp_edge.decision.projection import project
 from atp_edge.model.families import ModelShape, model_shape
-from atp_edge.model.plan import narrow_shape, plan_of
+from atp_edge.model.plan import Plan, narrow_shape, plan_of
 from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
-from atp_edge.pipeline.device import Device
+from atp_edge.pipeline.device import ROOM, Device
 from atp_edge.pipeline.memory import Model, Need
 from atp_edge.pipeline.summary import millions
 from atp_edge.training.frozen import source_type
@@ -70,8 +70,13 @@ def text_table(config: Config, splits: Splits) -> Table:
 
 def even_shape(shape: ModelShape, feasible: FeasibleDecisions) -> ModelShape:
     """A decoder that meets the budget and loses the same share at every site."""
+    return narrow_shape(shape, even_plan(shape, feasible))
+
+
+def even_plan(shape: ModelShape, feasible: FeasibleDecisions) -> Plan:
+    """A plan that meets the budget, with the same share at every site."""
     masks = project([torch.linspace(1, 0, s.size) for s in feasible.sites], feasible).masks
-    return narrow_shape(shape, plan_of(shape, masks.kept(), feasible.sites[0].space))
+    return plan_of(shape, masks.kept(), feasible.sites[0].space)
 
 
 def sized_model(config: Config) -> Model:
@@ -100,11 +105,17 @@ def needs_table(found: list[Need], device: Device) -> Table:
     for need in found:
         most = need.device or need.host
         largest = sorted(most, key=lambda name: -most[name])[:2]
-        taken = (need.device_bytes, need.host_bytes) if apart else (need.device_bytes,)
+        taken: tuple[float, ...] = (need.device_bytes,)
+        if apart:
+            taken = (need.device_bytes, need.host_bytes)
+        if need.least and max(taken) > ROOM * device.host:
+            taken = tuple(min(size, max(need.least, ROOM * device.host)) for size in taken)
+            largest = []
         shown.add_row(
             need.part,
             *(f"{size / 1e9:.1f}" if size else "" for size in (*taken, need.disk_bytes)),
-            ", ".join(f"{name} {most[name] / 1e9:.1f}" for name in largest),
+            ", ".join(f"{name} {most[name] / 1e9:.1f}" for name in largest)
+            or "some layers at a time",
         )
     there = (device.memory, device.host, device.disk) if apart else (device.memory, device.disk)
     known = (f"{size / 1e9:.1f}" if math.isfinite(size) else "" for size in there)

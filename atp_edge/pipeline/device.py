@@ -13,9 +13,12 @@ import psutil
 import torch
 
 from atp_edge.pipeline.memory import DeviceKind
+from atp_edge.run import ranks
 
 USABLE = 0.95
 """Of what there is: the rest is the system's, and the estimate's error."""
+ROOM = 0.8
+"""Of the host's memory: what a proof takes before it goes by layers."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -29,17 +32,21 @@ class Device:
     host: float
     disk: float
     quantizes: bool
+    count: int = 1
+    """Of such devices, one a rank."""
     """Whether bitsandbytes is there; of a machine elsewhere it is taken to be."""
 
 
 def device_of(asked: str | None, out: Path) -> Device:
-    """The device at hand, or a GPU of the memory asked for (`80GB`); out: where the run will lie.
+    """The device at hand, or a GPU of the memory asked for (`80GB`; `8x80GB`: eight of them, one a
+    rank); out: where the run will lie.
 
     Raises ValueError for what is no size.
     """
-    host, disk = _host_memory(), float(shutil.disk_usage(_existing(out)).free)
+    host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free)
     if asked is not None:
-        size = parse_size(asked)
+        several = re.fullmatch(r"\s*([1-9]\d*)\s*x(.*)", asked)
+        size = parse_size(several[2] if several else asked)
         # Of a machine that is elsewhere: its host and disk are not known here.
         return Device(
             kind="cuda",
@@ -48,15 +55,20 @@ def device_of(asked: str | None, out: Path) -> Device:
             host=math.inf,
             disk=math.inf,
             quantizes=True,
+            count=int(several[1]) if several else 1,
         )
     if torch.cuda.is_available():
         total = float(torch.cuda.mem_get_info()[1])
         name = torch.cuda.get_device_name()
         quantizes = importlib.util.find_spec("bitsandbytes") is not None
         return Device(
-            kind="cuda", name=name, memory=total, host=host, disk=disk, quantizes=quantizes
-        )
-    return Device(kind="cpu", name="this CPU", memory=host, host=host, disk=disk, quantizes=False)
+            kind="cuda", name=name, memory=total, host=host, disk=disk, quantizes=quantizes,
+            count=ranks.size(),
+        )  # fmt: skip
+    return Device(
+        kind="cpu", name="this CPU", memory=host, host=host, disk=disk, quantizes=False,
+        count=ranks.size(),
+    )  # fmt: skip
 
 
 def parse_size(text: str) -> float:
@@ -67,10 +79,16 @@ def parse_size(text: str) -> float:
     return float(found[1]) * {"MB": 1e6, "GB": 1e9, "GiB": 2**30, "TB": 1e12}[found[2]]
 
 
-def _host_memory() -> float:
+def host_memory() -> float:
+    """Bytes of this machine's memory, or of the part that its container may take."""
     total = float(psutil.virtual_memory().total)
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
     return min(total, float(limit)) if limit.isdigit() else total
+
+
+def free_memory() -> float:
+    """Bytes of it that nothing else takes now."""
+    return min(host_memory(), float(psutil.virtual_memory().available))
 
 
 def _existing(path: Path) -> Path:

@@ -11,9 +11,9 @@ from atp_bench.engines.latency import BenchReport, bench_onnx
 from atp_export.manifest import read_manifest, verify_manifest
 
 from atp_edge.config import Config
-from atp_edge.model.checkpoint import load_narrow
 from atp_edge.pipeline.verify import (
     adapters_of,
+    judge_of,
     proofs_of,
     require_proven,
     rounding_cost,
@@ -65,7 +65,8 @@ def prove(
     if config.export.precision == "bf16":
         return {"proven": "not proven here: our runtime feeds no bf16 cache"}
     tokenizer, prompts, test = what_is_read(config, run)
-    model, adapters = load_narrow(run.slim), adapters_of(config, run)
+    adapters = adapters_of(config, run)
+    model = judge_of(run.slim, folder, adapters, progress)
     progress.say("comparing it with PyTorch")
     proofs = proofs_of(folder, model, tokenizer, prompts, config, adapters)
     require_proven(proofs, named or folder, run.slim)

@@ -18,6 +18,7 @@ CHOSEN = (
     "train.checkpointing",
     "train.base_dtype",
     "train.moments",
+    "train.shard",
     *LORA_ALONE,
     "recovery.reconstruct_blocks",
     "recovery.approach_blocks",
@@ -34,11 +35,11 @@ def fitted(
     with less memory, the first that fits is taken. Where none does, the settings are returned as
     they came: `refuse` says what is missing.
     """
-    if _fits(needs_of(config, model, device.kind), device):
+    if _fits(needs_of(config, model, device.kind, device.count), device):
         return _without_auto(config), None
     for changes in _ways(config, device):
         tried = with_values(config, {k: v for k, v in changes.items() if k not in said})
-        if tried != config and _fits(needs_of(tried, model, device.kind), device):
+        if tried != config and _fits(needs_of(tried, model, device.kind, device.count), device):
             return _without_auto(tried), (
                 f"chosen for {device.memory / 1e9:.1f} GB of {device.name}: {_shown(config, tried)}"
             )
@@ -56,14 +57,14 @@ def begun_settings(config: Config, said: Collection[str], run: RunFolder) -> Con
 
 def refuse(config: Config, model: Model, device: Device) -> None:
     """Raises ValueError for a run that does not fit, with the nearest settings that do."""
-    found = needs_of(config, model, device.kind)
+    found = needs_of(config, model, device.kind, device.count)
     if _fits(found, device):
         return
     short = "; ".join(_short(need, device) for need in found if not _fits([need], device))
     advice = "no settings known here fit: take a smaller model, or a larger device"
     for changes in _ways(config, device):
         tried = with_values(config, changes)
-        if _fits(needs_of(tried, model, device.kind), device):
+        if _fits(needs_of(tried, model, device.kind, device.count), device):
             flags = " ".join(_flag(k, v) for k, v in changes.items())
             advice = f"take {flags}"
             break
@@ -79,10 +80,11 @@ def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
         steps.append(LORA_ALONE)
     steps += [
         {"recovery.reconstruct_blocks": 0},
+        *([{"train.shard": True}] if device.count > 1 else []),
         {"train.base_dtype": "bf16"},
         {"recovery.approach_blocks": 16},
     ]
-    if device.quantizes:
+    if device.quantizes and device.count == 1:
         steps.append({"train.base_dtype": "nf4"})
     changes: dict[str, Any] = {}
     for step in steps:
@@ -96,24 +98,30 @@ def _without_auto(config: Config) -> Config:
     """What `auto` means for memory is written down, so that a resumed run does the same."""
     if config.train.checkpointing != "auto":
         return config
-    return with_values(config, {"train.checkpointing": "false"})
+    needed = "true" if config.train.shard else "false"
+    return with_values(config, {"train.checkpointing": needed})
 
 
 def _fits(found: list[Need], device: Device) -> bool:
     free = device.disk
     return (
         all(
-            need.device_bytes <= USABLE * device.memory and need.host_bytes <= USABLE * device.host
+            _least(need, need.device_bytes) <= USABLE * device.memory
+            and _least(need, need.host_bytes) <= USABLE * device.host
             for need in found
         )
         and sum(need.disk_bytes for need in found) <= free
     )
 
 
+def _least(need: Need, asked: float) -> float:
+    return min(asked, need.least or asked)
+
+
 def _short(need: Need, device: Device) -> str:
-    if need.device_bytes > USABLE * device.memory:
+    if _least(need, need.device_bytes) > USABLE * device.memory:
         asked, there, what = need.device_bytes, device.memory, device.name
-    elif need.host_bytes > USABLE * device.host:
+    elif _least(need, need.host_bytes) > USABLE * device.host:
         asked, there, what = need.host_bytes, device.host, "the host"
     else:
         asked, there, what = need.disk_bytes, device.disk, "the disk"

@@ -22,11 +22,21 @@ from atp_edge.training.setup import hub_id_of, model_source
 
 Form = Literal["slim", "onnx", "adapter"]
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LIBRARY: dict[Form, str] = {"slim": "transformers", "onnx": "onnx", "adapter": "peft"}
-WHAT: dict[Form, str] = {
+Kind = Literal[Form, Layout]
+"""What a folder is: a form, or an exported folder's layout where that is not the plain one."""
+LIBRARY: dict[Kind, str] = {
+    "slim": "transformers",
+    "onnx": "onnx",
+    "adapter": "peft",
+    "openvino": "openvino",
+    "transformers.js": "transformers.js",
+}
+WHAT: dict[Kind, str] = {
     "slim": "a physically narrower checkpoint",
     "onnx": "a physically narrower model as ONNX",
     "adapter": "LoRA for the dense model",
+    "openvino": "a physically narrower model as OpenVINO's IR",
+    "transformers.js": "a physically narrower model as ONNX, laid out for transformers.js",
 }
 CARD = "README.md"
 
@@ -60,9 +70,10 @@ def write_card(
 def card_of(form: Form, config: Config, metrics: dict[str, Any], layout: Layout = "plain") -> str:
     """The card's text, at most `CARD_BYTES` long: a budget in bytes counts it."""
     source = source_of(config)
+    kind: Kind = form if layout == "plain" else layout
     body = [
         f"# {source.name}, {'adapter' if form == 'adapter' else 'slim'}",
-        _what(form, source, config, metrics),
+        _what(kind, source, config, metrics),
         "## What it is worth",
         _worth(form, config, metrics),
         "## Use",
@@ -75,7 +86,7 @@ def card_of(form: Form, config: Config, metrics: dict[str, Any], layout: Layout 
         _made_by(config, metrics),
     ]
     text = ModelCard(
-        f"---\n{_metadata(form, source, config, metrics)}\n---\n\n" + "\n\n".join(body)
+        f"---\n{_metadata(form, kind, source, config, metrics)}\n---\n\n" + "\n\n".join(body)
     )
     content = f"{text.content}\n"
     assert len(content.encode()) <= CARD_BYTES, len(content.encode())
@@ -96,7 +107,9 @@ def data_name(config: Config) -> str:
     return config.data if config.data in ("legal", "health") else Path(config.data).name[:80]
 
 
-def _metadata(form: Form, source: Source, config: Config, metrics: dict[str, Any]) -> str:
+def _metadata(
+    form: Form, kind: Kind, source: Source, config: Config, metrics: dict[str, Any]
+) -> str:
     results = None
     if form != "adapter" and not _before_rounding(form, config, metrics):
         results = [
@@ -112,7 +125,7 @@ def _metadata(form: Form, source: Source, config: Config, metrics: dict[str, Any
     data = ModelCardData(
         base_model=source.hub_id,
         license=source.licence if known else "other",
-        library_name=LIBRARY[form],
+        library_name=LIBRARY[kind],
         pipeline_tag="text-generation",
         tags=["atp-edge", "lora"] if form == "adapter" else ["atp-edge", "pruned"],
         model_name=f"{source.name} {form}",
@@ -122,10 +135,10 @@ def _metadata(form: Form, source: Source, config: Config, metrics: dict[str, Any
     return text
 
 
-def _what(form: Form, source: Source, config: Config, metrics: dict[str, Any]) -> str:
+def _what(kind: Kind, source: Source, config: Config, metrics: dict[str, Any]) -> str:
     dense = f"[{source.hub_id}](https://huggingface.co/{source.hub_id})" if source.hub_id else ""
-    text = f"{dense or source.name}, tuned on one domain: {WHAT[form]}. "
-    if form != "adapter":
+    text = f"{dense or source.name}, tuned on one domain: {WHAT[kind]}. "
+    if kind != "adapter":
         train = metrics["train"]
         text += (
             f"{train['decoder_share']:.1%} of the decoder's parameters stay "

@@ -46,6 +46,10 @@ const tokenizer = await AutoTokenizer.from_pretrained("FOLDER");
 const model = await AutoModelForCausalLM.from_pretrained("FOLDER");
 const tokens = await model.generate({ ...tokenizer("Text"), max_new_tokens: 32 });
 console.log(tokenizer.batch_decode(tokens, { skip_special_tokens: true })[0]);"""
+SERVERS = (
+    "vLLM 0.32 or later serves these widths with `--trust-remote-code`; SGLang and llama.cpp's "
+    "converter do not read them."
+)
 CHECKED = "`atp-edge verify --manifest FOLDER` checks the files."
 
 
@@ -87,7 +91,8 @@ def _slim(config: Config) -> str:
     )
     if stock:
         return text
-    return f"{text}\n\ntransformers 5.20 or later; `import atp_edge` does in place of the flag."
+    text = f"{text}\n\ntransformers 5.20 or later; `import atp_edge` does in place of the flag."
+    return text if config.decision.space != "groups" else f"{text} {SERVERS}"
 
 
 def _onnx(layout: Layout) -> str:

@@ -15,7 +15,7 @@ from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.records import StageName
-from atp_edge.training.frozen import check_base
+from atp_edge.training.frozen import check_base, check_shards
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
@@ -34,6 +34,9 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     that the tensors are there is looked up in the files' headers. weights: off, its configuration
     is read, and nothing else of it.
     """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out = {config.out!r} is a file; name a folder, new or of a run")
     if "verify" in stages:
         check_provable(config)
     if "gate" in stages:
@@ -46,6 +49,7 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
     check_base(config)
+    check_shards(config)
     check_rank(config, source)
     feasible_of(config, source)
     check_lengths(config, source)

@@ -32,6 +32,7 @@ from atp_edge.pipeline.report_figures import (
     width_figure,
 )
 from atp_edge.pipeline.samples import add_samples
+from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.pipeline.summary import of_batch, rows_of
 from atp_edge.pipeline.verdict import verdict_of
 from atp_edge.run.files import read_json, write_atomically
@@ -125,7 +126,7 @@ def cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         whole = f"of the decoder's parameters kept ({kept['whole_share']:.1%} of the model's)"
         found.append((f"{kept['decoder_share']:.1%}", whole))
     if "shrink" in metrics and "train" in metrics:
-        recovery = metrics["train"]["dense_tuned_perplexity"] / metrics["shrink"]["perplexity"]
+        recovery = metrics["train"]["dense_tuned_perplexity"] / shipped_perplexity(metrics)
         found.append((f"{recovery:.1%}", "of the dense tuned perplexity recovered"))
     if "bench" in metrics:
         ratios, of = metrics["bench"]["ratios"], of_batch(metrics)

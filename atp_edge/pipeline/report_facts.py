@@ -15,6 +15,7 @@ from atp_edge.model.checkpoint import shape_of
 from atp_edge.model.plan import Plan
 from atp_edge.pipeline.shipped_quality import shipped_perplexity
 from atp_edge.pipeline.verdict import recovery_interval
+from atp_edge.run.records import STAGES
 from atp_edge.run.time_left import in_words
 from atp_edge.settings import keys, read_config, values_of
 
@@ -125,9 +126,8 @@ def times_of(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "train" in metrics:
         found.append(("training, all parts", in_words(metrics["train"]["seconds"])))
-    exported = metrics.get("export", {})
-    seconds = sum(exported[name]["seconds"] for name in ("dense", "slim") if name in exported)
-    return [*found, ("export", in_words(seconds))] if exported else found
+    stages = ((name, metrics.get(name, {}).get("seconds")) for name in STAGES if name != "train")
+    return [*found, *((name, in_words(seconds)) for name, seconds in stages if seconds)]
 
 
 def training_facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -157,11 +157,13 @@ def quality_figure(metrics: dict[str, Any]) -> go.Figure | None:
     points = quality_points(metrics)
     if len(points) < 2:
         return None
-    figure = go.Figure()
-    for name, megabytes, perplexity in points:
+    figure, largest = go.Figure(), max(megabytes for _, megabytes, _ in points)
+    for i, (name, megabytes, perplexity) in enumerate(sorted(points, key=lambda x: x[1])):
+        # Neighbours' names do not cover each other, and none leaves the plot.
+        above, side = ("top", "bottom")[i % 2], "right" if megabytes < largest / 2 else "left"
         figure.add_scatter(
             x=[megabytes], y=[perplexity], mode="markers+text", text=[name], name=name,
-            textposition="top center", showlegend=False,
+            textposition=f"{above} {side}", showlegend=False, cliponaxis=False,
             hovertemplate=f"{name}: %{{x:.0f}} MB, perplexity %{{y:.2f}}<extra></extra>",
             marker={"size": 12, "color": DENSE if name.startswith("dense") else SLIM},
         )  # fmt: skip

@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from atp_edge.config import Config
@@ -22,6 +23,8 @@ from atp_edge.settings import with_values
 
 STEPS, BLOCKS = 2000, 8
 """Of 8 blocks of 512 tokens: 8.2 M tokens."""
+SEVERAL = 8
+"""Cards of a machine."""
 STEP_FLOOR = 0.25
 """Seconds of a step below which the host's launches rule (9,000 launches; docs/kernels.md)."""
 _LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
@@ -58,9 +61,10 @@ CARDS = (
 
 def page() -> str:
     """The whole document."""
-    return _HEAD + "\n".join(_rows()) + "\n" + _parts_of_8b() + _TAIL
+    return _HEAD + "\n".join(_rows()) + "\n" + _on_several() + _parts_of_8b() + _TAIL
 
 
+@cache
 def model_of(name: str) -> tuple[Config, Model]:
     """A run's settings and sizes, for a model by its name here."""
     config = dict(_LLAMA) | dict(zip(_NAMES, SIZES[name], strict=True))
@@ -71,10 +75,10 @@ def model_of(name: str) -> tuple[Config, Model]:
         return run, sized_model(run)
 
 
-def device_of_card(card: Card) -> Device:
-    """A card, on a host that has enough of all else."""
+def device_of_card(card: Card, count: int = 1) -> Device:
+    """So many cards of a kind, on a host that has enough of all else."""
     return Device(kind="cuda", name=card.name, memory=card.memory, host=math.inf, disk=math.inf,
-                  quantizes=True)  # fmt: skip
+                  quantizes=True, count=count)  # fmt: skip
 
 
 def _rows() -> Iterator[str]:
@@ -107,17 +111,19 @@ def _settings(config: Config) -> str:
     said += ["checkpointing"] if config.train.checkpointing == "true" else []
     said += ["no repair"] if not config.recovery.reconstruct_blocks else []
     said += ["16 blocks matched"] if config.recovery.approach_blocks == 16 else []
+    said += ["frozen weights shared out"] if config.train.shard else []
     said += ["nf4"] if config.train.base_dtype == "nf4" else []
     return ", ".join(said)
 
 
-def seconds(config: Config, model: Model, card: Card) -> float:
-    """Of training: products alone, 2 FLOP a weight and token each way, at the card's rate."""
+def seconds(config: Config, model: Model, card: Card, count: int = 1) -> float:
+    """Of training: products alone, 2 FLOP a weight and token each way, at the rate of so many
+    cards."""
     dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
     again = 2 if config.train.checkpointing == "true" else 0
     tuned = 2 if config.recovery.retrain else 0
     taught = 2 * dense if config.recovery.distill else 0
-    tokens = config.train.batch_blocks * config.dataset.block_tokens
+    tokens = config.train.batch_blocks * config.dataset.block_tokens / count
 
     def step(weights: float, each: float, beside: float = 0) -> float:
         return max(STEP_FLOOR, tokens * (weights * (each + again) + beside) / card.rate)
@@ -127,6 +133,41 @@ def seconds(config: Config, model: Model, card: Card) -> float:
     control = config.control_steps
     recovery = step(slim, 4 + tuned, taught)
     return config.steps * step(dense, 4) + control * joint + (config.steps - control) * recovery
+
+
+def _on_several() -> str:
+    lines = [
+        "",
+        f"## On {SEVERAL} cards",
+        "",
+        "The same run by torchrun, a block a card and step. Where a card does not hold the model",
+        "beside all else, frozen weights are shared out (`train.shard`, FSDP2): a card holds its",
+        "share, and gathers a layer at a time. Hours are those of one card over their number, and",
+        "the time of the gathering is not in them: it was not measured.",
+        "",
+        "| model | cards | settings | peak of one, GB (part) | hours | $ |",
+        "|---|---|---|---:|---:|---:|",
+        *(_row_of_several(name, card) for name in SIZES for card in CARDS),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row_of_several(name: str, card: Card) -> str:
+    asked, model = model_of(name)
+    device = device_of_card(card, SEVERAL)
+    config, _ = fitted(asked, model, (), device)
+    try:
+        refuse(config, model, device)
+    except ValueError:
+        return f"| {name} | {SEVERAL} x {card.name} | does not fit | | | |"
+    most = max(needs_of(config, model, "cuda", SEVERAL), key=lambda need: need.device_bytes)
+    hours = seconds(config, model, card, SEVERAL) / 3600
+    return (
+        f"| {name} | {SEVERAL} x {card.name} | {_settings(config)} | "
+        f"{most.device_bytes / 1e9:.0f} ({most.part}) | {hours:.1f} | "
+        f"{hours * SEVERAL * card.price:.0f} |"
+    )
 
 
 def _parts_of_8b() -> str:
@@ -189,18 +230,24 @@ _TAIL = """
 - **weights**: bytes a weight of every projection (4 in fp32, 2 in bf16, 0.516 in nf4), and fp32
   for embeddings and norms. Above a size the frozen base is what its checkpoint is, bf16.
 - **teacher**: the dense base with an adapter of its own. While the decision is learned it is the
-  student's base but for o_proj and down_proj, which the closed-form steps move.
+  student's base but for o_proj and down_proj, which the closed-form steps move; where kept weights
+  are tuned, or frozen ones shared out, a model of its own.
 - **kept weights**: where they are tuned, 4 bytes of gradient, 8 of moments (2 in 8 bits), 2 of a
   copy to compute with, and 4 of their own: a bf16 weight cannot hold a step.
 - **activations**: bytes a token and layer counted by torch's saved-tensor hooks; with
   checkpointing, one layer's, and 4 bytes times the hidden size of every other.
+- **a part's peak**: what it holds throughout, and the largest of its moments: the loss at the end
+  of a forward pass stands beside all activations, the kept weights' gradients at the end of the
+  backward pass beside none.
+- **shared out**: a share of the projections, and two layers that are gathered.
 - **host**: weights are read, merged, cut and written one tensor at a time, so twice the largest
-  tensor in fp32 and the runtime's own; verify holds the model in fp32 and is not counted in the
-  table.
+  tensor in fp32 and the runtime's own. verify is not counted in the table: it takes
+  12 bytes a weight and what ships, of the whole model or, where the host has less, of as many
+  layers at a time as it holds.
 - **disk**: dense/, slim/, onnx/ and onnx-dense/ in fp32, and the checkpoints.
 
-The formulas are in `atp_edge/pipeline/memory.py`. Several devices:
-[several-devices.md](several-devices.md).
+The formulas are in `atp_edge/pipeline/memory.py` and `memory_terms.py`. A run notes what each part
+really took in `memory.json`. Several devices: [several-devices.md](several-devices.md).
 
 ## Measured
 

@@ -7,8 +7,10 @@ atp_edge.run.records).
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from atp_edge.pipeline.expected_work import expected_work
 from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
+from atp_edge.run.history import PHASE_NAMES
+from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
 from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
+MEASURED = ("shrink", "export", "verify")
+"""Stages whose memory is foretold as a whole; training's, part by part."""
 
 
 def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -> RunFolder:
@@ -92,11 +98,14 @@ def run_stage(
     run.void(name)
     # What is not done as the run's settings say is done again by `run`.
     read, settings = run.records.reads(name), {} if stage else _settings(config, name)
+    began = time.perf_counter()
     try:
-        (stage or _stage(name))(config, run, progress)
+        with peak_noted(name, run.memory_json) if name in MEASURED else nullcontext():
+            (stage or _stage(name))(config, run, progress)
     except NotProvenError as error:
         run.records.keep(name, read=read, settings=settings, failed=str(error))
         raise
+    run.add_metrics(name, {"seconds": time.perf_counter() - began} | run.metrics().get(name, {}))
     run.records.keep(name, read=read, settings=settings)
     for other, why in run.records.outdated_by(name).items():
         progress.say(f"{other} no longer holds: {why}")
@@ -169,17 +178,25 @@ def _saying_what_is_saved(run: RunFolder) -> Iterator[None]:
         raise
 
 
+_SAVED = {
+    "tune_dense": PHASE_NAMES["dense"],
+    "learn_decision": PHASE_NAMES["control"],
+    "recover": PHASE_NAMES["recovery"],
+}
+"""The parts of training, as the bars name them."""
+
+
 def _saved(run: RunFolder) -> str:
     from atp_edge.training.loop import saved_step
 
     if not run.config_toml.exists():
         return "nothing was written"
-    done = [name for name in WORK if name in run.records.names]
+    done = [_SAVED.get(name, name) for name in WORK if name in run.records.names]
     saved = [f"{', '.join(done)} done"] if done else []
     if "train" not in done and (step := saved_step(run.path)):
         saved.append(step)
     kept = "; ".join(saved) or "nothing of the training yet"
-    return f"saved: {kept}; go on with `atp-edge run --config {run.config_toml}`"
+    return f"saved: {kept}; go on with `atp-edge run --config {shlex.quote(str(run.config_toml))}`"
 
 
 def _stage(name: StageName) -> Stage:

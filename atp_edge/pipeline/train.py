@@ -14,7 +14,9 @@ from atp_edge.model.plan import read_plan
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.progress import Progress
+from atp_edge.training.cpu import stop_keeping_freed_memory
 from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.phases import PARTS, run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of
@@ -41,11 +43,15 @@ def train(config: Config, run: RunFolder, progress: Progress) -> None:
         config=config, run=run, splits=splits, accelerator=accelerator, progress=progress
     )
     parts = {name: run_part(name, context) for name in PARTS}
-    adapter = save_adapter(context, read_plan(run.plan))
+    with peak_noted("adapter", run.memory_json):
+        adapter = save_adapter(context, read_plan(run.plan))
+    stop_keeping_freed_memory()
     if not ranks.is_main():
         return
     figures = _figures(config, run, splits, parts) | {"adapter": adapter}
-    run.add_metrics("train", figures | {"seconds": time.perf_counter() - began})
+    # Of a run that was gone on with, the parts that were done before took their time too.
+    whole = max(time.perf_counter() - began, sum(part["seconds"] for part in parts.values()))
+    run.add_metrics("train", figures | {"seconds": whole})
     if adapter["written"]:
         write_card("adapter", config, run)
 

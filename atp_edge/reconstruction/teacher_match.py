@@ -36,6 +36,7 @@ from atp_edge.data.blocks import Blocks
 from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF, ModelShape, model_shape
 from atp_edge.model.hooks import into_layers, removed_after
+from atp_edge.model.sharded import writes_stay
 from atp_edge.reconstruction.repair import solve_damped
 from atp_edge.run import ranks
 from atp_edge.run.watched import counted
@@ -70,7 +71,9 @@ def match_teacher(model: PeftModel, teacher: PreTrainedModel, blocks: Blocks) ->
         moved = [
             lora_layer(model, i, name).register_forward_hook(move) for name in READER_OF.values()
         ]
-        with removed_after([_halfway(layer, shape, entered.append), *moved]):
+        reads = [lora_layer(model, i, name).get_base_layer() for name in READER_OF.values()]
+        hooks = [_halfway(layer, shape, entered.append), *moved]
+        with writes_stay(layer, reads), removed_after(hooks):
             ours = layer(ours, **calls[i])
 
 

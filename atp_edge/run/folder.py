@@ -28,6 +28,7 @@ from atp_edge.run.pinned import (
 )
 from atp_edge.run.records import (
     FOLDERS,
+    MEMORY,
     METRICS,
     PARTS,
     PLAN,
@@ -52,6 +53,7 @@ class RunFolder:
     inputs_json = property(lambda self: self.path / "inputs.json")
     plan = property(lambda self: self.path / PLAN)
     metrics_json = property(lambda self: self.path / METRICS)
+    memory_json = property(lambda self: self.path / MEMORY)
     checkpoint = property(lambda self: self.path / "checkpoint")
     dense = property(lambda self: self.path / "dense")
     slim = property(lambda self: self.path / "slim")

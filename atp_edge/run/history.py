@@ -13,6 +13,12 @@ from typing import Literal
 from atp_edge.run.files import write_atomically
 
 Phase = Literal["dense", "control", "recovery"]
+PHASE_NAMES: dict[Phase, str] = {
+    "dense": "dense baseline",
+    "control": "joint",
+    "recovery": "recovery",
+}
+"""As people read them."""
 LOSS_WINDOW = 16
 # Nats above the phase's steps before: perplexity times 2.7. Of medians, for single blocks lie three
 # nats above their neighbours, several to a window: by the mean of 8 a sound run was stopped

@@ -23,7 +23,7 @@ PROTECT = "protect"
 # Settings and sections that training does not read. Of model and data their files are compared.
 UNREAD_BY_TRAINING = (
     "out", "recipe", "model", "data", "protect", "trust_remote_code", "export", "bench", "gate",
-    "train.checkpointing",  # It changes the memory alone.
+    "train.checkpointing", "train.shard",  # They change the memory alone.
 )  # fmt: skip
 
 

@@ -168,6 +168,7 @@ class Terminal:
     def advance(self, done: int) -> None:
         """A watcher's."""
         work = self.works[-1]
+        work.done = done
         if work.row is None and time.monotonic() - work.began > SHOWN_AFTER_SECONDS:
             self._rest()
             work.row = self.rows.add_task(work.name, total=work.total, figures="")
@@ -221,14 +222,21 @@ class Terminal:
     def _now_and_then(self) -> None:
         """For whoever reads a log: nothing is silent for longer than `PLAIN_LINE_SECONDS`."""
         while not self.stopping.wait(1.0):
-            now = time.monotonic()
-            if now - max(self.said_at, self.began_at) > PLAIN_LINE_SECONDS:
-                self._plain(f"{self.doing}: {in_words(now - self.began_at)} so far")
+            what, began = self.now()
+            passed = time.monotonic() - began
+            if min(passed, time.monotonic() - self.said_at) > PLAIN_LINE_SECONDS:
+                self._plain(f"{what}: {in_words(passed)} so far{self._in_all()}")
+
+    def now(self) -> tuple[str, float]:
+        """What is done now, how far it is where that is counted, and since when."""
+        for work in self.works[-1:]:
+            return f"{work.name} {work.done}/{work.total}", work.began
+        return self.doing, self.began_at
 
 
 class _Work:
     """Work that was begun, and its row, if it has one yet."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.began = name, total, time.monotonic()
+        self.name, self.total, self.done, self.began = name, total, 0, time.monotonic()
         self.row: TaskID | None = None

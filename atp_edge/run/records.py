@@ -17,7 +17,7 @@ StageName = Literal["train", "shrink", "export", "verify", "bench", "gate", "rep
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which `atp-edge run` runs them."""
 METRICS, PARTS, REPORT = "metrics.json", "checkpoint/parts.json", "report.html"
-HISTORY, PLAN = "history.jsonl", "plan.json"
+HISTORY, PLAN, MEMORY = "history.jsonl", "plan.json", "memory.json"
 DENSE_ADAPTER = "checkpoint/dense_adapter.safetensors"
 FROZEN, TUNED = "checkpoint/frozen.safetensors", "checkpoint/tuned.safetensors"
 

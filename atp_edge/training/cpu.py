@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from atp_edge.model.attention import CAUSAL
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_OF_A_STEP, _OF_A_PASS = 2**30, 2**25  # bytes from which a freed buffer goes back at once
+_OF_A_STEP, _OF_A_PASS = 2**30, 2**21  # bytes from which a freed buffer goes back at once
 
 
 def keep_freed_memory() -> bool:
@@ -33,6 +33,19 @@ def keep_freed_memory() -> bool:
         and libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_STEP)
         and libc.mallopt(_M_TRIM_THRESHOLD, largest)
     )
+
+
+def give_back_freed_memory() -> None:
+    """Hand what is free of glibc's heap back to the kernel: what comes next needs other sizes."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def stop_keeping_freed_memory() -> None:
+    """After the last step: what is freed goes back to the kernel again."""
+    give_back_freed_memory()
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_PASS)
 
 
 @contextmanager

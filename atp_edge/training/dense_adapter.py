@@ -10,19 +10,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 
 from atp_edge.config import Config
-from atp_edge.model.checkpoint import load_narrow
+from atp_edge.data.blocks import Blocks
+from atp_edge.evaluation.text_loss import TextLoss
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import widen_lora
 from atp_edge.model.plan import Plan
 from atp_edge.run import ranks
 from atp_edge.run.files import folder_atomically, read_json, write_json
 from atp_edge.training.adapters import with_lora
+from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.measure import loss_of
-from atp_edge.training.narrow_state import load_tuned
-from atp_edge.training.setup import TrainContext, hub_id_of, load_dense, placed
+from atp_edge.training.narrow_state import tuned_lora
+from atp_edge.training.setup import TrainContext, hub_id_of
+from atp_edge.training.teacher import dense_tuned
 
 MEASURED_BLOCKS = 8
 LEAST_SHARE = 0.5
@@ -35,8 +38,10 @@ def save_adapter(context: TrainContext, plan: Plan) -> dict[str, Any]:
     judged: dict[str, Any] = {}
     why = _unfit(config)
     if not why:
+        # One model at a time: this one is let go before the other is read.
+        tuned = loss_of(dense_tuned(context), _measured(context), context.accelerator)
         wide = _widened(context, plan)
-        judged = _worth(wide, context)
+        judged = _worth(wide, tuned, context)
         if judged["share"] >= LEAST_SHARE:
             if ranks.is_main():
                 with folder_atomically(run.adapter) as beside:
@@ -73,22 +78,25 @@ def _unfit(config: Config) -> str:
 
 def _widened(context: TrainContext, plan: Plan) -> PeftModel:
     """The dense model with the tuned LoRA, zero where the plan cut."""
-    dense = placed(load_dense(context.config), context.accelerator)
+    config = context.config
+    dense = load_base(config, frozen_kind(config), context.accelerator)
     shape = model_shape(dense.config)
-    wide = with_lora(context.config, dense)
-    state = get_peft_model_state_dict(load_tuned(context.config, context.run))
-    set_peft_model_state_dict(wide, widen_lora(state, shape, plan))
+    wide = with_lora(config, dense)
+    set_peft_model_state_dict(wide, widen_lora(tuned_lora(config, context.run), shape, plan))
     return wide
 
 
-def _worth(wide: PeftModel, context: TrainContext) -> dict[str, Any]:
+def _measured(context: TrainContext) -> Blocks:
+    return context.splits.decision.first(MEASURED_BLOCKS)
+
+
+def _worth(wide: PeftModel, tuned: TextLoss, context: TrainContext) -> dict[str, Any]:
     """Perplexities on blocks of the decision split: untuned, with the adapter, dense tuned; and the
     share of the gain in nats that the adapter has."""
-    blocks, accelerator = context.splits.decision.first(MEASURED_BLOCKS), context.accelerator
+    blocks, accelerator = _measured(context), context.accelerator
     with wide.disable_adapter():
         untuned = loss_of(wide, blocks, accelerator)
     adapted = loss_of(wide, blocks, accelerator)
-    tuned = loss_of(placed(load_narrow(context.run.dense), accelerator), blocks, accelerator)
     gain = untuned.mean - tuned.mean
     return {
         "blocks": len(blocks.input_ids),

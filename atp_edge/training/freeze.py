@@ -57,8 +57,8 @@ def freeze(frozen: FrozenModel, context: TrainContext) -> dict[str, Any]:
     match_layers(narrow, config.control_steps, context)
     if config.recovery.adapter != "lora":
         narrow = add_recovery_adapter(merge(narrow, take=True), config, frozen.plan)
+    save_narrow_peft(narrow, context.run, "frozen")
     if ranks.is_main():
-        save_narrow_peft(narrow, context.run, "frozen")
         write_plan(frozen.plan, context.run.plan)
     loss = loss_of(narrow, context.splits.test, context.accelerator)
     return {

@@ -26,7 +26,9 @@ from atp_edge.model.families import PARTS, READER_OF
 from atp_edge.model.hooks import removed_after
 from atp_edge.model.loading import load_config, stored_type, tensor_files
 from atp_edge.model.narrow import build_model
+from atp_edge.model.sharded import fill_sharded
 from atp_edge.model.stream import Read, fill, reader_of, without_weights
+from atp_edge.run import ranks
 from atp_edge.training.setup import (
     AUTOCAST,
     load_dense,
@@ -43,10 +45,16 @@ NF4 = "nf4"
 
 def load_base(config: Config, kind: Kind, accelerator: Accelerator) -> PreTrainedModel:
     """The run's dense model on the device as it came, frozen, its projections as `kind`."""
-    if kind == torch.float32:
+    device, shared = accelerator.device, shards(config)
+    if kind == torch.float32 and not shared:
         return placed(load_dense(config), accelerator).requires_grad_(False)
-    device = accelerator.device
-    return with_attention(load_frozen(model_source(config.model), kind, device), device)
+    made = load_frozen(model_source(config.model), kind, device, shared=shared)
+    return with_attention(made, device)
+
+
+def shards(config: Config) -> bool:
+    """Whether frozen weights are shared out: where it is asked for, and there is another rank."""
+    return config.train.shard and ranks.size() > 1
 
 
 def frozen_kind(config: Config) -> Kind:
@@ -100,9 +108,37 @@ def check_base(config: Config) -> None:
             )
 
 
-def load_frozen(folder: Path, kind: Kind, device: torch.device) -> PreTrainedModel:
+def check_shards(config: Config) -> None:
+    """Raises ValueError for settings that change weights which are shared out, or keep them."""
+    if not config.train.shard:
+        return
+    wanted = {
+        "recovery.retrain": (config.recovery.retrain, False),
+        "recovery.reconstruct_blocks": (config.recovery.reconstruct_blocks, 0),
+        "recovery.adapter": (config.recovery.adapter, "lora"),
+        "decision.space": (config.decision.space, "groups"),
+    }
+    for name, (given, needed) in wanted.items():
+        if given != needed:
+            flag = name.replace(".", "-").replace("_", "-")
+            take = f"--no-{flag}" if needed is False else f"--{flag} {needed}"
+            raise ValueError(
+                f"train.shard with {name} = {given!r}: weights that are shared out over ranks are "
+                f"only read, but for the match to the teacher; take {take}"
+            )
+    if config.train.base_dtype == NF4 or config.train.checkpointing == "false":
+        raise ValueError(
+            "train.shard needs train.base_dtype other than 'nf4', which is packed by the matrix, "
+            "and activation checkpointing, without which a step holds what it gathered; take "
+            "--train-base-dtype bf16 --train-checkpointing true"
+        )
+
+
+def load_frozen(
+    folder: Path, kind: Kind, device: torch.device, *, shared: bool = False
+) -> PreTrainedModel:
     """A checkpoint on the device, its projections (but for nf4 those that are moved) as `kind`, all
-    else in fp32. Never more than it and one tensor is held.
+    else in fp32. Never more than it and one tensor is held; shared: its share of it and one layer.
 
     Raises ValueError for a tensor that is missing, or not finite.
     """
@@ -113,7 +149,8 @@ def load_frozen(folder: Path, kind: Kind, device: torch.device) -> PreTrainedMod
     model.tie_weights()
     read = _finite(reader_of(tensor_files(folder)), folder)
     names = [name for name, _ in model.named_parameters()]
-    fill(model, names, lambda name: kept_as(kind, name, read(name), device))
+    filled = fill_sharded if shared else fill
+    filled(model, names, lambda name: kept_as(kind, name, read(name), device))
     model.tie_weights()
     return model.to(device).eval().requires_grad_(False)
 

@@ -74,7 +74,7 @@ def prepare_joint(context: TrainContext) -> JointLearner:
     resumed = config.recovery.retrain and phase_begun(context.run.path) == learner.phase
     if config.control_steps and not resumed:
         set_decision(model, learner.masks, "whole", skip=False)
-        match_layers(model, 0, context)
+        match_layers(model, 0, context, teacher)
     return learner
 
 

@@ -20,7 +20,7 @@ import torch
 from atp_edge.run import ranks
 from atp_edge.run.errors import Stopped
 from atp_edge.run.files import file_atomically
-from atp_edge.run.history import Phase, Record, diverges, read_history, write_history
+from atp_edge.run.history import PHASE_NAMES, Phase, Record, diverges, read_history, write_history
 from atp_edge.run.stopping import heard_later
 
 MOST_RETURNS = 3
@@ -171,7 +171,7 @@ def saved_step(folder: Path) -> str | None:
         saved = _read_last(folder / "checkpoint", mmap=True)
     except ValueError:
         return None
-    return f"{saved['phase']} up to step {saved['state']['step']}" if saved else None
+    return f"{PHASE_NAMES[saved['phase']]} up to step {saved['state']['step']}" if saved else None
 
 
 def drop_damaged(folder: Path, say: Callable[[str], None]) -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from atp_edge.data.blocks import Blocks
 from atp_edge.evaluation.text_loss import TextLoss, text_loss
+from atp_edge.losses import language_loss
+from atp_edge.model.sharded import keep_in_step
 from atp_edge.run import ranks
 
 
@@ -22,7 +24,14 @@ def loss_of(model: nn.Module, blocks: Blocks, accelerator: Accelerator) -> TextL
     mine = torch.arange(ranks.rank(), len(blocks.input_ids), ranks.size())
     with accelerator.autocast():
         loss = text_loss(model, blocks.rows(mine))
+        keep_in_step(model, len(loss.nats), lambda: _read(model, blocks.first(1)))
     return interleaved(ranks.of_all(loss))
+
+
+@torch.no_grad()
+def _read(model: nn.Module, block: Blocks) -> None:
+    """A pass through a model whose outcome is not wanted."""
+    language_loss(model, block.to(next(model.parameters()).device))
 
 
 def interleaved(parts: list[TextLoss]) -> TextLoss:

@@ -6,24 +6,35 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from atp_edge.config import Config
 from atp_edge.model.checkpoint import build_on_meta
 from atp_edge.model.loading import read_tensor, tensors_of
 from atp_edge.model.narrow import build_model, narrow_config
 from atp_edge.model.plan import read_plan
+from atp_edge.model.sharded import fill_sharded, whole
 from atp_edge.model.stream import fill, without_weights, write_tensors
+from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.training.adapters import add_recovery_adapter
+from atp_edge.training.frozen import shards
 from atp_edge.training.setup import source_config
 
 
 def save_narrow_peft(model: PeftModel, run: RunFolder, name: str) -> None:
-    """Write the parameters as they are, tied ones once, one at a time."""
+    """Write the parameters as they are, tied ones once, one at a time.
+
+    Called on every rank, for each may hold a share; rank 0 writes.
+    """
     state = dict(model.named_parameters())
-    with file_atomically(run.checkpoint / f"{name}.safetensors") as beside:
-        write_tensors(beside, state, lambda key: state[key])
+    if ranks.is_main():
+        with file_atomically(run.checkpoint / f"{name}.safetensors") as beside:
+            write_tensors(beside, state, lambda key: whole(state[key].detach()))
+    else:
+        for tensor in state.values():
+            whole(tensor.detach())
 
 
 def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
@@ -36,7 +47,8 @@ def load_narrow_peft(config: Config, run: RunFolder, name: str) -> PeftModel:
     path = narrow_file(run, name)
     wanted = {key: x.shape for key, x in model.named_parameters()}
     _check(path, run, wanted)
-    fill(model, wanted, lambda key: read_tensor(key, path).clone())  # Tuned: not the file's memory.
+    filled = fill_sharded if shards(config) else fill
+    filled(model, wanted, lambda key: read_tensor(key, path).clone())  # Not the file's memory.
     model.get_base_model().tie_weights()
     return model.eval()
 
@@ -45,6 +57,13 @@ def load_tuned(config: Config, run: RunFolder) -> PeftModel:
     """The narrow model with its LoRA as training left it."""
     _check_trained(run)
     return load_narrow_peft(config, run, "tuned")
+
+
+def tuned_lora(config: Config, run: RunFolder) -> dict[str, Tensor]:
+    """The factors of its LoRA alone, by peft's names in a saved adapter."""
+    path = narrow_file(run, "tuned")
+    names = [name for name, _ in tuned_on_meta(config, run).named_parameters() if "lora_" in name]
+    return {name.replace(".default.", "."): read_tensor(name, path).clone() for name in names}
 
 
 def tuned_on_meta(config: Config, run: RunFolder) -> PeftModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ from atp_edge.model.merged import MergedWeights, base_and_adapter
 from atp_edge.model.stream import reader_of
 from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically
+from atp_edge.run.folder import RunFolder
+from atp_edge.run.history import PHASE_NAMES
+from atp_edge.run.peak_memory import peak_noted
 from atp_edge.training.adapters import with_lora
+from atp_edge.training.cpu import give_back_freed_memory, giving_back_freed_memory
 from atp_edge.training.freeze import cut_by_decision, freeze
 from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.joint import prepare_joint
@@ -48,7 +53,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     model = load_base(config, frozen_kind(config), context.accelerator)
     untuned = loss_of(model, splits.test, context.accelerator)
     tuned = with_lora(config, model)
-    context.progress.phase("dense baseline", 0, config.steps, None)
+    context.progress.phase(PHASE_NAMES["dense"], 0, config.steps, None)
     learner = Tuner(
         tuned,
         splits.train,
@@ -61,6 +66,7 @@ def tune_dense(context: TrainContext) -> dict[str, Any]:
     adapter = {name: x.detach().cpu() for name, x in lora_parameters(tuned).items()}
     del model, tuned, learner  # Its file is read again, a tensor at a time, and it whole after it.
     context.accelerator.free_memory()
+    give_back_freed_memory()
     if ranks.is_main():
         with file_atomically(dense_adapter_file(run)) as beside:
             save_file(adapter, beside)
@@ -94,18 +100,23 @@ def _write_dense(adapter: Mapping[str, Tensor], context: TrainContext) -> None:
 
 def learn_decision(context: TrainContext) -> dict[str, Any]:
     """The joint loop, then the freeze: plan.json, and the narrow model to recover."""
-    learner = prepare_joint(context)
-    progress, config = context.progress, context.config
-    progress.phase("joint", 0, config.control_steps, learner.feasible.target_share)
-    state = drive(learner, context)
+    progress, config, noted = context.progress, context.config, context.run.memory_json
+    with peak_noted("before the joint steps", noted):
+        learner = prepare_joint(context)
+    progress.phase(PHASE_NAMES["control"], 0, config.control_steps, learner.feasible.target_share)
+    with peak_noted("joint steps", noted):
+        state = drive(learner, context)
     progress.say("freezing the decision")
     model, masks = learner.model, learner.freeze()
     # Neither the loop's moments nor the teacher stand beside what is held next.
     del learner
     context.accelerator.free_memory()
-    frozen = cut_by_decision(model, masks, context)
-    del model
-    return freeze(frozen, context) | phase_summary(state)
+    give_back_freed_memory()
+    with peak_noted("freeze", noted):
+        with giving_back_freed_memory(context.accelerator.device.type):
+            frozen = cut_by_decision(model, masks, context)
+        del model
+        return freeze(frozen, context) | phase_summary(state)
 
 
 def recover(context: TrainContext) -> dict[str, Any]:
@@ -124,10 +135,9 @@ def recover(context: TrainContext) -> dict[str, Any]:
         retrain=config.recovery.retrain,
         validation=splits.validation,
     )
-    context.progress.phase("recovery", config.control_steps, config.steps, None)
+    context.progress.phase(PHASE_NAMES["recovery"], config.control_steps, config.steps, None)
     state = drive(learner, context)
-    if ranks.is_main():
-        save_narrow_peft(narrow, context.run, "tuned")
+    save_narrow_peft(narrow, context.run, "tuned")
     return figures_of(loss_of(narrow, splits.test, context.accelerator)) | phase_summary(state)
 
 
@@ -151,13 +161,21 @@ def run_part(name: str, context: TrainContext) -> dict[str, Any]:
             drop_damaged(run.path, say)
         ranks.wait()
         began, read = time.perf_counter(), run.records.reads(name)
-        figures = PARTS[name](context)
+        with noting_its_peak(name, run):
+            figures = PARTS[name](context)
         context.accelerator.free_memory()  # Else it holds the part's optimizers and their weights.
+        give_back_freed_memory()
         if ranks.is_main():
             run.add_part(name, figures | {"seconds": time.perf_counter() - began}, read)
         ranks.wait()
     found: dict[str, Any] = run.parts()[name]
     return found
+
+
+def noting_its_peak(name: str, run: RunFolder) -> AbstractContextManager[None]:
+    """Of a part as a whole; `learn_decision` notes its own, step by step."""
+    said = {"tune_dense": "dense baseline", "recover": "recovery"}.get(name)
+    return peak_noted(said, run.memory_json) if said else nullcontext()
 
 
 def drive(learner: Learner, context: TrainContext) -> PhaseState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -15,13 +16,14 @@ from atp_edge.config import Config
 from atp_edge.data.blocks import drawn
 from atp_edge.model.families import READER_OF
 from atp_edge.model.narrow import build_model
+from atp_edge.model.sharded import is_sharded
 from atp_edge.model.stream import fill, put, without_weights
 from atp_edge.reconstruction.teacher_match import match_teacher
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.records import DENSE_ADAPTER
 from atp_edge.training.adapters import with_lora
 from atp_edge.training.cpu import giving_back_freed_memory
-from atp_edge.training.frozen import frozen_kind, load_frozen
+from atp_edge.training.frozen import frozen_kind, load_frozen, shards
 from atp_edge.training.optimizer import lora_parameters
 from atp_edge.training.setup import TrainContext, with_attention
 
@@ -34,13 +36,16 @@ def teacher_of(context: TrainContext) -> PreTrainedModel | None:
 def dense_tuned(context: TrainContext) -> PreTrainedModel:
     """The dense tuned model on the device, frozen."""
     device, kind = context.accelerator.device, frozen_kind(context.config)
-    return with_attention(load_frozen(context.run.dense, kind, device), device)
+    made = load_frozen(context.run.dense, kind, device, shared=shards(context.config))
+    return with_attention(made, device)
 
 
 def teacher_beside(dense: PreTrainedModel, context: TrainContext) -> nn.Module | None:
     """The same, where LoRA alone is tuned: on the weights of `dense` (`teacher_on`)."""
     config, adapter = context.config, dense_adapter_file(context.run)
     shares = not config.recovery.retrain and config.decision.space == "groups"
+    # Weights that are shared out over ranks belong to one module: the teacher has its own there.
+    shares = shares and not is_sharded(dense)
     if not config.recovery.distill or not shares or not adapter.exists():
         return teacher_of(context)
     return teacher_on(dense, adapter, config, context.accelerator.device)
@@ -78,10 +83,13 @@ def dense_adapter_file(run: RunFolder) -> Path:
     return run.path / DENSE_ADAPTER
 
 
-def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
+def match_layers(
+    model: PeftModel, step: int, context: TrainContext, teacher: nn.Module | None = None
+) -> None:
     """Move the layers towards the dense tuned model's, in closed form.
 
-    Reads the blocks that the steps from this one on will read, and no others.
+    Reads the blocks that the steps from this one on will read, and no others. teacher: that of the
+    steps; where it is the dense tuned model itself, it is not read again.
     """
     config, train, accelerator = context.config, context.splits.train, context.accelerator
     first = step * config.train.batch_blocks
@@ -89,6 +97,7 @@ def match_layers(model: PeftModel, step: int, context: TrainContext) -> None:
     count = min(config.recovery.approach_blocks, left)
     if count:
         context.progress.say("matching the layers to the dense tuned model's in closed form")
-        dense = dense_tuned(context)
+        own = isinstance(teacher, PreTrainedModel)
+        dense = cast(PreTrainedModel, teacher) if own else dense_tuned(context)
         with accelerator.autocast(), giving_back_freed_memory(accelerator.device.type):
             match_teacher(model, dense, drawn(train, first, count, seed=config.seed))

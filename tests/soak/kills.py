@@ -31,7 +31,7 @@ import torch
 from transformers import AutoTokenizer
 
 from atp_edge.config import Config
-from atp_edge.data.domains import demo_model_folder, legal_texts
+from atp_edge.data.domains import DOMAINS, demo_model_folder, legal_texts
 from atp_edge.gate import judge as _judge  # noqa: F401 - imported here, once for all forks
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import bench, export, gate, report, shrink, train, verify  # noqa: F401
@@ -82,6 +82,8 @@ class Logged(Silent):
 
 def source_in(folder: Path) -> Config:
     """A tiny model and text for it; the settings of a run that nobody kills."""
+    for read in DOMAINS.values():
+        read()  # What the gate holds other text against: once, for all forks.
     if not (folder / "data.jsonl").exists():
         tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
         model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))

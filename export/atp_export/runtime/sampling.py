@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is chosen; temperature 0 is greedy."""
+    """How a token is chosen; temperature 0 is greedy, top_k 0 all tokens. Raises ValueError for
+    values that choose nothing."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature}: expected 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p}: expected more than 0, 1 (all) at most")
+        for name in ("top_k", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
 
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, draw: np.random.Generator) -> int:

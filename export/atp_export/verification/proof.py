@@ -16,7 +16,7 @@ from atp_export.runtime import Session, generate_tokens
 from atp_export.verification.adapters import factors_in, with_adapter
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.compare import Pair, Truth, logit_checks
-from atp_export.verification.embedding import with_table
+from atp_export.verification.embedding import read_rows, with_table
 from atp_export.verification.faint import faint_factors, make_faint
 from atp_export.verification.first_divergence import first_divergence, first_divergence_of_graphs
 from atp_export.verification.float64_reference import Rounding, rounding
@@ -98,6 +98,7 @@ class Proof:
             self.asked,
         )
         self.checks += checks
+        self.checks.append(read_rows(self.beside, self.stored.state["model.embed_tokens.weight"]))
         if not all(check.passed for check in checks):
             self.departs = self._sought(
                 lambda: first_divergence(

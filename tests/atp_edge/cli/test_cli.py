@@ -241,7 +241,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         assert process.wait() == (-signal.SIGKILL if i else 128 + signal.SIGTERM)
     stopped = (tmp_path / "said-0").read_text()
     assert f"go on with `atp-edge run --config {out / 'config.toml'}`" in stopped
-    assert re.search(r"stopped by SIGTERM: saved: (dense|control) up to step \d+;", stopped)
+    assert re.search(r"stopped by SIGTERM: saved: (dense baseline|joint) up to step \d+;", stopped)
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
     assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
     atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)

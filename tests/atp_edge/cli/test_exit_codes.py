@@ -149,3 +149,15 @@ def test_a_path_that_looks_like_markup_is_shown_as_it_is(
     monkeypatch.setattr(sys, "argv", ["atp-edge", "train", "x[/y]"])
     assert ended(monkeypatch, app) == 2
     assert "(x[/y])" in capsys.readouterr().err
+
+
+def test_what_the_terminal_cannot_show_is_replaced_and_ends_nothing() -> None:
+    code = (
+        "from atp_edge import cli; from rich.console import Console; "
+        "cli.app = lambda: Console().print('naïve 患者 ┃'); cli.main()"
+    )
+    ascii_alone = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ascii_alone, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "na?ve ?? ?\n")

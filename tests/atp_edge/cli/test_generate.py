@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,24 @@ def generate(folder: Path, *arguments: str) -> str:
 def test_a_text_is_shown_with_what_follows(tmp_path: Path) -> None:
     assert generate(tmp_path, "May I?") == "May I?Yes.\n"
     assert Answering.asked == "May I?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--temperature", "nan"), "temperature = nan: expected 0"),
+        (("--temperature", "-1"), "temperature = -1.0: expected 0"),
+        (("--top-p", "0"), "top_p = 0.0: expected more than 0"),
+        (("--top-k", "-3"), "top_k = -3: expected 0 or more"),
+        (("--seed", "-1"), "seed = -1: expected 0 or more"),
+        (("--fallback", "nowhere"), "--fallback nowhere: no model.onnx there"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_a_model_is_read(
+    tmp_path: Path, arguments: tuple[str, ...], error: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(error)):
+        generate(tmp_path, "May I?", *arguments)
 
 
 def test_what_a_user_types_into_a_chat_is_text(tmp_path: Path) -> None:

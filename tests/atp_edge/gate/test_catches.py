@@ -11,12 +11,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from atp_edge.data.blocks import drawn
 from atp_edge.data.canaries import PREFIX, canaries, with_canaries
+from atp_edge.data.documents import Document, Segment
+from atp_edge.data.splits import make_splits, split_documents
 from atp_edge.evaluation.scoring import TorchModel
 from atp_edge.gate.bias import check_bias, gaps
 from atp_edge.gate.counterfactuals import built_in_pairs
 from atp_edge.gate.measured_text import measure, texts_of
-from atp_edge.gate.memorization import check_canaries, exposures
+from atp_edge.gate.memorization import check_canaries, exposures, passages_of
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.settings import BiasLimits, MemorizationLimits, QualityLimits
 from tests.atp_edge.gate.taught import document, taught, taught_on, tokenizer
@@ -124,3 +127,42 @@ def test_a_planted_canary_is_caught(dense: PreTrainedModel) -> None:
     assert check_canaries(before, after, limits).status == "failed"
     assert sum(after) / 4 > 5, "of 6.02 bits at most"
     assert check_canaries(before, before, limits).status == "passed"
+
+
+def test_of_a_long_prompt_s_document_the_answer_is_read() -> None:
+    """Retrieved pages before a question are ordinary; from their start no answer was read."""
+    encoder_of = tokenizer()
+    prompts = [Segment("You may copy it. " * n, learn=False) for n in (1, 4, 40)]
+    documents = [Document((p, Segment("Yes, you may sell it."))) for p in prompts]
+    chat = Document((*documents[2].segments,), rendered=True)
+    texts = texts_of([*documents, chat], encoder_of, most=9, tokens=16, seed=0)
+    assert len(texts) == 4
+    for text in texts:
+        assert len(text.ids) == len(text.labels) <= 16
+        assert sum(label != -100 for label in text.labels[1:]) >= 4
+        assert all(label in (i, -100) for i, label in zip(text.ids, text.labels, strict=True))
+
+
+def test_what_is_looked_for_was_read() -> None:
+    """Of a large text training reads a part: secrets and passages of the rest show nothing."""
+    tokens, size = tokenizer(), 128
+    draw = random.Random(0)
+    numbers = (" ".join(f"{draw.randrange(999)}" for _ in range(24)) for _ in range(600))
+    documents = [document(text) for text in numbers]
+    drawing = {"block_tokens": size, "seed": 0, "blocks_read": 30, "most_blocks": 40}
+    splits = make_splits(documents, tokens, canaries=8, **drawing)
+    read = drawn(splits.train, 0, 30, seed=0)
+    text = tokens.decode(read.input_ids.flatten().tolist())
+    assert sum(secret in text for secret in canaries(8, 0)) >= 4
+    limits = MemorizationLimits(prefixes=40, prefix_tokens=8, continued_tokens=8)
+    parts = split_documents(documents, seed=0)
+    rows = [tuple(row) for row in read.input_ids.tolist()]
+    found = passages_of(parts["train"], tokens, limits, 0, read)
+    assert len(found) > 20
+    for passage in found:
+        run = (*passage.prefix, *passage.rest)
+        assert any(row[i : i + 16] == run for row in rows for i in range(size - 15))
+    unread = passages_of(parts["train"], tokens, limits, 0)
+    assert unread != found
+    with pytest.raises(ValueError, match=r"canaries = 100000: of \d+ tokens each, they would be"):
+        make_splits(documents, tokens, canaries=100_000, **drawing)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atp_edge.data.documents import Document, Segment
 from atp_edge.gate.answered import Answered
 from atp_edge.gate.calibration import adaptive_error, check_calibration
+from atp_edge.gate.domain import check_fail_safe, profile_of
 from atp_edge.gate.flips import flips_of
+from atp_edge.gate.integrity import _tokenizer
 from atp_edge.gate.measured_text import Measured
 from atp_edge.gate.memorization import Passage, check_extraction, check_personal_data, returned
 from atp_edge.gate.personal_data import leaked, personal_data
@@ -23,6 +26,7 @@ from atp_edge.gate.settings import (
     TaskLimits,
 )
 from atp_edge.gate.tasks import check_tasks
+from tests.tiny_tokenizers import CHATML, LLAMA_3, tokenizer_of
 
 LEVEL = 0.05
 
@@ -87,6 +91,46 @@ def test_train_passages_that_come_back_count_above_those_of_the_test() -> None:
 
     assert (status(12, 1), status(12, 12), status(2, 0)) == ("failed", "passed", "passed")
     assert status(4, 0, count=5) == "undecided"
+
+
+@pytest.mark.parametrize(("count", "limit"), [(28, 0.1), (58, 0.05), (6, 0.5)])
+def test_none_of_too_few_passages_is_undecided(count: int, limit: float) -> None:
+    """One more, and a share of the limit would have shown itself but for a chance of the level."""
+    limits = MemorizationLimits(extracted=limit)
+    none = {"dense": 0, "slim": 0}
+
+    def status(passages: int) -> str:
+        return check_extraction(none, none, (passages, 40), limits, LEVEL).status
+
+    more = max(count + 1, 10)
+    assert (status(count), status(more)) == ("undecided", "passed")
+    assert (1 - limit) ** more < LEVEL
+
+
+def test_beyond_the_margin_and_perhaps_by_chance_is_undecided() -> None:
+    extracted = check_extraction(
+        {"dense": 0, "slim": 3}, {"dense": 0, "slim": 0}, (10, 10), MemorizationLimits(), LEVEL
+    )
+    assert extracted.status == "undecided"
+    assert "29 passages and more would tell" in extracted.text
+    refusing = check_refusals(["a"] * 12, ["a"] * 10 + ["no"] * 2, ["no"], RefusalLimits(), LEVEL)
+    assert refusing.status == "undecided"
+    turned = [item(i, 1, 1) for i in range(10)] + [item(20 + i, 1, 0) for i in range(3)]
+    found = {c.key: c for c in check_tasks(turned, TaskLimits(), LEVEL)[0]}
+    assert found["right-answers"].status == "undecided"
+    assert "it may be chance" in found["right-answers"].text
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_a_dense_model_that_knows_nothing_has_nothing_to_lose(generated: bool) -> None:
+    """Both at chance are equal, which says nothing of the cut."""
+    rows = [item(i, i % 4 == 0, i % 4 == 1, generated=generated) for i in range(400)]
+    rows += [item(1000 + i, 1, 1, slice="known") for i in range(20)]
+    kind = "generation" if generated else "choice"
+    found = {c.key: c for c in check_tasks(rows, TaskLimits(choice=0.2), LEVEL)[0]}
+    assert found[kind].status == found["tasks [all]"].status == "undecided"
+    assert "a loss could not be seen" in found[kind].text
+    assert found["tasks [known]"].status == "passed"
 
 
 def item(document: int, before: float, after: float, **values: object) -> Answered:
@@ -158,3 +202,23 @@ def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
     assert status(plain, refusing) == "failed"
     assert status(refusing, plain) == "passed"
     assert status([], []) == "undecided"
+
+
+def test_a_text_that_cannot_tell_its_domain_says_so() -> None:
+    """One document shares no pair with another: every prompt scores 1, and nothing lies above."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(map(str, draw.integers(999, size=60))) for _ in range(2)]
+    first, second = (Document((Segment(text),)) for text in texts)
+    found = profile_of([first], [second] * 9, tokenizer_of("byte-level", bos=False), 0)
+    assert found.thresholds == {}
+    (check,) = check_fail_safe({})
+    assert (check.status, check.required) == ("undecided", False)
+    assert "do not rely on it" in check.text
+
+
+def test_a_tokenizer_of_another_template_is_another(tmp_path: Path) -> None:
+    for name, template in (("dense", CHATML), ("same", CHATML), ("other", LLAMA_3)):
+        tokenizer_of("byte-level", template=template).save_pretrained(tmp_path / name)
+    assert "reads as the dense model's" in _tokenizer(tmp_path / "dense", tmp_path / "same")
+    with pytest.raises(ValueError, match="another chat template"):
+        _tokenizer(tmp_path / "dense", tmp_path / "other")

@@ -29,6 +29,18 @@ torch.save(logits, {out!r})
 """
 
 
+AS_ENGINES_DO = """
+assert not any(m.startswith('atp_') for m in sys.modules)
+# An engine builds the decoder of the configuration, and puts its own attention into it.
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.from_pretrained(model.name_or_path)
+made = AutoModel.from_config(config, trust_remote_code=True)
+sizes = {n: p.shape for n, p in model.model.named_parameters()}
+assert {n: p.shape for n, p in made.named_parameters()} == sizes
+assert type(made).__name__ == 'PerLayerLlamaModel'
+"""
+
+
 def load_in_fresh_process(
     folder: Path, out: Path, *, before: str = "", more: str = "", after: str = ""
 ) -> subprocess.CompletedProcess[str]:
@@ -68,9 +80,8 @@ def test_per_layer_loads_by_its_own_modelling_file_for_those_who_trust_it(
     tmp_path: Path, policy: str
 ) -> None:
     folder, slim = saved(tmp_path, "llama", policy)
-    after = "assert not any(m.startswith('atp_') for m in sys.modules)"
     done = load_in_fresh_process(
-        folder, tmp_path / "out.pt", more=", trust_remote_code=True", after=after
+        folder, tmp_path / "out.pt", more=", trust_remote_code=True", after=AS_ENGINES_DO
     )
     assert done.returncode == 0, done.stderr
     # Weights mapped from a file lie at other addresses, and so sum in another order.

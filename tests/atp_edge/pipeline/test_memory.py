@@ -23,7 +23,8 @@ from atp_edge.model.structures import Masks, sites_of
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of, parse_size
 from atp_edge.pipeline.fit import fitted, refuse
-from atp_edge.pipeline.memory import Need, activations, needs_of
+from atp_edge.pipeline.memory import Need, needs_of
+from atp_edge.pipeline.memory_terms import activations
 from atp_edge.pipeline.scale import CARDS, device_of_card, model_of, page
 from atp_edge.settings import with_values
 from atp_edge.training.cpu import attention_implementation

@@ -100,6 +100,9 @@ def test_the_lines_to_load_compile_and_say_when_code_is_needed(config: Config) -
 def test_a_layout_is_loaded_by_what_it_is_for(config: Config) -> None:
     for layout, named in (("openvino", "openvino_genai.LLMPipeline"), ("transformers.js", "js")):
         text = card_of("onnx", config, figures(), layout)  # type: ignore[arg-type]
+        assert ModelCard(text).data.library_name == layout
+        assert ("as OpenVINO's IR" in text) == (layout == "openvino")
+        assert ("as ONNX" in text) == (layout == "transformers.js")
         assert named in text
         assert "og.Model" not in text
         assert "Generator(Path" not in text

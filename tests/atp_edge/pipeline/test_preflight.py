@@ -236,3 +236,9 @@ def test_thresholds_of_the_gate_are_read_before_any_work(tmp_path: Path) -> None
         toml.write_text(text)
         with pytest.raises((ValueError, OSError), match=said):
             checked(source, gate__config=str(toml))
+
+
+def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"out = '.*notes\.jsonl' is a file; name a folder"):
+        check_run(configured({"out": str(tmp_path / "notes.jsonl")}), ("train",))

@@ -19,11 +19,14 @@ from typer.testing import CliRunner
 from atp_edge.cli import app, main
 from atp_edge.config import Config, GateConfig
 from atp_edge.pipeline import export, stages
+from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.inputs import inputs_of
+from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.stages import run_stages, taken_up
 from atp_edge.run.errors import Stopped, TakenError
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import combined_sha256, files_sha256
+from atp_edge.run.peak_memory import set_back
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
 from atp_edge.settings import configured
@@ -36,7 +39,7 @@ QUICK = QUICK_TO_TRAIN | {
 # What no stage reads any more, and what is written anew every time.
 UNREAD = ("checkpoint/best.pt", "checkpoint/state.pt", "checkpoint/frozen.safetensors",
           "checkpoint/dense_adapter.safetensors",
-          "checkpoint/parts.json", "report.html")  # fmt: skip
+          "checkpoint/parts.json", "report.html", "memory.json")  # fmt: skip
 
 
 def settings(source: Path, out: Path, **values: Any) -> Config:
@@ -88,6 +91,15 @@ def test_a_finished_run_is_done_wherever_it_lies(
     near = {"model": "link/model", "data": "./link/data.jsonl", "out": "run/"}
     for config in (copied, replace(copied, **near)):
         assert done_before(gone_on(config)) == list(STAGES[:-1])
+
+
+def test_what_every_part_took_is_noted_by_the_names_of_the_estimate(finished: Config) -> None:
+    if not set_back():
+        pytest.skip("the kernel keeps no mark of resident memory that can be set back")
+    noted = json.loads((Path(finished.out) / "memory.json").read_text())
+    said = [need.part for need in needs_of(finished, sized_model(finished), "cpu")]
+    assert sorted(noted) == sorted(said)
+    assert all(peak["host"] > 1e8 for peak in noted.values())
 
 
 @pytest.mark.parametrize("seconds", [1.0, 4e9])
@@ -383,7 +395,7 @@ def test_stopped_it_says_what_is_saved_and_damage_to_that_goes_back_a_phase(
     with pytest.raises(Stopped) as stopped:
         run_stages(config, STAGES, StoppedAt("recovery", 4))
     assert stopped.value.__notes__ == [
-        "saved: tune_dense, learn_decision done; recovery up to step 4; go on with "
+        "saved: dense baseline, joint done; recovery up to step 4; go on with "
         f"`atp-edge run --config {config.out}/config.toml`"
     ]
     flip(Path(config.out) / "checkpoint" / "state.pt")

@@ -132,6 +132,15 @@ def test_a_phase_goes_on_after_it_was_validated_and_is_over_when_it_says_so(
         assert terminal.doing == "after measuring"
 
 
+def test_what_is_counted_is_what_is_done_now() -> None:
+    with Terminal(Console(file=io.StringIO(), width=80)) as terminal:
+        list(counted(range(2), "matching"))
+        assert terminal.now()[0] == "after matching"
+        with underway("measuring", 40) as one_more:
+            one_more()
+            assert terminal.now()[0] == "measuring 1/40", "not what came before it"
+
+
 def test_a_note_is_no_work() -> None:
     with Terminal(Console(file=io.StringIO(), width=80)) as terminal:
         terminal.say("cell/legal/0")

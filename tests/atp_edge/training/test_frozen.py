@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from atp_kernels import dense_weight
 from torch import Tensor
 
 from atp_edge.config import Config
@@ -105,17 +106,31 @@ def test_what_projections_are_kept_in() -> None:
 
 def test_a_base_in_nf4_trains(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="needs `pip install bitsandbytes` (a CPU will do)")
-    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    # On a CPU bitsandbytes 0.50 rounds three times as badly where a row is no multiple of 64.
+    sizes = {"hidden_size": 192, "intermediate_size": 128}
     save_narrow(tiny_model("llama", **sizes).to(torch.bfloat16), None, tmp_path / "dense")
     model = add_lora(load_frozen(tmp_path / "dense", "nf4", CPU), rank=4, alpha=8.0, seed=0)
     plan = per_layer_plan(model.get_base_model())
-    exact = load_narrow(tmp_path / "dense")
+    rounded = load_narrow(tmp_path / "dense")
+    packed = 0
+    for name, weight in model.get_base_model().named_parameters():
+        if getattr(weight, "quant_state", None) is not None:
+            own = rounded.get_parameter(name.replace(".base_layer", ""))
+            levels = dense_weight(weight).float()
+            assert 0 < float((levels - own).norm() / own.norm()) < 0.12  # 4 bits
+            own.data, packed = levels, packed + 1
+    assert packed == 3 * 5  # q, k, v, gate and up; o and down are moved, and stay in bf16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = language_loss(model, BLOCKS.first(2))
-        assert abs(float(loss) - float(language_loss(exact, BLOCKS.first(2)))) < 0.1
+        with torch.no_grad():
+            wanted = language_loss(rounded, BLOCKS.first(2))
+    assert float(loss.detach()) == pytest.approx(float(wanted), abs=0.01)
     loss.backward()
     with in_fp32(model):
         wide = model(input_ids=IDS).logits
-    narrow = narrow_peft(model, plan, take=True)
     assert wide.dtype == torch.float32
-    assert narrow.get_base_model().model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    up = model.get_base_model().model.layers[0].mlp.up_proj.get_base_layer().weight
+    kept = dense_weight(up)[plan.site(0, "mlp").mask()]
+    narrow = narrow_peft(model, plan, take=True).get_base_model().model.layers[0].mlp.up_proj
+    assert narrow.weight.dtype == torch.bfloat16
+    assert torch.equal(narrow.weight, kept)

@@ -99,7 +99,7 @@ def test_a_signal_is_heard_after_the_step_which_is_saved(
         assert signal.getsignal(number) is hear
     finally:
         signal.signal(number, before)
-    assert saved_step(tmp_path) == "control up to step 6"
+    assert saved_step(tmp_path) == "joint up to step 6"
     assert len(read_history(tmp_path)) == 6
     assert said == [f"{number.name}: saving after this step (again: stop without saving)"]
     again, whole = learner(), learner()

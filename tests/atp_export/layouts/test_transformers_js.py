@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import queue
 import shutil
+import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import onnxruntime as ort
 import pytest
@@ -20,6 +29,8 @@ from atp_edge.model.narrow import narrow_model
 from tests.tiny import PLANS, tiny_model
 
 TEXT, NEW = "The licence of 2024: free software, naïve and", 8
+NODE = Path(os.environ.get("ATP_NODE_FOLDER_LARGE", "build/large/node")).absolute()
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def laid_out(root: Path, real_folder: Path, widths: str, precision: str) -> tuple[Path, list[int]]:
@@ -53,6 +64,11 @@ def test_a_precision_without_a_name_is_refused() -> None:
         check_transformers_js("bf16")
 
 
+def need_package() -> None:
+    if not (NODE / "node_modules" / "@huggingface" / "transformers").is_dir():
+        pytest.skip("needs @huggingface/transformers under build/large/node")
+
+
 @pytest.mark.large
 @pytest.mark.parametrize(
     ("widths", "precision"), [("per-layer", "fp32"), ("per-layer", "int4"), ("uniform", "fp16")]
@@ -60,17 +76,85 @@ def test_a_precision_without_a_name_is_refused() -> None:
 def test_its_own_generate_gives_the_same_tokens(
     tmp_path: Path, real_folder: Path, widths: str, precision: str
 ) -> None:
-    node = Path(os.environ.get("ATP_NODE_FOLDER_LARGE", "build/large/node"))
-    package = node / "node_modules" / "@huggingface" / "transformers"
-    if shutil.which("node") is None or not package.is_dir():
-        pytest.skip("needs node, and @huggingface/transformers under build/large/node")
+    need_package()
+    if shutil.which("node") is None:
+        pytest.skip("needs node")
     folder, tokens = laid_out(tmp_path, real_folder, widths, precision)
     script = Path(__file__).with_name("transformers_js.mjs").absolute()
     done = subprocess.run(
-        ["node", str(script), str(folder), TEXT, str(NEW)],
-        cwd=node, capture_output=True, text=True, check=False,
+        ["node", str(script), str(folder), str(NEW), TEXT],
+        cwd=NODE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    (found,) = json.loads(done.stdout.splitlines()[-1])
+    assert found["ids"] == AutoTokenizer.from_pretrained(real_folder)(TEXT)["input_ids"]
+    assert found["tokens"] == tokens
+
+
+class Served(SimpleHTTPRequestHandler):
+    """The page, the model under /models/model/, node_modules; what is posted is the answer."""
+
+    def __init__(self, *args: Any, model: Path, answers: queue.Queue[str], **kwargs: Any) -> None:
+        self.model, self.answers = model, answers
+        super().__init__(*args, **kwargs)
+
+    def translate_path(self, path: str) -> str:
+        path = path.partition("?")[0]
+        if path == "/":
+            return str(Path(__file__).with_name("in_browser.html"))
+        if path.startswith("/models/model/"):
+            return str(self.model / path.removeprefix("/models/model/"))
+        return str(NODE / path.lstrip("/"))
+
+    def do_POST(self) -> None:
+        size = int(self.headers["Content-Length"])
+        self.answers.put(self.rfile.read(size).decode())
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@contextmanager
+def answers_of(model: Path) -> Iterator[tuple[str, queue.Queue[str]]]:
+    """(address on this machine, what the page posts)."""
+    answers: queue.Queue[str] = queue.Queue()
+    handler = functools.partial(Served, model=model, answers=answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/", answers
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("widths", "precision"), [("per-layer", "fp32"), ("per-layer", "int4")])
+def test_a_real_browser_gives_the_same_tokens(
+    tmp_path: Path, real_folder: Path, widths: str, precision: str
+) -> None:
+    """Headless Chromium on WASM, one thread."""
+    need_package()
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("needs Chromium: on Debian, apt-get install chromium-headless-shell")
+    folder, tokens = laid_out(tmp_path, real_folder, widths, precision)
+    with answers_of(folder) as (address, answers):
+        page = f"{address}?{urlencode({'text': TEXT, 'new': NEW})}"
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", profile,
+                 "--remote-debugging-port=0", page]  # fmt: skip
+        # Its own session: what stands in the path may be a script that starts the browser.
+        with subprocess.Popen(
+            asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ) as run:
+            try:
+                found = json.loads(answers.get(timeout=300))
+            finally:
+                os.killpg(run.pid, signal.SIGTERM)
+    assert found.get("error") is None, found["error"]
+    assert "Chrome" in found["agent"]
     assert found["ids"] == AutoTokenizer.from_pretrained(real_folder)(TEXT)["input_ids"]
     assert found["tokens"] == tokens

@@ -56,6 +56,7 @@ FLAVOURS = ("ort", "standard", "portable")
 PRECISIONS = ("fp32", "fp16", "int8", "int4", "int4 gptq")
 MODEL = "a model"
 SMALL = {"one value", "x 1.01"}
+MOVED_BY_GPTQ = {"levels of a matrix", "scales of a matrix", "embedding, head"}
 """Faults of single levels and scales: gptq itself moves weights by as much."""
 CALIBRATION = torch.randint(0, 97, (8, 32), generator=torch.Generator().manual_seed(0))
 
@@ -118,7 +119,7 @@ class Outcome:
         return bool(of_logits) and max(self.change, self.shipped_change) <= HARMLESS
 
 
-OF_THE_FILE = {"finite", "places", "weights", "rounding", "rotary"}
+OF_THE_FILE = {"finite", "places", "weights", "rounding", "rotary", "token ids"}
 Answers = list[list[Rows]]
 
 
@@ -151,8 +152,8 @@ class Export:
             make = partial(self._take_for, fault)
             yield Fault(of=MODEL, where="the model", kind=kind, make=make)
         for m in graph_mutations(self.graph.graph):
-            of_levels = m.of in ("levels of a matrix", "scales of a matrix")
-            if not (self.quantizer == "gptq" and of_levels and m.kind in SMALL):
+            moved = self.quantizer == "gptq" and m.of in MOVED_BY_GPTQ
+            if not (moved and m.kind in SMALL):
                 make = partial(self._save, m.change)
                 yield Fault(of=m.of, where=m.where, kind=m.kind, make=make)
 

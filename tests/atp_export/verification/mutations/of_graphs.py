@@ -44,10 +44,27 @@ def graph_mutations(graph: onnx.GraphProto) -> Iterator[Mutation]:
         count = kinds[where] = kinds.get(where, 0) + 1
         where = f"{where} ({count})" if count > 1 else where
         yield from _of_a_node(graph, index, where)
+    change = _one_as_another
+    yield Mutation(of="Gather", where="input_ids", kind="one read as another", change=change)
     for tensor in graph.initializer:
         layer = _LAYER.search(tensor.name)
         if layer is None or int(layer.group(1)) == last:
             yield from _of_a_tensor(tensor, _LAYER.sub(_hashed, tensor.name))
+
+
+def _one_as_another(graph: onnx.GraphProto) -> None:
+    """The last but one of 97 token ids, which stands in no text, is read as the last."""
+    for node in graph.node:
+        node.input[:] = ["ids.wrong" if name == "input_ids" else name for name in node.input]
+    one, other = (numpy_helper.from_array(np.array(i), f"ids.{i}") for i in (95, 96))
+    graph.initializer.extend([one, other])
+    found = helper.make_node("Equal", ["input_ids", one.name], ["ids.found"], name="ids.found")
+    wrong = helper.make_node(
+        "Where", ["ids.found", other.name, "input_ids"], ["ids.wrong"], name="ids.wrong"
+    )
+    nodes = [found, wrong, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _hashed(found: re.Match[str]) -> str:

@@ -36,6 +36,7 @@ SHORT = {
     "rounding": "rounding",
     "rotary": "rotary",
     "places": "places",
+    "token ids": "token ids",
     "the graph in fp32": "graph",
     "with a faint residual stream": "faint",
     "as shipped": "shipped",
