@@ -22,6 +22,11 @@ READS = frozenset({
     "unique_dim", "unique_consecutive", "bincount",
 })  # fmt: skip
 
+HOST = "cpu"
+"""By its name alone: torch.device("cpu") stands for the device that is pretended."""
+MAKERS = {"tensor", "as_tensor", "from_numpy", "frombuffer"}
+"""What makes tensors of the host's values, and is no operator."""
+
 
 class Device:
     """What lies on it, and the reads so far, by the operator's name."""
@@ -67,7 +72,8 @@ class _Operators(TorchDispatchMode):
         if there and (name in READS or by_bools):
             self.device.reads.append(name)
         made = func(*args, **(kwargs or {}))
-        self.device.settle(made, there=there)
+        # What is written into stays where it lies, whatever the number that is written.
+        self.device.settle(made, there=self.device.has(args[0]) if name[-1] == "_" else there)
         return made
 
 
@@ -82,6 +88,10 @@ class _Functions(TorchFunctionMode):
             self.device.reads.append(name)
             made = func(args[0].detach().clone(), *args[1:], **kwargs)
             self.device.settle(made, there=False)
+            return made
+        if name in MAKERS and kwargs.get("device") in (None, HOST):
+            made = func(*args, **kwargs)
+            self.device.settle(made, there=any(self.device.has(a) for a in tree_leaves(args)))
             return made
         sent = name == "to" and any(isinstance(a, (torch.device, str)) for a in args[1:])
         made = func(*args, **kwargs)

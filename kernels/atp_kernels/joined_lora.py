@@ -77,7 +77,7 @@ def joined_lora_linears(
     """
     a = torch.cat([a for a, _ in factors]) if len(factors) > 1 else factors[0][0]
     beside = _beside(x, weights)
-    flat = x.reshape(-1, x.shape[-1]) if beside is None else None
+    flat = x.flatten(0, -2) if beside is None else None
     y: Tensor = _JoinedLora.apply(
         flat, beside, weights, scaling, weights.buffer, bias, a, *(b for _, b in factors)
     )
