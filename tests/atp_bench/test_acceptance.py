@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from atp_bench.acceptance.runner import Section, run_sections
 from atp_bench.acceptance.sizes import TOY, sizes_for
 
 from tests.test_docs import ROOT
 
 SCRIPT = ROOT / "bench" / "gpu_acceptance.py"
-
-
-@pytest.fixture(autouse=True)
-def _a_precision_of_its_own() -> Iterator[None]:
-    """accelerate keeps the first one of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def the_script() -> Any:

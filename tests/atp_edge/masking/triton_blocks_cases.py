@@ -168,9 +168,10 @@ def test_a_step_reads_nothing_back_and_runs_the_fused_operators(placement: str, 
         decoder_step(model)
     # A layer's forward: q, k, v at once, o, gate, up, down; the gradient of x through each of them
     # once more, but for the first layer's q, k, v. Float masks on outputs: one more for each.
-    forward_and_back = 5 * LAYERS + 5 * LAYERS
-    on_outputs = {("float", "base"): 3 * LAYERS}.get((kind, placement), 0)
-    assert watch.calls[GEMM] == forward_and_back - 1 + on_outputs
+    # On the whole, numbers stand on what o and down read; SwiGLU puts the latter's: o is masked.
+    products = 2 * 5 * LAYERS - 1
+    expected = {("float", "base"): products + 3 * LAYERS, ("float", "whole"): 2 * LAYERS}
+    assert watch.calls[GEMM] == expected.get((kind, placement), products)
     assert watch.calls[SWIGLU] == LAYERS
 
 
