@@ -19,6 +19,7 @@ from torch import Tensor
 
 from atp_edge.model.families import ModelShape, Norms, said_shape
 from atp_edge.model.storage import rotary_names
+from atp_export.quantization.gptq import MOST_MOVED
 from atp_export.verification.blocks import Quantized
 from atp_export.verification.checks import Check, at_most, none_of
 from atp_export.verification.places import SCALE, Place, places_of
@@ -31,9 +32,8 @@ from atp_export.verification.widen import Widened
 NEAREST_STEPS = 0.5 + 1e-3
 STEPS_AT_THE_END = {"nearest": 1 + 1e-3, "k-quant": 2.0}
 # gptq moves a weight by what its neighbours' rounding asks for: up to 9 steps, and a block by up to
-# 0.95 of its length (SmolLM2-135M, int4). A whole output's row moves by 0.30 of its length at most,
-# at int8 by 0.04; a row that is zeroed moves by 1, one that is another's by 1.4.
-GPTQ_ROW = {4: 0.5, 8: 0.1}
+# 0.95 of its length (SmolLM2-135M, int4); a whole output's row by MOST_MOVED at most. A row that is
+# zeroed moves by 1, one that is another's by 1.4.
 _ROWS = 8192
 _TYPES = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 _IN_A_LAYER = re.compile(r"(model\.layers\.\d+)\.(\w+)\.")
@@ -128,7 +128,7 @@ def _moved(held: Tensor, own: Tensor, levels: Quantized, quantizer: str) -> floa
         if quantizer == "gptq":
             lengths = np.linalg.norm(weights, axis=1)
             shares = np.linalg.norm(moved, axis=1) / np.where(lengths > 0, lengths, 1e-12)
-            worst = np.maximum(worst, shares.max() / GPTQ_ROW[levels.bits])
+            worst = np.maximum(worst, shares.max() / (MOST_MOVED[levels.bits] * (1 + 1e-3)))
         else:
             some = levels.rows(part)
             at_end = STEPS_AT_THE_END.get(quantizer, NEAREST_STEPS)

@@ -14,6 +14,7 @@ import torch
 from atp_export.export import export_onnx
 from atp_export.manifest import verify_manifest
 from atp_export.quantization.calibrate import input_grams
+from atp_export.quantization.gptq import MOST_MOVED
 from atp_export.quantization.quantize import QuantizedMatrix, quantize
 from atp_export.runtime import Generation, Session
 from atp_export.runtime.session import load
@@ -92,6 +93,19 @@ def test_gptq_errs_less_on_the_inputs_it_was_given() -> None:
 
     assert error("k-quant") < error("nearest")
     assert error("gptq") < 0.8 * error("nearest")
+
+
+def test_an_output_that_gptq_moves_too_far_is_rounded_to_the_nearest() -> None:
+    """Of calibration text that is shorter than the matrix is wide: what its inputs do not hold costs
+    nothing there, and the proof would not know such a row for the model's own."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 64, generator=draw) * (2 * torch.randn(64, generator=draw)).exp()
+    matrix = matrix_of(64, columns=64)
+    found, nearest = values(quantize(matrix, 4, "gptq", x.T @ x)), values(quantize(matrix, 4))
+    moved = np.linalg.norm(found - matrix.numpy(), axis=0) / matrix.norm(dim=0).numpy()
+    same = (np.abs(found - nearest) < 1e-6).all(axis=0)
+    assert 0 < same.sum() < len(same)
+    assert (moved <= MOST_MOVED[4]).all()
 
 
 def test_columns_are_rounded_apart_from_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
