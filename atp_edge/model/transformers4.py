@@ -1,6 +1,7 @@
-"""What transformers 4 reads of a folder, beside what transformers 5 writes.
+"""What transformers 4 and SGLang read of a folder, beside what transformers 5 writes.
 
-Without these keys 4.57 takes RoPE's default base, without a word, and finds no tokenizer class.
+Without these keys 4.57 takes RoPE's default base, without a word, and finds no tokenizer class;
+SGLang's Gemma 2 (0.5.23) stops where `hidden_act` is missing.
 transformers 5 reads them as its own (tests/atp_edge/model/test_transformers4.py).
 """
 
@@ -25,7 +26,8 @@ def add_legacy_keys(folder: Path) -> None:
 
 def _config(written: dict[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` where RoPE is scaled, `torch_dtype`; of layers that slide, where
-    they have a RoPE of their own, `rope_local_base_freq`; `partial_rotary_factor`."""
+    they have a RoPE of their own, `rope_local_base_freq`; `partial_rotary_factor`; `hidden_act`
+    where the activation is under `hidden_activation` alone."""
     rope, legacy = dict(written["rope_parameters"]), {"torch_dtype": written["dtype"]}
     if "rope_type" not in rope:
         sliding = rope.get("sliding_attention")
@@ -41,6 +43,8 @@ def _config(written: dict[str, Any]) -> dict[str, Any]:
         legacy["rope_scaling"] = {"type": "longrope"} | factors
     elif rope["rope_type"] != "default":
         legacy["rope_scaling"] = rope
+    if "hidden_activation" in written:
+        legacy["hidden_act"] = written["hidden_activation"]
     return written | legacy
 
 
