@@ -96,8 +96,8 @@ def test_gptq_errs_less_on_the_inputs_it_was_given() -> None:
 
 
 def test_an_output_that_gptq_moves_too_far_is_rounded_to_the_nearest() -> None:
-    """Of calibration text that is shorter than the matrix is wide: what its inputs do not hold costs
-    nothing there, and the proof would not know such a row for the model's own."""
+    """Calibration text is shorter here than the matrix is wide: what its inputs do not hold costs
+    nothing on it, and the proof would not know such a row for the model's own."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(6, 64, generator=draw) * (2 * torch.randn(64, generator=draw)).exp()
     matrix = matrix_of(64, columns=64)
