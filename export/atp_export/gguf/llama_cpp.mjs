@@ -1,8 +1,9 @@
 // llama.cpp, asked by JSON on stdin, through the node-llama-cpp of the working folder.
 //
-// {file, texts: [string], prompts: [[id]], new, blocks: [[id]], context}
+// {file, texts: [string], prompts: [[id]], new, blocks: [[id]], ends: [id], context}
 // -> {release, ids: [[id]] of texts, tokens: [[id]] greedy after prompts, token_ms: of a greedy
-//     token, nats: [number] of each block's tokens but its first}
+//     token, nats: [number] of each block's tokens but its first, ended: [whether a text ends at
+//     each of the ends], first: whether it puts a first token}
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
@@ -50,6 +51,8 @@ for (const block of asked.blocks) {
 times.sort((a, b) => a - b);
 console.log(JSON.stringify({
   release: llama.llamaCppRelease.release, ids, tokens, nats,
+  ended: asked.ends.map((token) => model.isEogToken(token)),
+  first: model.tokens.shouldPrependBosToken,
   token_ms: times[Math.floor(times.length / 2)] ?? null,
 }));
 process.exit(0);

@@ -22,9 +22,13 @@ HOW = (
 @dataclass(frozen=True, kw_only=True)
 class Answers:
     """ids: of texts, special tokens parsed; tokens: greedy ones after prompts; nats: of each
-    block's tokens but its first, summed; token_ms: the median of a greedy token."""
+    block's tokens but its first, summed; token_ms: the median of a greedy token. ended: whether
+    each of the tokens that were named ends a text; first: whether a first token is put before
+    every text."""
 
     release: str
+    ended: list[bool]
+    first: bool
     ids: list[list[int]]
     tokens: list[list[int]]
     nats: list[float]
@@ -49,6 +53,7 @@ def ask(
     prompts: Sequence[Sequence[int]] = (),
     new_tokens: int = 0,
     blocks: Sequence[Sequence[int]] = (),
+    ends: Sequence[int] = (),
     threads: int = 1,
 ) -> Answers:
     """What llama.cpp makes of a file on the CPU. Raises ValueError, with its words, when it cannot
@@ -56,7 +61,7 @@ def ask(
     longest = max([len(p) + new_tokens for p in prompts] + [len(b) for b in blocks], default=64)
     asked = {
         "file": str(file.absolute()), "texts": [*texts], "prompts": [list(p) for p in prompts],
-        "new": new_tokens, "blocks": [list(b) for b in blocks], "threads": threads,
+        "new": new_tokens, "blocks": [list(b) for b in blocks], "threads": threads, "ends": [*ends],
         "context": -(-(longest + 8) // 256) * 256,
     }  # fmt: skip
     done = subprocess.run(

@@ -30,6 +30,8 @@ from atp_export.gguf.llama_cpp import Answers, ask
 from atp_export.gguf.places import HEAD, places_of
 from atp_export.gguf.rope import angles_of
 from atp_export.gguf.tensors import GgufPrecision
+from atp_export.gguf.vocabulary import kept_ends
+from atp_export.gguf.write import ends_of
 from atp_export.verification.checks import Check, at_most, none_of
 
 ROW: dict[str, float] = {"F32": 0.0, "F16": 0.0, "Q8_0": 0.03, "Q4_0": 0.75}
@@ -89,13 +91,15 @@ def prove_gguf(
         return GgufProof(checks=tuple(checks), exact_perplexity=exact, torch_perplexity=perplexity)
     texts = [*prompts, *TEXTS]
     rows = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    ends = kept_ends(tokenizer.eos_token_id, ends_of(checkpoint))
     answers = ask(file, node, texts=texts, prompts=rows, new_tokens=new_tokens,
-                  blocks=blocks.tolist())  # fmt: skip
+                  blocks=blocks.tolist(), ends=ends)  # fmt: skip
     theirs = math.exp(sum(answers.nats) / count)
     ratio = max(theirs / perplexity, perplexity / theirs)
     same, greedy = _greedy(model, rows, answers, precision)
     checks += [
         none_of("ids", _other_ids(tokenizer, texts, answers), "text that it splits otherwise"),
+        none_of("ends", _other_ends(tokenizer, ends, answers), "first or end token that is missed"),
         greedy,
         at_most("perplexity", ratio, PERPLEXITY[precision],
                 f"llama.cpp's perplexity is {theirs:.3f}, PyTorch's {perplexity:.3f}"),
@@ -159,6 +163,19 @@ def _other_ids(tokenizer: Any, texts: Sequence[str], answers: Answers) -> list[s
     return faults
 
 
+def _other_ends(tokenizer: Any, ends: Sequence[int], answers: Answers) -> list[str]:
+    faults = [
+        f"{tokenizer.convert_ids_to_tokens(end)!r} ends no text there"
+        for end, ended in zip(ends, answers.ended, strict=True)
+        if not ended
+    ]
+    first, plain = (tokenizer("a", add_special_tokens=s)["input_ids"][0] for s in (True, False))
+    puts = first != plain
+    if puts != answers.first:
+        faults.append(f"a first token is put {'by the tokenizer alone' if puts else 'there alone'}")
+    return faults
+
+
 def _greedy(
     model: Any, rows: Sequence[list[int]], answers: Answers, precision: GgufPrecision
 ) -> tuple[int, Check]:
@@ -169,6 +186,7 @@ def _greedy(
         logits = model(torch.tensor([[*row, *made]])).logits[0, len(row) - 1 : -1]
         taken = logits.gather(1, torch.tensor(made)[:, None])[:, 0]
         below = (logits.max(1).values - taken) / logits.std()
+        below = below.nan_to_num(nan=math.inf)
         same += int(float(below.max()) == 0)
         if float(below.max()) > worst:
             worst, at = float(below.max()), int(below.argmax())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ PRE_TOKENIZERS = {
 whether a word that is a token is taken whole, whatever merges say."""
 
 
-def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
+def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence[int]) -> None:
     """Tokens, merges or scores, special ids and chat template of a checkpoint's folder.
 
-    size: rows of the embedding; those without a token are written as unused. Raises ValueError for
-    a tokenizer that llama.cpp has no rule for.
+    size: rows of the embedding; those without a token are written as unused. ends: ids of the end
+    tokens. Raises ValueError for a tokenizer that llama.cpp has no rule for.
     """
     check_vocabulary(folder)
     tokenizer = _tokenizer(folder)
@@ -64,7 +65,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
     unknown = tokenizer["model"].get("unk_token")
     writer.add_token_types([_type(i, names, added, unknown) for i in range(size)])
-    _write_special(writer, folder, {token: i for i, token in names.items()})
+    _write_special(writer, folder, {token: i for i, token in names.items()}, ends)
     writer.add_add_bos_token(adds_bos(folder))
     template = folder / "chat_template.jinja"
     if template.exists():
@@ -81,18 +82,31 @@ def _write_scores(
     writer.add_add_space_prefix(space_prefix(tokenizer))
 
 
-def _write_special(writer: GGUFWriter, folder: Path, ids: dict[str, int]) -> None:
+def _write_special(
+    writer: GGUFWriter, folder: Path, ids: dict[str, int], ends: Sequence[int]
+) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for key, add in (
-        ("bos_token", writer.add_bos_token_id),
-        ("eos_token", writer.add_eos_token_id),
-        ("pad_token", writer.add_pad_token_id),
-        ("unk_token", writer.add_unk_token_id),
-    ):
+    named = {}
+    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         token = settings.get(key)
         text = token["content"] if isinstance(token, dict) else token
         if text in ids:
-            add(ids[text])
+            named[key] = ids[text]
+    for key, add in (
+        ("bos_token", writer.add_bos_token_id),
+        ("pad_token", writer.add_pad_token_id),
+        ("unk_token", writer.add_unk_token_id),
+    ):
+        if key in named:
+            add(named[key])
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, end in zip(adders, kept_ends(named.get("eos_token"), ends), strict=False):
+        add(end)
+
+
+def kept_ends(own: int | None, ends: Sequence[int]) -> list[int]:
+    """The end tokens that a file has keys for, three at most: the tokenizer's own first."""
+    return [end for end in dict.fromkeys([own, *ends]) if end is not None][:3]
 
 
 def check_vocabulary(folder: Path) -> None:

@@ -76,7 +76,7 @@ def write_gguf(
         writer.add_name(out.name)
         writer.add_file_type(FILE_TYPES[precision])
         write_sizes(writer, config, shape, named, longest)
-        write_vocabulary(writer, checkpoint, shape.vocabulary)
+        write_vocabulary(writer, checkpoint, shape.vocabulary, ends_of(checkpoint))
         for info in tensor_infos(weights, places, angles, precision):
             writer.add_tensor_info(
                 info.name, info.shape, np.dtype(np.float32), info.bytes, raw_dtype=info.kind
@@ -92,11 +92,15 @@ def write_gguf(
     return out / FILE
 
 
+def ends_of(checkpoint: Path) -> list[int]:
+    """Ids of the tokens that end a text."""
+    config, own = read_json(checkpoint / "config.json"), load_tokenizer(checkpoint).eos_token_id
+    return end_tokens(read_generation(checkpoint), config, own)
+
+
 def _modelfile(checkpoint: Path) -> str:
     tokenizer = load_tokenizer(checkpoint)
-    config = read_json(checkpoint / "config.json")
-    ends = end_tokens(read_generation(checkpoint), config, tokenizer.eos_token_id)
-    return modelfile(tokenizer, ends, adds_bos=adds_bos(checkpoint))
+    return modelfile(tokenizer, ends_of(checkpoint), adds_bos=adds_bos(checkpoint))
 
 
 def _gptq_rounder(grams: Mapping[str, Tensor]) -> Rounder:

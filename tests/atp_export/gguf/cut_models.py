@@ -18,6 +18,8 @@ from atp_edge.model.plan import Plan, plan_of
 from tests.tiny import FAMILIES, NEW_FAMILIES, PLANS, tiny_model
 from tests.tiny_tokenizers import CORPUS, tokenizer_of
 
+CHECKS = {"weights", "ids", "ends", "greedy", "perplexity"}
+"""All that a proof has where llama.cpp is at hand."""
 SQUARE = {"head_dim": 8}
 """Six heads that make the hidden size of 48, where an architecture wants all heads."""
 SIZES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from atp_export.gguf.rope import STILL, angles_of
 from atp_export.gguf.write import write_gguf
 
 from atp_edge.model.families import model_shape
-from tests.atp_export.gguf.cut_models import AS_LLAMA, CELLS, OWN, SIZES, proof_of, slim
+from tests.atp_export.gguf.cut_models import AS_LLAMA, CELLS, CHECKS, OWN, SIZES, proof_of, slim
 from tests.tiny import FAMILIES, NEW_FAMILIES, tiny_model
 
 NODE = node_folder()
@@ -30,7 +30,7 @@ QUICK = [("gemma3", "uniform"), ("phi4-mini", "per-layer"), ("granite", "uniform
 def check_in_llama_cpp(root: Path, family: str, widths: str, kind: str = "byte-level") -> None:
     proof = proof_of(root, family, widths, "f32", NODE, kind)
     assert proof.failures == []
-    assert {check.name for check in proof.checks} == {"weights", "ids", "greedy", "perplexity"}
+    assert {check.name for check in proof.checks} == CHECKS
 
 
 @needs_llama_cpp

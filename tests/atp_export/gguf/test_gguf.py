@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from atp_export.gguf import architecture, vocabulary
-from atp_export.gguf.llama_cpp import node_folder
-from atp_export.gguf.proof import GgufProof, prove_gguf
+from atp_export.gguf.llama_cpp import Answers, ask, node_folder
+from atp_export.gguf.proof import GgufProof, _greedy, prove_gguf
 from atp_export.gguf.tensors import GgufPrecision, packed_q4
 from atp_export.gguf.vocabulary import pre_tokenizer
 from atp_export.gguf.write import write_gguf
@@ -25,6 +26,7 @@ from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
+from tests.atp_export.gguf.cut_models import CHECKS
 from tests.tiny import PAIR_PLANS, PLANS, tiny_model
 
 
@@ -162,7 +164,7 @@ def test_llama_cpp_agrees_with_pytorch(
     file = write_gguf(folder, tmp_path / "gguf", precision=precision, calibration=calibration)
     proof = proof_of(folder, file, precision, NODE)
     assert proof.failures == []
-    assert {check.name for check in proof.checks} == {"weights", "ids", "greedy", "perplexity"}
+    assert {check.name for check in proof.checks} == CHECKS
     assert proof.release
     if precision == "f32":
         assert proof.greedy_same == len(PROMPTS)
@@ -170,12 +172,14 @@ def test_llama_cpp_agrees_with_pytorch(
 
 @needs_llama_cpp
 @pytest.mark.parametrize(
-    ("what", "failed"), [("rope", "greedy"), ("heads", "greedy"), ("pre", "ids")]
+    ("what", "failed"),
+    [("rope", "greedy"), ("heads", "greedy"), ("pre", "ids"), ("first", "ends")],
 )
 def test_a_wrong_file_is_noticed(
     tmp_path: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, failed: str
 ) -> None:
-    """Another base of RoPE, q and k in transformers' order, another pre-tokenizer."""
+    """Another base of RoPE, q and k in transformers' order, another pre-tokenizer, a first token
+    that the tokenizer does not put."""
     folder = slim(tmp_path / "slim", real_folder, "llama", "per-layer")
     if what == "rope":
         own = GGUFWriter.add_rope_freq_base
@@ -183,11 +187,48 @@ def test_a_wrong_file_is_noticed(
     elif what == "heads":
         straight = replace(architecture.BY_LAYER, paired=False)
         monkeypatch.setattr(architecture, "BY_LAYER", straight)
+    elif what == "first":
+        monkeypatch.setattr(vocabulary, "adds_bos", lambda folder: True)
     else:
         monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda folder: "llama-bpe")
     file = write_gguf(folder, tmp_path / "gguf", precision="f32")
     proof = proof_of(folder, file, "f32", NODE)
     assert failed in {check.name for check in proof.checks if not check.passed}
+
+
+@needs_llama_cpp
+def test_a_text_ends_at_every_end_token_of_the_settings(
+    tmp_path: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that no one takes for end tokens by their text."""
+    folder = slim(tmp_path / "slim", real_folder, "llama", "uniform")
+    path = folder / "generation_config.json"
+    ends = [2, 700, 701]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
+    file = write_gguf(folder, tmp_path / "gguf", precision="f32")
+    keys, _ = read(file)
+    found = [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert found == ends
+    assert NODE is not None
+    assert ask(file, NODE, ends=[*ends, 702]).ended == [True, True, True, False]
+    monkeypatch.setattr(vocabulary, "kept_ends", lambda own, ends: [own])
+    file = write_gguf(folder, tmp_path / "gguf", precision="f32")
+    (failure,) = proof_of(folder, file, "f32", NODE).failures
+    assert failure.startswith("first or end token that is missed: '")
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_model_that_computes_no_numbers_is_not_proven(broken: int) -> None:
+    """Nothing lies far below the best of what is not a number, whichever prompt has it."""
+    said = Answers(
+        release="", ids=[], tokens=[[3, 3]] * 2, nats=[], token_ms=None, ended=[], first=False
+    )
+    right = torch.eye(8)[torch.tensor([[3, 3, 3, 3]])]
+    answers = iter([right * torch.nan if i == broken else right for i in range(2)])
+    same, check = _greedy(
+        lambda ids: SimpleNamespace(logits=next(answers)), [[1, 2]] * 2, said, "f32"
+    )
+    assert (same, check.passed) == (1, False)
 
 
 def test_a_file_of_other_weights_is_noticed_without_llama_cpp(

@@ -1,0 +1,53 @@
+"""examples/cpp/openvino, built and run: it generates the tokens that we do.
+
+examples/cpp/onnxruntime is not built anywhere here: no package brings ONNX Runtime's headers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from atp_export.runtime import Session, generate_tokens
+
+from tests.atp_export.runtimes import NEW_TOKENS, PRECISIONS, PROMPT, ROOT, export_cell
+from tests.tiny import PLANS
+
+SOURCE = ROOT / "examples" / "cpp" / "openvino"
+pytestmark = pytest.mark.large  # A minute of a C++ compiler.
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    openvino = pytest.importorskip("openvino")
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("needs cmake and a C++ compiler")
+    build = tmp_path_factory.mktemp("build")
+    beside = Path(openvino.__file__).parent / "cmake"
+    subprocess.run(
+        ["cmake", "-S", str(SOURCE), "-B", str(build), f"-DOpenVINO_DIR={beside}"], check=True
+    )
+    subprocess.run(["cmake", "--build", str(build)], check=True)
+    return build / "generate"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("widths", PLANS)
+def test_it_generates_our_tokens(
+    tmp_path: Path, program: Path, widths: str, precision: str
+) -> None:
+    folder = export_cell(tmp_path, "portable", widths, precision)
+    (own,) = generate_tokens(Session(folder), [PROMPT], max_new_tokens=NEW_TOKENS)
+    asked = [str(program), str(folder), str(NEW_TOKENS), *map(str, PROMPT)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"] == own
+
+
+def test_it_says_how_it_is_called(program: Path) -> None:
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: generate FOLDER")
