@@ -39,13 +39,16 @@ def with_table(widened: Widened, tokens: int) -> Widened:
     if node is None or (node.op_type == "Gather" and node.input[0] in names):
         return widened
     ids = _token_ids(widened.graph)
-    rows = _rows(widened.folder, _from(widened.graph, ids), [ids], tokens)
-    table = np.concatenate([some for _, some in rows])
-    if table.ndim != 2:
-        return widened
-    (widened.folder / _DATA).write_bytes(table.tobytes())
-    proto = TensorProto(name=TABLE, dims=table.shape, data_type=TensorProto.FLOAT)
-    refer(proto, _DATA, 0, table.nbytes)
+    hidden = 0
+    with (widened.folder / _DATA).open("wb") as file:
+        # Some rows at a time: a table may be of gigabytes.
+        for _, rows in _rows(widened.folder, _from(widened.graph, ids), [ids], tokens):
+            if rows.ndim != 2:
+                return widened
+            hidden = rows.shape[1]
+            file.write(np.ascontiguousarray(rows, np.float32).data)
+    proto = TensorProto(name=TABLE, dims=(tokens, hidden), data_type=TensorProto.FLOAT)
+    refer(proto, _DATA, 0, 4 * tokens * hidden)
     gather = helper.make_node("Gather", [TABLE, ids], [EMBED], name=EMBED)
     nodes = [gather if EMBED in node.output else node for node in widened.graph.node]
     graph = onnx.GraphProto()
@@ -53,7 +56,7 @@ def with_table(widened: Widened, tokens: int) -> Widened:
     del graph.node[:]
     graph.node.extend(alive(nodes, {value.name for value in graph.output}))
     graph.initializer.append(proto)
-    levels = _levels(widened, table.shape[1])
+    levels = _levels(widened, hidden)
     known = dict(widened.quantized) | ({TABLE: levels} if levels else {})
     return replace(widened, graph=graph, quantized=known)
 
