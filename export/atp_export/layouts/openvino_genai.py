@@ -172,7 +172,8 @@ def _greedy(
         fed = np.array([[*row, *made[:-1]]], np.int64)
         logits = Generation(session, 1, fed.shape[1]).step(fed, first=len(row) - 1)[0]
         below = (logits.max(1) - logits[np.arange(len(made)), made]) / logits.std()
-        if not float(below.max()) <= worst:
+        below = np.nan_to_num(below, nan=np.inf)
+        if float(below.max()) > worst:
             worst, at = float(below.max()), int(below.argmax())
             says = f"prompt {i}: its new token {at} lies {worst:.2g} spreads below the file's best"
     return at_most("greedy", worst, tie, says)

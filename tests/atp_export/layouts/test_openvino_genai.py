@@ -6,8 +6,10 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from atp_export.export import export_onnx
@@ -84,6 +86,19 @@ def test_another_model_or_tokenizer_is_noticed(tmp_path: Path) -> None:
             shutil.copy(source / f"openvino_{name}.{kind}", folder)
         checks = prove_openvino(folder, tokenizer, PROMPTS, precision="int4", new_tokens=4)
         assert failed in {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_file_that_computes_no_numbers_is_not_proven(
+    monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """Whichever prompt has what is not a number."""
+    right = np.eye(8)[[[3, 3]]]
+    answers = iter([right * np.nan if i == broken else right for i in range(2)])
+    step = SimpleNamespace(step=lambda fed, first: next(answers))
+    monkeypatch.setattr(openvino_genai, "Generation", lambda *sizes: step)
+    session: Any = None
+    assert not openvino_genai._greedy(session, [[1, 2]] * 2, [[3, 3]] * 2, 0.01).passed
 
 
 @needs_openvino_genai
