@@ -17,7 +17,7 @@ from atp_edge.cli import app
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.loading import load_tokenizer
 from atp_edge.model.narrow import narrow_model
-from atp_edge.pipeline import exported
+from atp_edge.pipeline import verify as proof
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
@@ -149,7 +149,7 @@ def test_what_is_not_proven_does_not_get_its_name(
     dense = load_narrow(finished.slim)
     for parameter in dense.model.layers[1].mlp.parameters():
         parameter.data *= 1.1
-    monkeypatch.setattr(exported, "load_narrow", lambda folder: dense)
+    monkeypatch.setattr(proof, "load_narrow", lambda folder: dense)
     with pytest.raises(NotProvenError, match=f"{to} does not equal {finished.slim}"):
         call("export", "--out", finished.path, "--to", to, "--precision", "fp16")
     assert content(to) == before
