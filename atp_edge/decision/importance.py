@@ -22,7 +22,7 @@ from atp_edge.masking.lora import MaskedLoraLinear
 from atp_edge.model.families import READER_OF, module_path
 from atp_edge.model.hooks import removed_after
 from atp_edge.model.sharded import keep_in_step
-from atp_edge.model.structures import Site, by_structure
+from atp_edge.model.structures import Site, by_structure, on_host
 from atp_edge.run import ranks
 from atp_edge.run.watched import counted
 
@@ -95,13 +95,6 @@ def importance_of(scores: list[Tensor], *, blocks: int, a_batch: int = 1) -> lis
     a_batch: blocks whose mean each loss was, and each gradient so much smaller.
     """
     return [(score * a_batch**POWER / blocks).pow(1 / POWER) for score in on_host(scores)]
-
-
-def on_host(values: list[Tensor]) -> list[Tensor]:
-    """All of them, with one read by the host."""
-    if not values:
-        return []
-    return list(torch.cat(values).cpu().split([len(value) for value in values]))
 
 
 def mean_importance(seen: list[Tensor], new: list[Tensor], share: float) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atp_edge.decision.budget import FeasibleDecisions
-from atp_edge.model.structures import Masks
+from atp_edge.model.structures import Masks, on_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,8 @@ def project(logits: list[Tensor], feasible: FeasibleDecisions) -> ProjectedDecis
     structures under a cost is keeping those above one threshold (a fractional knapsack, solved
     greedily); what is left of the budget after the last step is less than one step of a site.
     """
-    # One read by the host for all sites.
-    on_host = torch.cat(logits).detach().float().cpu().split([len(x) for x in logits])
-    ranked = [torch.sort(x, descending=True, stable=True) for x in on_host]
+    read = on_host([x.detach().float() for x in logits])
+    ranked = [torch.sort(x, descending=True, stable=True) for x in read]
     values, orders = [r.values for r in ranked], [r.indices for r in ranked]
     widths, thresholds = (_uniform if feasible.uniform else _per_layer)(values, feasible)
     masks = []

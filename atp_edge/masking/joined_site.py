@@ -32,6 +32,7 @@ from atp_edge.masking.liveness import alive
 from atp_edge.masking.lora import MaskedLoraLinear, Placement
 from atp_edge.masking.slots import EMPTY, placed, quantum_of
 from atp_edge.model.families import READER_OF
+from atp_edge.model.structures import on_host
 
 Projections = Mapping[str, MaskedLoraLinear]
 
@@ -318,9 +319,6 @@ def _resting(projections: Projections) -> JoinedSite | None:
 @torch.no_grad()
 def _read(standings: Sequence[Standing]) -> list[tuple[list[int], list[int]]]:
     """The structures kept, and those live, of every site."""
-    if not standings:
-        return []
     flags = [f for s in standings for f in (s.mask, alive(s.mask, s.placement, s.projections))]
-    parts = torch.cat(flags).cpu().split([len(flag) for flag in flags])
-    lists: list[list[int]] = [part.nonzero().flatten().tolist() for part in parts]
+    lists: list[list[int]] = [part.nonzero().flatten().tolist() for part in on_host(flags)]
     return list(zip(lists[::2], lists[1::2], strict=True))

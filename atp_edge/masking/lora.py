@@ -88,21 +88,15 @@ class MaskedLoraLinear(PeftLoraLinear):
         if self.masks_input_alone:
             assert self.structure_mask is not None
             return self.unmasked(mask_scored(x, self.structure_mask, score=self.score))
-        parts = self.parts()
-        return masked_lora_linear(
-            x,
-            parts.weight,
-            parts.lora_a,
-            parts.lora_b,
-            bias=parts.bias,
-            out_mask=self.out_mask,
-            in_mask=self.in_mask,
-            scaling=self.scaling["default"],
-            placement=self.placement,
+        return self._product(
+            x, out_mask=self.out_mask, in_mask=self.in_mask, placement=self.placement
         )
 
     def unmasked(self, x: Tensor) -> Tensor:
         """The layer on an x that the decision was put on already."""
+        return self._product(x)
+
+    def _product(self, x: Tensor, **decision: Any) -> Tensor:
         parts = self.parts()
         return masked_lora_linear(
             x,
@@ -111,6 +105,7 @@ class MaskedLoraLinear(PeftLoraLinear):
             parts.lora_b,
             bias=parts.bias,
             scaling=self.scaling["default"],
+            **decision,
         )
 
 

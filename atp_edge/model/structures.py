@@ -78,6 +78,13 @@ def parts_by_structure(
     return [by_structure(part, dim, size, space) for part in values.split(list(parts), dim)]
 
 
+def on_host(values: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors [n] of one type, with one read by the host for all of them."""
+    if not values:
+        return []
+    return list(torch.cat(list(values)).cpu().split([len(value) for value in values]))
+
+
 def _attention(shape: ModelShape, index: int, space: StructureSpace) -> Site:
     """Equal shares of q, k, v and o, with the biases of q, k and v and norms over all heads."""
     layer = shape.layers[index]
