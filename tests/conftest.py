@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from atp_kernels import backend
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +24,13 @@ def real_folder() -> Path:
     from atp_edge.data.domains import demo_model_folder
 
     return demo_model_folder()
+
+
+@pytest.fixture
+def joined_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The path of a GPU, here."""
+    monkeypatch.setenv("ATP_KERNELS", "joined")
+    backend.backend_name.cache_clear()
+    yield
+    monkeypatch.undo()
+    backend.backend_name.cache_clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,15 +27,7 @@ from tests.atp_edge.masking.test_compact_site import (
 )
 from tests.tiny import FAMILIES
 
-
-@pytest.fixture(autouse=True)
-def _joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The path of a GPU, here."""
-    monkeypatch.setenv("ATP_KERNELS", "joined")
-    backend.backend_name.cache_clear()
-    yield
-    monkeypatch.undo()
-    backend.backend_name.cache_clear()
+pytestmark = pytest.mark.usefixtures("joined_products")
 
 
 def site_of(model: Any, name: str = "gate_proj", layer: int = 0) -> JoinedSite:

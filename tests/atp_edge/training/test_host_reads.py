@@ -3,14 +3,12 @@ as is written here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from atp_kernels import backend
 
 from atp_edge.masking.apply import slots_of
 from atp_edge.masking.joined_site import JoinedSite
@@ -25,14 +23,7 @@ from tests.tiny import BLOCKS, lora_model, tiny_model
 QUIET = with_values(CONFIG, {"decision.noise": 0.0, "decision.lr": 0.01, "lora.lr": 1e-3})
 
 
-@pytest.fixture(autouse=True)
-def _joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The path of a GPU, here."""
-    monkeypatch.setenv("ATP_KERNELS", "joined")
-    backend.backend_name.cache_clear()
-    yield
-    monkeypatch.undo()
-    backend.backend_name.cache_clear()
+pytestmark = pytest.mark.usefixtures("joined_products")
 
 
 def device_of(made: Tuner | JointLearner, *models: Any) -> Device:
