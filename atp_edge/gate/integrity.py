@@ -118,7 +118,7 @@ def _proof(run: RunFolder, form: Form) -> str:
     """The record of verify, and that it read the files that are there now."""
     record = run.records.get("verify")
     if record is None or "verify" not in run.metrics():
-        raise ValueError(f"nothing is proven yet; run `atp-edge verify --out {run.path}`")
+        raise ValueError(f"nothing is proven yet; run {run.command('verify')}")
     if record.failed:
         raise ValueError(record.failed)
     if trouble := run.records.trouble("verify"):

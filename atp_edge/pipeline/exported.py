@@ -44,7 +44,7 @@ def settings_of_exported(config: Config, run: RunFolder, folder: Path) -> Config
     if provenance.get(SLIM_SHA256) != slim_sha256(run):
         raise ValueError(
             f"{folder} was not written from {run.slim} as it is now; write it again with "
-            f"`atp-edge export --out {run.path} --to {folder}`"
+            f"{run.command('export', '--to', str(folder))}"
         )
     if not (folder / "model.onnx").is_file():
         raise ValueError(

@@ -7,7 +7,6 @@ atp_edge.run.records).
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -196,7 +195,7 @@ def _saved(run: RunFolder) -> str:
     if "train" not in done and (step := saved_step(run.path)):
         saved.append(step)
     kept = "; ".join(saved) or "nothing of the training yet"
-    return f"saved: {kept}; go on with `atp-edge run --config {shlex.quote(str(run.config_toml))}`"
+    return f"saved: {kept}; go on with {run.command('run')}"
 
 
 def _stage(name: StageName) -> Stage:

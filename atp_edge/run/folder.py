@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from atp_edge.config import Config
 from atp_edge.run.files import (
@@ -107,10 +108,11 @@ class RunFolder:
                     f"back, or write it again with {self.command(WRITER[path])}"
                 )
 
-    def command(self, stage: StageName) -> str:
-        """What a user runs for this stage of the run."""
-        settings = f"--config {self.config_toml}" if stage == "train" else f"--out {self.path}"
-        return f"`atp-edge {stage} {settings}`"
+    def command(self, name: StageName | Literal["run"], *more: str) -> str:
+        """What a user types for this stage of the run, or for all of it."""
+        by_config = name in ("run", "train") and self.config_toml.is_file()
+        settings = ("--config", self.config_toml) if by_config else ("--out", self.path)
+        return f"`{shlex.join(['atp-edge', name, *map(str, settings), *more])}`"
 
     def metrics(self) -> dict[str, Any]:
         return read_json(self.metrics_json)
@@ -157,7 +159,7 @@ class RunFolder:
         if not self.config_toml.is_file():
             raise ValueError(
                 f"{self.path} holds no run (no config.toml); start one with "
-                f"`atp-edge run --out {self.path}` or name another folder with --out"
+                f"{self.command('run')} or name another folder with --out"
             )
         return read_config(self.config_toml)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,15 @@ def test_a_broken_configuration_is_named(tmp_path: Path, text: bytes, message: s
     (tmp_path / "config.toml").write_bytes(text)
     with pytest.raises(ValueError, match=rf"{tmp_path}/{message}"):
         RunFolder(tmp_path).config()
+
+
+def test_a_command_that_is_told_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "my runs")
+    with pytest.raises(ValueError, match="holds no run") as told:
+        run.config()
+    command = run.command("export", "--to", "a b")
+    assert shlex.split(command.strip("`"))[2:] == ["--out", str(run.path), "--to", "a b"]
+    assert run.command("run") in str(told.value)
+    run.path.mkdir()
+    run.config_toml.touch()
+    assert shlex.split(run.command("run").strip("`"))[2:] == ["--config", str(run.config_toml)]
