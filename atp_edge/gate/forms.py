@@ -13,10 +13,8 @@ from atp_export.runtime.described import described
 from peft import PeftModel
 
 from atp_edge.config import Config
-from atp_edge.data.chat import chat_ids
-from atp_edge.data.encoding import prompt_ids
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
-from atp_edge.gate.prompts import Ask
+from atp_edge.gate.prompts import Ask, asked_ids
 from atp_edge.gate.settings import Form
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import longest_text
@@ -57,13 +55,9 @@ def shipped(folder: Path, config: Config, form: Form, new_tokens: int) -> tuple[
     return model, _ask_torch(model, tokenizer_of(config), new_tokens)
 
 
-def _ids(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[list[int]]:
-    return [(chat_ids if chat else prompt_ids)(tokenizer, prompt) for prompt in prompts]
-
-
 def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
     def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rows = _ids(generator.tokenizer, prompts, chat)
+        rows = [asked_ids(generator.tokenizer, prompt, chat) for prompt in prompts]
         made = generate_tokens(
             generator.session, rows, max_new_tokens=new_tokens, ends=generator.ends
         )
@@ -74,7 +68,7 @@ def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
 
 def _ask_torch(model: LanguageModel, tokenizer: Any, new_tokens: int) -> Ask:
     def ask(prompts: Sequence[str], chat: bool) -> list[str]:
-        rows = _ids(tokenizer, prompts, chat)
+        rows = [asked_ids(tokenizer, prompt, chat) for prompt in prompts]
         made = model.generate(rows, new_tokens=new_tokens, end=tokenizer.eos_token_id)
         return list(tokenizer.batch_decode(made, skip_special_tokens=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
 from atp_edge.gate.domain import error_rates, ids_of, other_text, profile_of
 from atp_edge.gate.measured_text import Text, texts_of
 from atp_edge.gate.memorization import Passage, passages_of
-from atp_edge.gate.prompts import Rule, read_rules
+from atp_edge.gate.prompts import Rule, asked_ids, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
 from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
@@ -69,12 +69,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     rules, phrases, pairs = asked_of(config, settings)
     fits = Fits(Encoder(tokenizer), window)
     kept = [pair for pair in pairs if fits.rows(zip(pair.contexts, pair.texts, strict=True))]
-    memorized = settings.memorization
-    if memorized.prefix_tokens + memorized.continued_tokens > window:
-        raise ValueError(
-            f"memorization.prefix_tokens = {memorized.prefix_tokens} and continued_tokens = "
-            f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
-        )
+    check_askable(settings, rules, tokenizer, window)
     outside = _lm_eval(settings)
     documents = _documents(config, settings, tokenizer)
     parts = documents_by_split(config, tokenizer, documents)
@@ -84,7 +79,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     parts["test"], read = told_apart(parts["test"]), told_apart(both)
     if len(read) < len(both):
         notes.append(f"{len(both) - len(read)} documents repeat another word for word: read once")
-    limits = settings.quality
+    limits, memorized = settings.quality, settings.memorization
     measured = texts_of(
         read, tokenizer, most=limits.documents,
         tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
@@ -129,6 +124,28 @@ def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[s
     for number, file in enumerate(settings.bias.files, start=1):
         pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS)
     return rules, phrases, pairs
+
+
+def check_askable(
+    settings: GateSettings, rules: Sequence[Rule], tokenizer: Any, window: int
+) -> None:
+    """What ships can read the prompts of the rules, and the passages, with what comes after them.
+
+    window: tokens that it reads.
+    """
+    memorized, new = settings.memorization, settings.prompts.new_tokens
+    if memorized.prefix_tokens + memorized.continued_tokens > window:
+        raise ValueError(
+            f"memorization.prefix_tokens = {memorized.prefix_tokens} and continued_tokens = "
+            f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
+        )
+    for rule in rules:
+        length = len(asked_ids(tokenizer, rule.prompt, rule.chat))
+        if length + new > window:
+            raise ValueError(
+                f"{rule.place}: a prompt of {length} tokens, and prompts.new_tokens = {new}: what "
+                f"ships reads {window} tokens; take a shorter one, or a larger --export-context"
+            )
 
 
 def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[Document]:

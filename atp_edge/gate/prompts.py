@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atp_edge.data.chat import chat_ids
+from atp_edge.data.encoding import prompt_ids
 from atp_edge.gate.jsonl import jsonl_rows
 from atp_edge.gate.results import Check
 
@@ -42,6 +44,11 @@ class Rule:
         if self.max_length is not None and len(answer) > self.max_length:
             found.append(f"has {len(answer)} characters, {self.max_length} at most")
         return found
+
+
+def asked_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """Ids of a prompt as it is asked. chat: as `Ask`."""
+    return (chat_ids if chat else prompt_ids)(tokenizer, prompt)
 
 
 def read_rules(path: Path) -> list[Rule]:

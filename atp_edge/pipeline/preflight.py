@@ -10,7 +10,7 @@ import torch
 from atp_export.export import check_exportable
 
 from atp_edge.config import Config
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.folder import RunFolder
@@ -55,7 +55,10 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
     check_lengths(config, source)
     if not weights:
         return
-    check_text_fits(config, source, tokenizer_of(config))
+    tokenizer = tokenizer_of(config)
+    check_text_fits(config, source, tokenizer)
+    if "gate" in stages:
+        check_asked(config, source, tokenizer)
     read_generation(folder)
     begun = RunFolder(Path(config.out)).records.inputs is not None
     check_model(folder, trust_remote_code=config.trust_remote_code, values=not begun)
@@ -67,6 +70,17 @@ def check_gate(config: Config) -> None:
     from atp_edge.pipeline.gate import settings_of_run
 
     asked_of(config, settings_of_run(config))
+
+
+def check_asked(config: Config, source: Any, tokenizer: Any) -> None:
+    """What ships can read what the gate asks of it."""
+    from atp_edge.gate.material import asked_of, check_askable
+    from atp_edge.pipeline.gate import settings_of_run
+
+    settings = settings_of_run(config)
+    shipped = context_of(source, config.export.context)
+    window = shipped if settings.form == "onnx" else longest_text(source)
+    check_askable(settings, asked_of(config, settings)[0], tokenizer, window)
 
 
 def check_precision(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,20 @@ def test_thresholds_of_the_gate_are_read_before_any_work(tmp_path: Path) -> None
         toml.write_text(text)
         with pytest.raises((ValueError, OSError), match=said):
             checked(source, gate__config=str(toml))
+
+
+def test_what_the_gate_asks_is_no_longer_than_what_ships_reads(tmp_path: Path) -> None:
+    source, toml = save_source(tmp_path / "source"), tmp_path / "gate.toml"
+    rule = {"prompt": "the court " * 20, "contains": "law", "name": "court"}
+    (tmp_path / "rules.jsonl").write_text(json.dumps(rule))
+    own = '[prompts]\nfiles = ["rules.jsonl"]\nnew_tokens = 8\n[memorization]\nprefix_tokens = 8\n'
+    toml.write_text(own + "continued_tokens = 8\n")
+    checked(source, gate__config=str(toml), export__context=128)
+    with pytest.raises(ValueError, match=r"^court: a prompt of \d+ tokens, .* reads 32 tokens"):
+        checked(source, gate__config=str(toml), export__context=32)
+    toml.write_text(own + "continued_tokens = 128\n")
+    with pytest.raises(ValueError, match="continued_tokens = 128: what ships reads 128 tokens"):
+        checked(source, gate__config=str(toml), export__context=128)
 
 
 def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> None:
