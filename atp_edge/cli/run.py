@@ -90,7 +90,7 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     """The settings to run with, when all that can be known before has been checked and shown."""
     from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
     from atp_edge.pipeline.device import device_of
-    from atp_edge.pipeline.fit import begun_settings, fitted, refuse
+    from atp_edge.pipeline.fit import begun_settings, crowded, fitted, refuse
     from atp_edge.pipeline.inputs import inputs_of
     from atp_edge.pipeline.memory import needs_of
     from atp_edge.pipeline.preflight import check_run
@@ -111,14 +111,17 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     config, chosen = fitted(config, model, said, device)
     if chosen and call.shown.for_people:
         console.print(Text(chosen))
+    needs = needs_of(config, model, device.kind, device.count)
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
     if call.shown.for_people or call.dry_run:
         console.print(cost_table(config))
         if splits is not None:
             console.print(text_table(config, splits))
-        console.print(needs_table(needs_of(config, model, device.kind, device.count), device))
+        console.print(needs_table(needs, device))
     refuse(config, model, device)
+    if call.shown.for_people and (warning := crowded(needs, device)):
+        console.print(Text(warning, style="yellow"))
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):
             console.print(Text(line))

@@ -32,9 +32,11 @@ class Device:
     host: float
     disk: float
     quantizes: bool
+    """Whether bitsandbytes is there; of a machine elsewhere it is taken to be."""
     count: int = 1
     """Of such devices, one a rank."""
-    """Whether bitsandbytes is there; of a machine elsewhere it is taken to be."""
+    free: float = math.inf
+    """Bytes of the memory that nothing else takes now; infinite of a machine elsewhere."""
 
 
 def device_of(asked: str | None, out: Path) -> Device:
@@ -58,16 +60,16 @@ def device_of(asked: str | None, out: Path) -> Device:
             count=int(several[1]) if several else 1,
         )
     if torch.cuda.is_available():
-        total = float(torch.cuda.mem_get_info()[1])
+        free, total = map(float, torch.cuda.mem_get_info())
         name = torch.cuda.get_device_name()
         quantizes = importlib.util.find_spec("bitsandbytes") is not None
         return Device(
             kind="cuda", name=name, memory=total, host=host, disk=disk, quantizes=quantizes,
-            count=ranks.size(),
+            count=ranks.size(), free=free,
         )  # fmt: skip
     return Device(
         kind="cpu", name="this CPU", memory=host, host=host, disk=disk, quantizes=False,
-        count=ranks.size(),
+        count=ranks.size(), free=free_memory(),
     )  # fmt: skip
 
 

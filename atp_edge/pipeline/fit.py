@@ -71,6 +71,18 @@ def refuse(config: Config, model: Model, device: Device) -> None:
     raise ValueError(f"{device.name} cannot hold this run: {short}; {advice}")
 
 
+def crowded(needs: Collection[Need], device: Device) -> str | None:
+    """That a part will want memory which other programs hold now; None where none does."""
+    largest = max(needs, key=lambda need: _least(need, need.device_bytes))
+    wanted = _least(largest, largest.device_bytes)
+    if wanted <= device.free:
+        return None
+    return (
+        f"{largest.part} takes about {wanted / 1e9:.1f} GB, and {device.free / 1e9:.1f} of the "
+        f"{device.memory / 1e9:.1f} GB of {device.name} are free now: end what holds the rest"
+    )
+
+
 def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
     """Settings that take less and less, each with those before it."""
     steps: list[dict[str, Any]] = [{"train.checkpointing": "true"}]

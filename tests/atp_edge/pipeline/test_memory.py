@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from atp_edge.model.narrow import build_model
 from atp_edge.model.structures import Masks, sites_of
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of, parse_size
-from atp_edge.pipeline.fit import fitted, refuse
+from atp_edge.pipeline.fit import crowded, fitted, refuse
 from atp_edge.pipeline.memory import Need, needs_of
 from atp_edge.pipeline.memory_terms import activations
 from atp_edge.pipeline.scale import CARDS, device_of_card, model_of, page
-from atp_edge.settings import with_values
+from atp_edge.settings import configured, with_values
 from atp_edge.training.cpu import attention_implementation
 from tests.test_docs import ROOT
 
@@ -155,3 +156,16 @@ def test_the_papers_runs_are_checked_on_shapes_alone(path: Path) -> None:
     refuse(found, model, device_of_card(CARDS[2]))
     sizes = json.loads((Path(config.model) / "config.json").read_text())
     assert sizes["hidden_size"] == model.dense.hidden == 4096
+
+
+def test_memory_that_other_programs_hold_is_told_before_any_work() -> None:
+    config = configured({"model": "demo"})
+    needs = needs_of(config, sized_model(config), "cpu")
+    most = max(need.device_bytes for need in needs)
+    here = Device(
+        kind="cpu", name="this CPU", memory=2 * most, host=2 * most, disk=1e12, quantizes=False
+    )
+    assert crowded(needs, here) is None
+    said = crowded(needs, replace(here, free=0.5 * most))
+    assert said is not None
+    assert f"{0.5 * most / 1e9:.1f} of the {2 * most / 1e9:.1f} GB of this CPU are free now" in said
