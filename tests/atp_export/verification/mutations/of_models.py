@@ -58,7 +58,8 @@ def _window(size: int) -> ModelFault:
     """In every layer that has one."""
 
     def fault(model: Any) -> None:
-        model.config.sliding_window = size
+        if getattr(model.config, "sliding_window", None):
+            model.config.sliding_window = size
 
     return fault
 
