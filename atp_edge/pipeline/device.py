@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def device_of(asked: str | None, out: Path) -> Device:
 
     Raises ValueError for what is no size.
     """
-    host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free)
+    host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free) + _held(out)
     if asked is not None:
         several = re.fullmatch(r"\s*([1-9]\d*)\s*x(.*)", asked)
         size = parse_size(several[2] if several else asked)
@@ -91,6 +92,13 @@ def host_memory() -> float:
 def free_memory() -> float:
     """Bytes of it that nothing else takes now."""
     return min(host_memory(), float(psutil.virtual_memory().available))
+
+
+def _held(folder: Path) -> float:
+    """Bytes of the files of a run that has begun: it needs no room for them again."""
+    with suppress(FileNotFoundError):  # Of another process, which holds the run's lock.
+        return float(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
+    return 0.0
 
 
 def _existing(path: Path) -> Path:

@@ -61,6 +61,9 @@ def refuse(config: Config, model: Model, device: Device) -> None:
     if _fits(found, device):
         return
     short = "; ".join(_short(need, device) for need in found if not _fits([need], device))
+    if not short:
+        disk = sum(need.disk_bytes for need in found)
+        short = f"all of it takes {disk / 1e9:.1f} GB of the {device.disk / 1e9:.1f} GB of the disk"
     advice = "no settings known here fit: take a smaller model, or a larger device"
     for changes in _ways(config, device):
         tried = with_values(config, changes)

@@ -117,6 +117,16 @@ def test_what_is_said_stays_and_what_does_not_fit_is_refused_with_what_does() ->
         refuse(asked, model, small)
 
 
+def test_a_disk_that_holds_each_part_and_not_all_of_them_is_named() -> None:
+    config, device = Config(), Device(
+        kind="cpu", name="this CPU", memory=16e9, host=16e9, disk=100e9, quantizes=False
+    )  # fmt: skip
+    model = sized_model(config)
+    all_of_it = sum(need.disk_bytes for need in needs_of(config, model, "cpu"))
+    with pytest.raises(ValueError, match=r"this run: all of it takes .* GB of the disk;"):
+        refuse(config, model, replace(device, disk=0.9 * all_of_it))
+
+
 def test_a_small_model_keeps_its_settings() -> None:
     config = Config()
     device = Device(
@@ -169,3 +179,11 @@ def test_memory_that_other_programs_hold_is_told_before_any_work() -> None:
     said = crowded(needs, replace(here, free=0.5 * most))
     assert said is not None
     assert f"{0.5 * most / 1e9:.1f} of the {2 * most / 1e9:.1f} GB of this CPU are free now" in said
+
+
+def test_what_a_run_that_has_begun_holds_is_room_for_it(tmp_path: Path) -> None:
+    empty = device_of(None, tmp_path / "run").disk
+    (tmp_path / "run" / "dense").mkdir(parents=True)
+    with (tmp_path / "run" / "dense" / "model.safetensors").open("wb") as file:
+        file.truncate(10**12)  # A sparse file: it takes no room.
+    assert device_of(None, tmp_path / "run").disk > empty + 0.9e12

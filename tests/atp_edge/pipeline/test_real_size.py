@@ -14,13 +14,14 @@ from transformers import AutoTokenizer
 
 from atp_edge.data.domains import legal_texts
 from tests.synthetic import LLAMA_1B, synthetic_checkpoint
+from tests.tiny import QUICK_GATE
 
 SETTINGS = [
     "--steps", "4", "--export-precision", "int4", "--export-quantizer", "nearest",
     "--dataset-block-tokens", "64", "--dataset-test-blocks", "4",
     "--decision-importance-blocks", "2", "--recovery-reconstruct-blocks", "0",
     "--recovery-approach-blocks", "2", "--bench-rounds", "1", "--bench-prompt-tokens", "16",
-    "--bench-new-tokens", "8",
+    "--bench-new-tokens", "8", "--gate-config", QUICK_GATE,
 ]  # fmt: skip
 RUN = """
 import json, resource, sys
