@@ -100,13 +100,20 @@ def all_flags(command: Any) -> set[str]:
 
 
 def invocations(text: str) -> Iterator[list[str]]:
-    """The words behind `atp-edge`, of every command in backticks or in a block."""
+    """The words behind `atp-edge`, of every command in backticks or in a block; of a console's
+    block, of what was typed."""
+    text = re.sub(r"^```console\n(.*?)^```", _typed, text, flags=re.M | re.S)
     blocks = re.findall(r"^(?:```\w*\n(.*?)^```|((?: {4}.*\n)+))", text, flags=re.M | re.S)
     lines = "".join(a or b for a, b in blocks).replace("\\\n", " ").splitlines()
     for line in (*lines, *(" ".join(s.split()) for s in spans(text))):
         called = re.search(r"(?:^|\s|/)atp-edge\s+(.*)", line)
         if called:
             yield shlex.split(called[1], comments=True)
+
+
+def _typed(console: re.Match[str]) -> str:
+    lines = [line[2:] for line in console[1].splitlines(keepends=True) if line.startswith("$ ")]
+    return "".join(("```\n", *lines, "```"))
 
 
 def lost_in(words: list[str]) -> list[str]:

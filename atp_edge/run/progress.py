@@ -225,7 +225,7 @@ class Terminal:
             what, began = self.now()
             passed = time.monotonic() - began
             if min(passed, time.monotonic() - self.said_at) > PLAIN_LINE_SECONDS:
-                self._plain(f"{what}: {in_words(passed)} so far{self._in_all()}")
+                self._plain(f"{what or 'working'}: {in_words(passed)} so far{self._in_all()}")
 
     def now(self) -> tuple[str, float]:
         """What is done now, how far it is where that is counted, and since when."""
