@@ -34,8 +34,10 @@ $(NODE)/installed:
 	    || echo "the Node packages are not to be had here: their tests will skip"; fi
 	touch $@
 
+# xdist would begin with the files that have the most tests; tests/conftest.py begins with the longest.
 test: $(VENV)/installed $(NODE)/installed
-	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest -n 2 --dist loadfile
+	ATP_NODE_FOLDER=$(CURDIR)/$(NODE) $(BIN)/python -m pytest -n 2 --dist loadfile \
+	    --no-loadscope-reorder
 
 # The lowest versions that pyproject.toml declares, but torch's: any torch other than this one would
 # bring several GB of CUDA packages. PYTHON=python3.11 is the lowest Python.

@@ -10,6 +10,25 @@ import pytest
 import torch
 from atp_kernels import backend
 
+LONGEST = [
+    "atp_edge/cli/test_cli.py",
+    "test_real_model.py",
+    "atp_export/verification/mutations/test_mutations.py",
+    "soak/test_kills.py",
+    "atp_edge/pipeline/test_launch.py",
+    "atp_edge/pipeline/test_stages.py",
+    "atp_edge/masking/test_triton_blocks.py",
+    "atp_kernels/test_triton.py",
+    "soak/test_faults.py",
+]
+"""Files of a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker takes file after file, and what is taken last is short."""
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
