@@ -35,7 +35,7 @@ from transformers import (
 
 from atp_edge.config import Config, StructureSpace
 from atp_edge.data.blocks import Blocks
-from atp_edge.data.domains import legal_texts
+from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.masking.lora import add_lora, lora_layer
 from atp_edge.model.checkpoint import save_narrow
@@ -176,6 +176,17 @@ class Silent:
 
     def phase(self, *_: Any) -> None: ...
     def record(self, *_: Any) -> None: ...
+
+
+def save_tiny_source(folder: Path) -> None:
+    """model/, a tiny Llama, and data.jsonl, licence texts for it. Its tokenizer is the demo model's
+    with 1,024 tokens: with its own 49,152 nearly all that a tiny model costs is its embedding."""
+    texts = [text[:1000] for text, _ in legal_texts()[:120]]
+    demo = AutoTokenizer.from_pretrained(demo_model_folder())
+    tokenizer = demo.train_new_from_iterator(texts, 1024)
+    model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
+    save_narrow(model, tokenizer, folder / "model")
+    (folder / "data.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 def dense_run(folder: Path, real_folder: Path, **settings: Any) -> RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,28 +12,43 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from atp_export.manifest import verify_manifest
 from transformers import AutoTokenizer
 
+from atp_edge.cli import main
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.run.files import file_lock
-from tests.atp_edge.data.test_data import text
-from tests.tiny import QUICK_GATE, tiny_model
+from tests.tiny import QUICK_GATE, save_tiny_source, tiny_model
 
 SMALL = [
     "--steps", "12", "--dataset-block-tokens", "32", "--dataset-test-blocks", "4",
     "--train-save-every", "3", "--train-precision", "no", "--decision-width-multiple", "4",
     "--decision-importance-blocks", "2", "--recovery-reconstruct-blocks", "4",
+    "--recovery-approach-blocks", "4",
     "--bench-rounds", "1", "--bench-prompt-tokens", "8", "--bench-new-tokens", "4",
     "--gate-config", QUICK_GATE,
 ]  # fmt: skip
 
 
 def atp_edge(*arguments: str, code: int = 0) -> str:
-    """Run the command; returns stdout and stderr together."""
+    """Run the command here, where all that it imports is imported; returns stdout and stderr
+    together."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown), redirect_stderr(shown):
+        patch.setattr(sys, "argv", ["atp-edge", *arguments])
+        patch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == code, shown.getvalue()
+    return shown.getvalue()
+
+
+def in_a_process(*arguments: str, code: int = 0) -> str:
+    """`atp_edge` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", "from atp_edge.cli import main; main()", *arguments],
         capture_output=True,
@@ -45,15 +61,10 @@ def atp_edge(*arguments: str, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def model_and_data(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> tuple[str, str]:
-    """A tiny random Llama under the real tokenizer, and JSONL text."""
+def model_and_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A tiny random Llama, and JSONL text."""
     folder = tmp_path_factory.mktemp("user")
-    tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    save_narrow(model, tokenizer, folder / "model")
-    lines = [json.dumps({"text": text(i, 60)}) for i in range(60)]
-    (folder / "data.jsonl").write_text("\n".join(lines))
+    save_tiny_source(folder)
     return str(folder / "model"), str(folder / "data.jsonl")
 
 
@@ -62,7 +73,7 @@ def finished(model_and_data: tuple[str, str], tmp_path_factory: pytest.TempPathF
     """A whole run."""
     model, data = model_and_data
     out = tmp_path_factory.mktemp("runs") / "whole"
-    atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
+    in_a_process("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
     return out
 
 
@@ -141,7 +152,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(finished: Path) -> No
     config = ["--config", str(finished / "config.toml")]
     with file_lock(finished):
         for command in (["run", *config], ["shrink", "--out", str(finished)]):
-            assert f"another process works on {finished}" in atp_edge(*command, code=2)
+            assert f"another process works on {finished}" in in_a_process(*command, code=2)
     assert "train: done before" in atp_edge("run", *config)
 
 
@@ -244,7 +255,7 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
     assert re.search(r"stopped by SIGTERM: saved: (dense baseline|joint) up to step \d+;", stopped)
     # Gone on with in the joint loop: the layers are moved at the freeze, not at the start again.
     assert (tmp_path / "said-2").read_text().count("matching the layers") < 2
-    atp_edge("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
+    in_a_process("run", "--model", model, "--data", data, "--out", str(out), *SMALL)
     assert (out / "plan.json").read_text() == (finished / "plan.json").read_text()
     weights = "slim/model.safetensors"
     assert (out / weights).read_bytes() == (finished / weights).read_bytes()
@@ -299,8 +310,9 @@ def test_a_condition_that_is_not_met_ends_with_code_4(finished: Path) -> None:
 
 
 def test_json_lines_are_all_that_a_machine_reads(finished: Path) -> None:
-    """Of a run that is done, gone on with: stages, what is said, and the end with every figure."""
-    shown = atp_edge("run", "--config", str(finished / "config.toml"), "--log", "json")
+    """Of a run that is done, gone on with: stages, what is said, and the end with every figure. In
+    a process of its own: here transformers was imported before its bars were switched off."""
+    shown = in_a_process("run", "--config", str(finished / "config.toml"), "--log", "json")
     lines = [json.loads(line) for line in shown.splitlines()]
     assert {"stage", "say", "end"} <= {line["event"] for line in lines}
     assert next(x["name"] for x in lines if x["event"] == "stage") == "train"

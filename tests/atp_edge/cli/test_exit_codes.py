@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
@@ -18,14 +18,6 @@ from atp_edge import cli
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 
 COMMAND = [sys.executable, "-c", "from atp_edge.cli import main; main()"]
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int | str | None:
