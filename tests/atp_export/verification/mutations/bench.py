@@ -3,8 +3,8 @@
 A fault is harmless only if the fp32 form's logits stay within HARMLESS of the unharmed one's, over
 their spread, wherever `verify` looks: that is measured, and no fault is listed as such.
 
-Called with a model, a flavour, a precision, where to begin and whether all, it prints an outcome a
-line: `outcomes` reads them.
+Called with a model, a flavour, a precision, where to begin, whether all, and what to leave out, it
+prints an outcome a line: `outcomes` reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -271,14 +271,21 @@ def _change(answers: Callable[[], Answers], unharmed: Answers) -> float:
     return worst
 
 
-def outcomes(model: str, flavour: str, precision: str, *, every: bool) -> Iterator[Outcome]:
-    """Of every fault, or of the first one of each kind.
+Kind = tuple[str, str]
+"""What a fault is of, and its kind."""
+
+
+def outcomes(
+    model: str, flavour: str, precision: str, *, every: bool, without: Collection[Kind] = ()
+) -> Iterator[Outcome]:
+    """Of every fault, or of the first one of each kind that is not left out.
 
     In another process: a fault that makes ONNX Runtime abort ends that one, and counts as caught.
     """
     begin = 0
     while True:
-        arguments = [model, flavour, precision, str(begin), "every" if every else "first"]
+        which = ["every" if every else "first", json.dumps(sorted(without))]
+        arguments = [model, flavour, precision, str(begin), *which]
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, *arguments],
             stdout=subprocess.PIPE,
@@ -301,10 +308,12 @@ def outcomes(model: str, flavour: str, precision: str, *, every: bool) -> Iterat
         yield Outcome(**started, change=np.inf, shipped_change=np.inf, caught_by=("crash",))
 
 
-def _say(model: str, flavour: str, precision: str, begin: int, every: bool) -> None:
+def _say(
+    model: str, flavour: str, precision: str, begin: int, every: bool, without: Collection[Kind]
+) -> None:
     """Print what begins and what came of it, from a fault on."""
     torch.set_num_threads(1)
-    seen: set[tuple[str, str]] = set()
+    seen = set(without)
     with tempfile.TemporaryDirectory() as folder:
         export = Export(Path(folder), MODELS[model](), flavour, precision)
         for i, fault in enumerate(export.faults()):
@@ -319,4 +328,5 @@ def _say(model: str, flavour: str, precision: str, begin: int, every: bool) -> N
 
 
 if __name__ == "__main__":
-    _say(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5] == "every")
+    left_out = {(of, kind) for of, kind in json.loads(sys.argv[6])}
+    _say(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5] == "every", left_out)
