@@ -31,12 +31,15 @@ def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def run_cases(*files: Path, interpreted: str, kernels: str = "triton") -> None:
-    """Every case of the files, in one process; skips those for a GPU where there is none."""
+def run_cases(
+    *files: Path, interpreted: str, kernels: str = "triton", marked: str = "not large"
+) -> None:
+    """Every case of the files so marked, in one process; skips those for a GPU where there is
+    none."""
     if interpreted == "0" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     done = run(
-        ["-m", "pytest", "-q", *map(str, files)],
+        ["-m", "pytest", "-q", "-m", marked, *map(str, files)],
         TRITON_INTERPRET=interpreted,
         ATP_KERNELS=kernels,
     )

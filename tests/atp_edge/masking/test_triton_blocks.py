@@ -16,6 +16,13 @@ def test_cases(interpreted: str) -> None:
     run_cases(Path(__file__).with_name("triton_blocks_cases.py"), interpreted=interpreted)
 
 
+@pytest.mark.large
+@both_ways
+def test_large_cases(interpreted: str) -> None:
+    file = Path(__file__).with_name("triton_blocks_cases.py")
+    run_cases(file, interpreted=interpreted, marked="large")
+
+
 @both_ways
 def test_fused_layers(interpreted: str) -> None:
     file = Path(__file__).with_name("fused_layers_cases.py")

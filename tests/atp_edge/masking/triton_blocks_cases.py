@@ -1,4 +1,4 @@
-"""The training core on Triton; test_fused.py runs it.
+"""The training core on Triton; test_triton_blocks.py runs it.
 
 float64 takes the torch path wherever it runs: the same model in float64 is the oracle.
 """
@@ -6,8 +6,10 @@ float64 takes the torch path wherever it runs: the same model in float64 is the 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -75,9 +77,17 @@ def test_triton_is_what_runs() -> None:
     assert backend_name() == "triton"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("placement", ["base", "whole"])
-@pytest.mark.parametrize("kind", ["fixed", "float"])
+def cells() -> Iterator[Any]:
+    """Of every family both placements and both kinds; the other half of the products is large."""
+    for i, family in enumerate(FAMILIES):
+        for (j, placement), (k, kind) in itertools.product(
+            enumerate(("base", "whole")), enumerate(("fixed", "float"))
+        ):
+            marks = [pytest.mark.large] if (i + j + k) % 2 else []
+            yield pytest.param(family, placement, kind, marks=marks)
+
+
+@pytest.mark.parametrize(("family", "placement", "kind"), cells())
 def test_loss_and_every_gradient_equal_the_torch_path(
     family: str, placement: str, kind: str
 ) -> None:
