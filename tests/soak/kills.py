@@ -28,19 +28,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers import AutoTokenizer
 
 from atp_edge.config import Config
-from atp_edge.data.domains import DOMAINS, demo_model_folder, legal_texts
+from atp_edge.data.domains import DOMAINS
 from atp_edge.gate import judge as _judge  # noqa: F401 - imported here, once for all forks
-from atp_edge.model.checkpoint import save_narrow
 from atp_edge.pipeline import bench, export, gate, report, shrink, train, verify  # noqa: F401
 from atp_edge.pipeline.stages import run_stages
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
 from atp_edge.settings import configured
-from tests.tiny import QUICK_GATE, QUICK_TO_TRAIN, Silent, tiny_model
+from tests.tiny import QUICK_GATE, QUICK_TO_TRAIN, Silent, save_tiny_source
 
 SAVE_EVERY = 2
 PHASES = ("dense", "control", "recovery")
@@ -85,11 +83,7 @@ def source_in(folder: Path) -> Config:
     for read in DOMAINS.values():
         read()  # What the gate holds other text against: once, for all forks.
     if not (folder / "data.jsonl").exists():
-        tokenizer = AutoTokenizer.from_pretrained(demo_model_folder())
-        model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
-        save_narrow(model, tokenizer, folder / "model")
-        rows = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-        (folder / "data.jsonl").write_text("\n".join(rows))
+        save_tiny_source(folder)
     named = {"model": folder / "model", "data": folder / "data.jsonl", "out": folder / "whole"}
     return configured(SETTINGS | {name: str(path) for name, path in named.items()})
 
@@ -249,4 +243,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     main()

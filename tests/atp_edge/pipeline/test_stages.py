@@ -30,7 +30,7 @@ from atp_edge.run.peak_memory import set_back
 from atp_edge.run.pinned import inputs_sha256, settings_of
 from atp_edge.run.records import FOLDERS, PLAN, STAGES, TUNED, WORK, StageName
 from atp_edge.settings import configured
-from tests.tiny import QUICK_GATE, QUICK_TO_TRAIN, Silent
+from tests.tiny import QUICK_GATE, QUICK_TO_TRAIN, Silent, save_tiny_source
 
 QUICK = QUICK_TO_TRAIN | {
     "steps": 6, "train.save_every": 2, "bench.rounds": 1, "bench.prompt_tokens": 4,
@@ -47,7 +47,15 @@ def settings(source: Path, out: Path, **values: Any) -> Config:
     return configured(QUICK | named | values)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of few tokens: every test copies the run, and many go through it again."""
+    folder = tmp_path_factory.mktemp("source")
+    save_tiny_source(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = settings(source, tmp_path_factory.mktemp("runs") / "whole")
     run_stages(config, STAGES, Silent())
