@@ -371,7 +371,11 @@ def test_a_run_from_before_records_is_taken_as_it_is_and_proven_anew(copied: Con
     [
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl'?: no such file"),
         ({"model": "/no/where"}, "no config.json there"),
-        ({"dataset.decision_share": 1e-9}, "the decision split has no block"),
+        # Of its one document all stands in another split.
+        (
+            {"dataset.decision_share": 1e-9, "dataset.test_share": 0.12},
+            "the decision split has no block",
+        ),
         ({"dataset.test_share": 2.0}, "test share 2.0"),
         ({"dataset.test_share": 0.0}, "test share 0.0"),
     ],
