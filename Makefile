@@ -64,6 +64,13 @@ $(LARGE)/transformers4/installed:
 	$(@D)/bin/python -m pip install --quiet transformers==4.57.6
 	touch $@
 
+# optimum-onnx, which wants transformers 4 too.
+$(LARGE)/optimum/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet 'optimum-onnx[onnxruntime]==0.1.0' transformers==4.57.6
+	touch $@
+
 $(LARGE)/onnxruntime-%/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet onnxruntime==$* 'numpy<2'
@@ -92,7 +99,7 @@ $(LARGE)/vllm/installed: tests/atp_export/engines/vllm_requirements.py
 	touch $@
 
 test-large: $(VENV)/installed $(LARGE)/node/installed $(LARGE)/transformers4/installed \
-    $(LARGE)/engines/installed $(LARGE)/vllm/installed \
+    $(LARGE)/optimum/installed $(LARGE)/engines/installed $(LARGE)/vllm/installed \
     $(OLD_RUNTIMES:%=$(LARGE)/onnxruntime-%/installed)
 	ATP_TRANSFORMERS4_PYTHON=$(LARGE)/transformers4/bin/python ATP_ONNXRUNTIMES=$(LARGE) \
 	    $(BIN)/python -m pytest -m large
