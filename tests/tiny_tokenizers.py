@@ -20,15 +20,27 @@ CORPUS = [
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
+BYTE_LEVEL = ("byte-level", "llama-3", "qwen2", "gpt-4o")
+"""GPT-2's own split, one like Llama 3's, and those of Qwen's and Phi-4-mini's models."""
+
+
+def _split(kind: str) -> str | None:
+    """The expression that splits text before the bytes; None: GPT-2's."""
+    if kind == "byte-level":
+        return None
+    if kind == "llama-3":
+        return r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    from atp_export.gguf.vocabulary import PRE_TOKENIZERS  # only here: it needs the extra `gguf`
+
+    return next(split for (split, _), name in PRE_TOKENIZERS.items() if name == kind)
 
 
 def _byte_level(kind: str) -> Tokenizer:
-    tokenizer = Tokenizer(BPE())
-    split = r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    tokenizer, split = Tokenizer(BPE()), _split(kind)
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = (
         pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), bytes_alone])
-        if kind == "llama-3"
+        if split
         else pre_tokenizers.ByteLevel(add_prefix_space=False)
     )
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +64,7 @@ def _sentencepiece(kind: str) -> Tokenizer:
 
 @cache
 def _trained(kind: str) -> str:
-    byte_level = kind in ("byte-level", "llama-3")
+    byte_level = kind in BYTE_LEVEL
     tokenizer = _byte_level(kind) if byte_level else _sentencepiece(kind)
     tokens = SPECIAL if byte_level else [*SPECIAL, "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = BpeTrainer(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from atp_export.runtime import Session, generate_tokens
 
-from tests.atp_export.runtimes import NEW_TOKENS, PRECISIONS, PROMPT, ROOT, export_cell
-from tests.tiny import PLANS
+from tests.atp_export.runtimes.cells import PRECISIONS, ROOT, WIDTHS, Cell, export_cell
 
+PROMPT, NEW_TOKENS = [1, 2, 3, 4], 8
 SOURCE = ROOT / "examples" / "cpp" / "openvino"
 pytestmark = pytest.mark.large  # A minute of a C++ compiler.
 
@@ -35,11 +35,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("widths", PLANS)
+@pytest.mark.parametrize("widths", WIDTHS)
 def test_it_generates_our_tokens(
     tmp_path: Path, program: Path, widths: str, precision: str
 ) -> None:
-    folder = export_cell(tmp_path, "portable", widths, precision)
+    cell = Cell(family="llama", flavour="portable", widths=widths, precision=precision)
+    folder = export_cell(cell, tmp_path)
     (own,) = generate_tokens(Session(folder), [PROMPT], max_new_tokens=NEW_TOKENS)
     asked = [str(program), str(folder), str(NEW_TOKENS), *map(str, PROMPT)]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
