@@ -12,7 +12,7 @@ import pytest
 from atp_export.gguf.llama_cpp import node_folder
 
 from tests.atp_export.runtimes.ask import RUNTIMES
-from tests.atp_export.runtimes.cells import GGUF, Cell, export_cell
+from tests.atp_export.runtimes.cells import GGUF, Cell, export_cell, passages
 from tests.atp_export.runtimes.judge import Outcome, try_gguf, try_onnx
 from tests.atp_export.runtimes.page import LLAMA_CPP, PAGE, RESULTS, render
 
@@ -41,7 +41,7 @@ def test_the_page_is_what_the_results_say() -> None:
 
 
 def test_the_text_has_what_tokenizers_part_over() -> None:
-    whole = "".join(results()["texts"])
+    whole = "".join(passages())
     assert "  " in whole
     assert "\n" in whole
     assert any(c.isdigit() for c in whole)
@@ -55,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def tried(name: str, named: str, folder: Path) -> Outcome:
-    return try_onnx(cell(named), folder, RUNTIMES[name].ask, results()["texts"])
+    return try_onnx(cell(named), folder, RUNTIMES[name].ask, passages())
 
 
 def need(name: str) -> None:
@@ -90,7 +90,7 @@ def test_llama_cpp(named: str) -> None:
     if node_folder() is None:
         pytest.skip("node-llama-cpp is not installed: `make test` does where npm is at hand")
     assert cell(named).flavour == GGUF
-    outcome = try_gguf(cell(named), results()["texts"])
+    outcome = try_gguf(cell(named), passages())
     assert outcome.good == Outcome(**results()["runtimes"][LLAMA_CPP]["cells"][named]).good
 
 
@@ -101,7 +101,7 @@ def test_other_ids_and_other_tokens_are_told(
     ids: Any, tokens: Any, says: str, folders: Any
 ) -> None:
     """Of a runtime whose tokenizer, or whose arithmetic, is another one."""
-    named, texts = "qwen3/standard/uniform/int4", results()["texts"][:1]
+    named, texts = "qwen3/standard/uniform/int4", passages()[:1]
     plain = RUNTIMES["ONNX Runtime, Python"].ask(folders(named), texts)
     changed = replace(plain, ids=ids or plain.ids, tokens=tokens or plain.tokens)
     outcome = try_onnx(cell(named), folders(named), lambda *_: changed, texts)

@@ -69,11 +69,12 @@ def onnxruntime_node(folder: Path, texts: Sequence[str]) -> Answers:
 
 
 def onnxruntime_genai(folder: Path, texts: Sequence[str]) -> Answers:
-    """By the folder's own genai_config.json."""
+    """By the folder's own genai_config.json. BOS comes where it is asked for (docs/data.md)."""
     import onnxruntime_genai as og
 
     model = og.Model(str(folder))
     tokenizer = og.Tokenizer(model)
+    tokenizer.update_options(add_special_tokens="true")
     ids = [[int(i) for i in tokenizer.encode(text)] for text in texts]
     tokens = []
     for row in ids:
@@ -215,7 +216,8 @@ RUNTIMES = {
                 version=lambda: _package("onnxruntime-gpu") or _package("onnxruntime")),
         Runtime(name="onnxruntime-node", ask=onnxruntime_node, tokenizer=OURS,
                 version=lambda: node_package(NODE, "onnxruntime-node")),
-        Runtime(name="onnxruntime-genai", ask=onnxruntime_genai, tokenizer=OWN,
+        Runtime(name="onnxruntime-genai", ask=onnxruntime_genai,
+                tokenizer='its own, asked for `add_special_tokens="true"`',
                 version=lambda: _package("onnxruntime-genai")),
         Runtime(name="OpenVINO", ask=openvino, tokenizer=OURS,
                 version=lambda: _package("openvino")),

@@ -81,7 +81,7 @@ def render(results: dict[str, Any]) -> str:
     notes = Notes()
     runtimes = results["runtimes"].values()
     head = HEAD.format(
-        count=len(results["texts"]), new=results["new_tokens"], date=results["date"],
+        count=results["texts"], new=results["new_tokens"], date=results["date"],
         seconds=sum(cell["seconds"] for runtime in runtimes for cell in runtime["cells"].values()),
         ties=", ".join(f"{precision} {tie}" for precision, tie in TIE.items()),
     )  # fmt: skip
