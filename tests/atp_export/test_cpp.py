@@ -8,14 +8,23 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from atp_export.runtime import Session, generate_tokens
 
-from tests.atp_export.runtimes.cells import PRECISIONS, ROOT, WIDTHS, Cell, export_cell
+from tests.atp_export.runtimes.ask import Answers, ids_of_the_folder
+from tests.atp_export.runtimes.cells import (
+    NEW_TOKENS,
+    PRECISIONS,
+    ROOT,
+    WIDTHS,
+    Cell,
+    export_cell,
+    passages,
+)
+from tests.atp_export.runtimes.judge import try_onnx
 
-PROMPT, NEW_TOKENS = [1, 2, 3, 4], 8
 SOURCE = ROOT / "examples" / "cpp" / "openvino"
 pytestmark = pytest.mark.large  # A minute of a C++ compiler.
 
@@ -39,13 +48,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_generates_our_tokens(
     tmp_path: Path, program: Path, widths: str, precision: str
 ) -> None:
+    def ask(folder: Path, texts: Sequence[str]) -> Answers:
+        ids = ids_of_the_folder(folder, texts)
+        return Answers(ids=ids, tokens=[generated(program, folder, row) for row in ids])
+
     cell = Cell(family="llama", flavour="portable", widths=widths, precision=precision)
-    folder = export_cell(cell, tmp_path)
-    (own,) = generate_tokens(Session(folder), [PROMPT], max_new_tokens=NEW_TOKENS)
-    asked = [str(program), str(folder), str(NEW_TOKENS), *map(str, PROMPT)]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tokens"] == own
+    outcome = try_onnx(cell, export_cell(cell, tmp_path), ask, passages())
+    assert outcome.good, outcome.says
+
+
+def generated(program: Path, folder: Path, ids: Sequence[int]) -> list[int]:
+    asked = [str(program), str(folder), str(NEW_TOKENS), *map(str, ids)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    found: list[int] = json.loads(done.stdout)["tokens"]
+    return found
 
 
 def test_it_says_how_it_is_called(program: Path) -> None:
