@@ -15,6 +15,7 @@ import torch
 
 from atp_edge.pipeline.memory import DeviceKind
 from atp_edge.run import ranks
+from atp_edge.run.folder import RunFolder
 
 USABLE = 0.95
 """Of what there is: the rest is the system's, and the estimate's error."""
@@ -46,7 +47,6 @@ def device_of(asked: str | None, out: Path) -> Device:
 
     Raises ValueError for what is no size.
     """
-    host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free) + _held(out)
     if asked is not None:
         several = re.fullmatch(r"\s*([1-9]\d*)\s*x(.*)", asked)
         size = parse_size(several[2] if several else asked)
@@ -60,6 +60,7 @@ def device_of(asked: str | None, out: Path) -> Device:
             quantizes=True,
             count=int(several[1]) if several else 1,
         )
+    host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free) + _held(out)
     if torch.cuda.is_available():
         free, total = map(float, torch.cuda.mem_get_info())
         name = torch.cuda.get_device_name()
@@ -95,7 +96,9 @@ def free_memory() -> float:
 
 
 def _held(folder: Path) -> float:
-    """Bytes of the files of a run that has begun: it needs no room for them again."""
+    """Bytes of the files of a run that has begun there: it needs no room for them again."""
+    if not RunFolder(folder).config_toml.is_file():
+        return 0.0
     with suppress(FileNotFoundError):  # Of another process, which holds the run's lock.
         return float(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
     return 0.0
