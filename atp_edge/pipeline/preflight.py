@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from atp_export.export import check_exportable
@@ -25,6 +25,10 @@ from atp_edge.training.setup import (
     tokenizer_of,
 )
 
+if TYPE_CHECKING:
+    from atp_edge.gate.prompts import Rule
+    from atp_edge.gate.settings import GateSettings
+
 
 def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = True) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
@@ -39,8 +43,7 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
         raise ValueError(f"out = {config.out!r} is a file; name a folder, new or of a run")
     if "verify" in stages:
         check_provable(config)
-    if "gate" in stages:
-        check_gate(config)
+    gated = check_gate(config) if "gate" in stages else None
     check_precision(config)
     folder, source = model_source(config.model), source_config(config)
     try:
@@ -57,30 +60,33 @@ def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = Tr
         return
     tokenizer = tokenizer_of(config)
     check_text_fits(config, source, tokenizer)
-    if "gate" in stages:
-        check_asked(config, source, tokenizer)
+    if gated is not None:
+        check_window(*gated, config, source, tokenizer)
     read_generation(folder)
     begun = RunFolder(Path(config.out)).records.inputs is not None
     check_model(folder, trust_remote_code=config.trust_remote_code, values=not begun)
 
 
-def check_gate(config: Config) -> None:
-    """The thresholds can be read, and so can the files that they name."""
+def check_gate(config: Config) -> tuple[GateSettings, list[Rule]]:
+    """The thresholds can be read, and so can the files that they name; they, and the prompts'
+    rules."""
     from atp_edge.gate.material import asked_of
     from atp_edge.pipeline.gate import settings_of_run
 
-    asked_of(config, settings_of_run(config))
-
-
-def check_asked(config: Config, source: Any, tokenizer: Any) -> None:
-    """What ships can read what the gate asks of it."""
-    from atp_edge.gate.material import asked_of, check_askable
-    from atp_edge.pipeline.gate import settings_of_run
-
     settings = settings_of_run(config)
+    rules, _, _ = asked_of(config, settings)
+    return settings, rules
+
+
+def check_window(
+    settings: GateSettings, rules: Sequence[Rule], config: Config, source: Any, tokenizer: Any
+) -> None:
+    """What ships can read what the gate asks of it."""
+    from atp_edge.gate.material import check_askable
+
     shipped = context_of(source, config.export.context)
     window = shipped if settings.form == "onnx" else longest_text(source)
-    check_askable(settings, asked_of(config, settings)[0], tokenizer, window)
+    check_askable(settings, rules, tokenizer, window)
 
 
 def check_precision(config: Config) -> None:
