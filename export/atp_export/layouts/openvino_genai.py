@@ -7,7 +7,7 @@ the cache inside the model (openvino.genai, src/cpp/src/llm/pipeline_stateful.cp
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from atp_edge.model.loading import GENERATION, load_tokenizer
 from atp_edge.run.files import read_json, write_json
 from atp_export.runtime import Generation, Session
 from atp_export.runtime.described import DESCRIPTION, described
+from atp_export.runtime.generation import Floats
 from atp_export.verification.checks import Check, at_most, none_of
 
 PACKAGES = ("openvino", "openvino_tokenizers", "openvino_genai")
@@ -169,11 +170,25 @@ def _greedy(
 ) -> Check:
     worst, says = 0.0, "every greedy token is the file's best"
     for i, (row, made) in enumerate(zip(rows, taken, strict=True)):
-        fed = np.array([[*row, *made[:-1]]], np.int64)
-        logits = Generation(session, 1, fed.shape[1]).step(fed, first=len(row) - 1)[0]
-        below = (logits.max(1) - logits[np.arange(len(made)), made]) / logits.std()
-        below = np.nan_to_num(below, nan=np.inf)
+        below = below_best(session, row, made)
         if float(below.max()) > worst:
             worst, at = float(below.max()), int(below.argmax())
             says = f"prompt {i}: its new token {at} lies {worst:.2g} spreads below the file's best"
     return at_most("greedy", worst, tie, says)
+
+
+def below_best(
+    session: Session, row: Sequence[int], made: Sequence[int], barred: Collection[int] = ()
+) -> Floats:
+    """[len(made)]: how far below the best logit after a prompt and the tokens before it each token
+    lies, over the logits' spread; inf where one is no number.
+
+    barred: tokens that whoever made them could not take, best or not.
+    """
+    fed = np.array([[*row, *made[:-1]]], np.int64)
+    logits = Generation(session, 1, fed.shape[1]).step(fed, first=len(row) - 1)[0]
+    taken, spread = logits[np.arange(len(made)), made], logits.std()
+    unable = np.array(sorted(barred), np.int64)
+    logits[np.ix_(~np.isin(made, unable), unable)] = -np.inf
+    below = (logits.max(1) - taken) / spread
+    return np.nan_to_num(below, nan=np.inf, posinf=np.inf)

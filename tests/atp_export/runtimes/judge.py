@@ -7,13 +7,11 @@ good as the precision's arithmetic can tell. Anything else is `no: ` and why.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +20,8 @@ from atp_export.gguf.proof import TIE as GGUF_TIE
 from atp_export.gguf.proof import prove_gguf
 from atp_export.gguf.tensors import GgufPrecision
 from atp_export.gguf.write import write_gguf
-from atp_export.layouts.openvino_genai import TIE
-from atp_export.runtime import Generation, Session
+from atp_export.layouts.openvino_genai import TIE, below_best
+from atp_export.runtime import Session
 
 from tests.atp_export.runtimes.ask import Answers, Ask
 from tests.atp_export.runtimes.cells import (
@@ -34,7 +32,6 @@ from tests.atp_export.runtimes.cells import (
     write_slim,
 )
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 GGUF_NAMES: dict[str, GgufPrecision] = {
     "fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"
 }  # fmt: skip
@@ -90,22 +87,12 @@ def _judge(cell: Cell, folder: Path, texts: Sequence[str], said: Answers) -> str
             at = next((i for i, (a, b) in pairs if a != b), min(len(row), len(theirs)))
             return f"no: other ids from {tokenizer.decode(row[at : at + 5])!r} on"
     session = Session(folder, threads=1)
-    described = json.loads((folder / "genai_config.json").read_text())["model"]
-    ends = np.ravel(described["eos_token_id"])
-    below = [_below(session, *pair, ends) for pair in zip(own, said.tokens, strict=True)]
+    # A runtime that is told how many tokens to write takes none that ends.
+    ends = session.ends | {tokenizer.eos_token_id}
+    for made in said.tokens:
+        assert len(made) == NEW_TOKENS, f"{len(made)} new tokens"
+    below = [below_best(session, *pair, ends).max() for pair in zip(own, said.tokens, strict=True)]
     return _verdict(float(np.max(below)), TIE[cell.precision])
-
-
-def _below(session: Session, row: list[int], made: list[int], ends: Ints) -> float:
-    """How far below the file's best the worst token that was taken lies, over the spread. A runtime
-    that is told how many tokens to write takes no end token, though it be the best."""
-    assert len(made) == NEW_TOKENS, f"{len(made)} new tokens"
-    fed = np.array([[*row, *made[:-1]]], np.int64)
-    logits = Generation(session, 1, fed.shape[1]).step(fed, first=len(row) - 1)[0]
-    taken = logits[np.arange(len(made)), made]
-    spread = logits.std()
-    logits[np.ix_(~np.isin(made, ends), ends)] = -np.inf
-    return float(((logits.max(1) - taken) / spread).max())
 
 
 def _verdict(below: float, tie: float) -> str:
