@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,17 @@ def save_tiny_source(folder: Path) -> None:
     tokenizer = demo.train_new_from_iterator(texts, 1024)
     model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
     save_narrow(model, tokenizer, folder / "model")
-    (folder / "data.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    save_texts(folder / "data.jsonl", texts)
+
+
+def save_texts(path: Path, texts: Iterable[str]) -> None:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
 def dense_run(folder: Path, real_folder: Path, **settings: Any) -> RunFolder:
     """A run of an untrained tiny model on licence texts, with its dense checkpoint alone."""
     tokenizer = AutoTokenizer.from_pretrained(real_folder)
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
+    save_texts(folder / "data.jsonl", (text[:2500] for text, _ in legal_texts()[:120]))
     paths = {"model": "run/dense", "data": "data.jsonl", "out": "run"}
     values = {key: str(folder / path) for key, path in paths.items()}
     run = open_run(with_values(Config(), values | settings))

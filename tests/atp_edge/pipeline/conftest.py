@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from transformers import AutoTokenizer
 
 from atp_edge.data.domains import legal_texts
 from atp_edge.model.checkpoint import save_narrow
-from tests.tiny import tiny_model
+from tests.tiny import save_texts, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +19,5 @@ def source(tmp_path_factory: pytest.TempPathFactory, real_folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(real_folder)
     model = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
     save_narrow(model, tokenizer, folder / "model")
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:120]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
+    save_texts(folder / "data.jsonl", (text[:2500] for text, _ in legal_texts()[:120]))
     return folder

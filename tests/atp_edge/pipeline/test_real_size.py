@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from atp_edge.data.domains import legal_texts
 from tests.synthetic import LLAMA_1B, synthetic_checkpoint
-from tests.tiny import QUICK_GATE
+from tests.tiny import QUICK_GATE, save_texts
 
 SETTINGS = [
     "--steps", "4", "--export-precision", "int4", "--export-quantizer", "nearest",
@@ -39,8 +39,7 @@ print(json.dumps({"code": code, "peak": max(peaks)}))
 def run_of(folder: Path, sizes: dict[str, Any], real_folder: Path, *more: str) -> dict[str, Any]:
     """A whole run of a synthetic model; its exit code and the peak of its memory in bytes."""
     synthetic_checkpoint(folder / "model", sizes, AutoTokenizer.from_pretrained(real_folder))
-    lines = [json.dumps({"text": text[:2500]}) for text, _ in legal_texts()[:60]]
-    (folder / "data.jsonl").write_text("\n".join(lines))
+    save_texts(folder / "data.jsonl", (text[:2500] for text, _ in legal_texts()[:60]))
     done = subprocess.run(
         [sys.executable, "-c", RUN, "run", "--model", str(folder / "model"), "--data",
          str(folder / "data.jsonl"), "--out", str(folder / "run"), *SETTINGS, *more],
