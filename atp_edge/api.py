@@ -100,7 +100,7 @@ class Run:
     @property
     def verdict(self) -> Verdict:
         """Against the untouched and the tuned model, what was gained, whether it is proven."""
-        return verdict_of(self.metrics)
+        return verdict_of(self.metrics, self.folder.stale())
 
     @property
     def plan(self) -> Plan:

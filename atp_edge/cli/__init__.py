@@ -136,7 +136,8 @@ def report(out: RunOption, require: Require = None) -> None:
     conditions = parse_conditions(require or ())
     one_stage("report", out)
     console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
-    check_conditions(conditions, RunFolder(out).metrics())
+    run = RunFolder(out)
+    check_conditions(conditions, run.metrics(), run.stale())
 
 
 app.command()(push)

@@ -63,7 +63,10 @@ def refuse(config: Config, model: Model, device: Device) -> None:
     short = "; ".join(_short(need, device) for need in found if not _fits([need], device))
     if not short:
         disk = sum(need.disk_bytes for need in found)
-        short = f"all of it takes {disk / 1e9:.1f} GB of the {device.disk / 1e9:.1f} GB of the disk"
+        short = (
+            f"all of it takes {disk / 1e9:.3g} GB of the {device.disk / 1e9:.3g} GB of the disk; "
+            "make room there, or name another --out"
+        )
     advice = "no settings known here fit: take a smaller model, or a larger device"
     for changes in _ways(config, device):
         tried = with_values(config, changes)

@@ -75,7 +75,7 @@ def write_report(run: Path, stale: Mapping[str, str] | None = None) -> Path:
         _environment()
         .get_template("report.html.jinja")
         .render(
-            verdict=verdict_of(metrics),
+            verdict=verdict_of(metrics, stale or ()),
             about=about(run, metrics),
             cards=cards(metrics),
             rows=rows_of(metrics),

@@ -11,7 +11,7 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,13 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     return tuple(_parsed(text) for text in texts)
 
 
-def check_conditions(conditions: Sequence[Condition], metrics: Metrics) -> None:
-    """Raise ConditionNotMetError naming every condition that the figures do not meet."""
-    found = {c.text: c.unmet(metrics) for c in conditions}
+def check_conditions(
+    conditions: Sequence[Condition], metrics: Metrics, stale: Collection[str] = ()
+) -> None:
+    """Raise ConditionNotMetError naming every condition that the figures do not meet. stale: stages
+    whose figures are of other files than there are now; with any, none is met."""
+    changed = f"files changed after {', '.join(stale)} measured them" if stale else None
+    found = {c.text: changed or c.unmet(metrics) for c in conditions}
     unmet = [f"{text}: {why}" for text, why in found.items() if why]
     if unmet:
         raise ConditionNotMetError(f"required and not met: {'; '.join(unmet)}")

@@ -5,7 +5,7 @@ One place computes it; the terminal, the report page and later checks read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,8 +54,13 @@ class Verdict:
         return tuple(text for texts in said for text in texts if text)
 
 
-def verdict_of(metrics: dict[str, Any]) -> Verdict:
-    """The verdict on a run's metrics.json."""
+def verdict_of(metrics: dict[str, Any], stale: Collection[str] = ()) -> Verdict:
+    """The verdict on a run's metrics.json. stale: stages whose figures are of other files than
+    there are now; with any, nothing is claimed of these."""
+    if stale:
+        text = f"NOT what was measured: files changed after {', '.join(stale)}"
+        advice = "the same `atp-edge run` makes and measures again what no longer holds"
+        return Verdict(findings=(Finding(text=text, tone="bad", advice=advice),))
     return Verdict(findings=tuple(_findings(metrics)))
 
 

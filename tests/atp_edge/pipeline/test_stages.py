@@ -23,7 +23,7 @@ from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.stages import run_stages, taken_up
-from atp_edge.run.errors import Stopped, TakenError
+from atp_edge.run.errors import ConditionNotMetError, Stopped, TakenError
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import combined_sha256, files_sha256
 from atp_edge.run.peak_memory import set_back
@@ -426,3 +426,16 @@ def test_no_bench_reads_a_run_that_another_process_writes(
     with RunFolder(Path(finished.out)).held():
         result = CliRunner().invoke(app, ["bench", *arguments, "--out", finished.out])
     assert isinstance(result.exception, TakenError)
+
+
+def test_of_files_that_changed_since_nothing_is_claimed(copied: Config) -> None:
+    run, invoked = RunFolder(Path(copied.out)), CliRunner()
+    asked = ["report", "--out", copied.out, "--require", "proven"]
+    assert invoked.invoke(app, asked).exit_code == 0
+    assert "proven equal to its PyTorch model" in (run.path / "report.html").read_text()
+    shutil.copy(run.onnx_dense / "model.onnx.data", run.onnx / "model.onnx.data")
+    with pytest.raises(ConditionNotMetError, match=r"proven: files changed after .*verify"):
+        invoked.invoke(app, asked, catch_exceptions=False)
+    page = (run.path / "report.html").read_text()
+    assert "NOT what was measured: files changed after" in page
+    assert "proven equal to its PyTorch model" not in page
