@@ -140,8 +140,9 @@ class TrainConfig:
     micro_blocks: int = field(
         default=0, metadata={"help": "of them through the model at once; 0: all"}
     )
-    precision: Literal["bf16", "fp16", "no"] = field(
-        default="bf16", metadata={"help": "autocast; no: fp32"}
+    precision: Literal["auto", "bf16", "fp16", "no"] = field(
+        default="auto",
+        metadata={"help": "autocast; no: fp32; auto: bf16, fp32 on a CPU that has no bf16"},
     )
     base_dtype: Literal["auto", "fp32", "bf16", "nf4"] = field(
         default="auto",

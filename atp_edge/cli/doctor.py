@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from atp_edge.run.environment import version
+from atp_edge.run.precision import cpu_computes_bf16
 
 Status = Literal["ok", "degraded", "missing"]
 _MARK: dict[Status, str] = {"ok": "[green]ok[/]", "degraded": "[yellow]slow[/]",
@@ -46,7 +47,8 @@ def _cuda() -> Finding:
         return Finding("CUDA", torch.cuda.get_device_name(), "ok")
     built = "for it" if torch.version.cuda else "without it"
     found = f"no device found by torch, which is built {built}"
-    return Finding("CUDA", found, "degraded", "training and benches run on the CPU")
+    kind = "bf16" if cpu_computes_bf16() else "fp32, for it has no products of bf16"
+    return Finding("CUDA", found, "degraded", f"benches run on the CPU, and training, in {kind}")
 
 
 def _kernels() -> Finding:

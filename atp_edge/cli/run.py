@@ -96,6 +96,7 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.time_estimate import time_lines
     from atp_edge.run.folder import RunFolder
+    from atp_edge.run.precision import what_is_slow
     from atp_edge.training.setup import model_source, shapes_alone, splits_of
 
     config, said = settings.config, settings.said
@@ -120,8 +121,9 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
             console.print(text_table(config, splits))
         console.print(needs_table(needs, device))
     refuse(config, model, device)
-    if call.shown.for_people and (warning := crowded(needs, device)):
-        console.print(Text(warning, style="yellow"))
+    if call.shown.for_people:
+        for warning in filter(None, (what_is_slow(config, device.kind), crowded(needs, device))):
+            console.print(Text(warning, style="yellow"))
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):
             console.print(Text(line))

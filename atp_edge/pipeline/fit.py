@@ -9,12 +9,14 @@ from atp_edge.config import Config
 from atp_edge.pipeline.device import USABLE, Device
 from atp_edge.pipeline.memory import Model, Need, needs_of
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.precision import settled
 from atp_edge.settings import values_of, with_values
 
 LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64}
 """A tie with tuning the kept weights, where it was measured (docs/recovery.md)."""
 
 CHOSEN = (
+    "train.precision",
     "train.checkpointing",
     "train.base_dtype",
     "train.moments",
@@ -33,8 +35,9 @@ def fitted(
 
     said: the settings that the user named; they stay. Of the ways that follow one another, each
     with less memory, the first that fits is taken. Where none does, the settings are returned as
-    they came: `refuse` says what is missing.
+    they came: `refuse` says what is missing. `auto` is written down as what it means there.
     """
+    config = settled(config, device.kind)
     if _fits(needs_of(config, model, device.kind, device.count), device):
         return _without_auto(config), None
     for changes in _ways(config, device):
@@ -91,6 +94,7 @@ def crowded(needs: Collection[Need], device: Device) -> str | None:
 
 def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
     """Settings that take less and less, each with those before it."""
+    halved = config.train.precision == "bf16"  # Weights are kept in what is computed in.
     steps: list[dict[str, Any]] = [{"train.checkpointing": "true"}]
     if device.quantizes:
         steps.append({"train.moments": "8bit"})
@@ -99,10 +103,10 @@ def _ways(config: Config, device: Device) -> Iterator[dict[str, Any]]:
     steps += [
         {"recovery.reconstruct_blocks": 0},
         *([{"train.shard": True}] if device.count > 1 else []),
-        {"train.base_dtype": "bf16"},
+        *([{"train.base_dtype": "bf16"}] if halved else []),
         {"recovery.approach_blocks": 16},
     ]
-    if device.quantizes and device.count == 1:
+    if halved and device.quantizes and device.count == 1:
         steps.append({"train.base_dtype": "nf4"})
     changes: dict[str, Any] = {}
     for step in steps:

@@ -14,6 +14,7 @@ from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.precision import precision_of
 from atp_edge.run.records import StageName
 from atp_edge.training.frozen import check_base, check_shards
 from atp_edge.training.setup import (
@@ -94,7 +95,7 @@ def check_precision(config: Config) -> None:
     cuda = torch.cuda.is_available()
     if (
         cuda
-        and config.train.precision == "bf16"
+        and precision_of(config) == "bf16"
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise ValueError(

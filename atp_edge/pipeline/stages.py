@@ -21,6 +21,7 @@ from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.history import PHASE_NAMES
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.pinned import pin_sources, settings_of
+from atp_edge.run.precision import settled
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
 from atp_edge.run.watched import tell_expected, tell_stage
@@ -38,7 +39,7 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
     from atp_edge.pipeline.inputs import anchored, inputs_of
     from atp_edge.training.setup import splits_of
 
-    config = anchored(config)
+    config = settled(anchored(config))
     run, inputs = RunFolder(Path(config.out)), inputs_of(config)
     if not run.config_toml.exists():
         progress.say("reading the domain text")

@@ -29,8 +29,8 @@ from atp_edge.model.narrow import build_model
 from atp_edge.model.sharded import fill_sharded
 from atp_edge.model.stream import Read, fill, reader_of, without_weights
 from atp_edge.run import ranks
+from atp_edge.run.precision import AUTOCAST, precision_of
 from atp_edge.training.setup import (
-    AUTOCAST,
     load_dense,
     model_source,
     placed,
@@ -63,7 +63,7 @@ def frozen_kind(config: Config) -> Kind:
         return NF4
     if config.train.base_dtype == "fp32":
         return torch.float32
-    return AUTOCAST.get(config.train.precision, torch.float32)
+    return AUTOCAST.get(precision_of(config), torch.float32)
 
 
 def pruned_kind(config: Config, stored: torch.dtype) -> Kind:
@@ -93,7 +93,7 @@ def check_base(config: Config) -> None:
             "for a step is smaller than what bf16 can hold; take --no-recovery-retrain, or "
             "train.base_dtype = 'auto'"
         )
-    if kind in ("bf16", "nf4") and config.train.precision != "bf16":
+    if kind in ("bf16", "nf4") and config.train.precision not in ("auto", "bf16"):
         raise ValueError(
             f"train.base_dtype = {kind!r} with train.precision = {config.train.precision!r}: "
             "expected bf16, which such weights are computed in"

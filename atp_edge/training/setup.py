@@ -27,11 +27,9 @@ from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
 from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.precision import precision_of
 from atp_edge.run.progress import Progress
 from atp_edge.training.cpu import attention_implementation, keep_freed_memory
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What `train.precision` computes in; no entry: fp32."""
 
 FROM_THE_HUB = [
     "*.json",
@@ -275,7 +273,7 @@ def _packed(
 
 def accelerate(config: Config) -> Accelerator:
     """accelerate's choice of device, in the run's precision."""
-    accelerator = Accelerator(mixed_precision=config.train.precision)
+    accelerator = Accelerator(mixed_precision=precision_of(config))
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator

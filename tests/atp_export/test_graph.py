@@ -166,9 +166,25 @@ def test_the_first_layer_that_departs_is_named(
     assert report.departs in report.failures
 
 
+_PREFILLS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from atp_export.runtime import Generation, Session
+session = Session(Path(sys.argv[1]), threads=1)
+ids = np.random.default_rng(0).integers(0, 97, (1, 512))
+for _ in range(3):
+    state = Generation(session, 1, 520)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    state.step(ids, last_only=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
 def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
     """Widths that differ by layer, 512 tokens: the first prefill's memory serves the others, so
-    that a first token waits for no page of the system's. Counted in pages, not in time."""
+    that a first token waits for no page of the system's. Counted in pages, not in time, and in a
+    process of its own, which has no page left over from other tests."""
     resource = pytest.importorskip("resource", reason="page faults are counted on Unix only")
     dense = tiny_model("llama", intermediate_size=3072, num_hidden_layers=6, hidden_size=96,
                        max_position_embeddings=1024)  # fmt: skip
@@ -176,17 +192,16 @@ def test_a_later_prefill_takes_no_further_memory(tmp_path: Path) -> None:
     widths = (3072, 1024, 2048, 512, 2560, 1536)
     kept = [range(n) for width in widths for n in (shape.layers[0].kv_heads, width)]
     slim = narrow_model(dense, plan_of(shape, [tuple(k) for k in kept]))
-    session = Session(exported(tmp_path, slim), threads=1)
-    ids = np.random.default_rng(0).integers(0, 97, (1, 512))
-    pages = []
-    for _ in range(3):
-        state = Generation(session, 1, 520)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        state.step(ids, last_only=True)
-        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    pages = [int(n) for n in _printed(_PREFILLS, exported(tmp_path, slim))]
     widest = 512 * max(widths) * 4 / resource.getpagesize()
     assert pages[0] > widest
     assert max(pages[1:]) < widest / 4
+
+
+def _printed(code: str, *arguments: Path | str) -> list[str]:
+    """The words that this code prints in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
 _EXPORT = """
@@ -215,14 +230,8 @@ def test_exporting_needs_little_more_memory_than_the_largest_tensors(
     save_narrow(model, None, tmp_path / "big")
     weights = sum(f.stat().st_size for f in (tmp_path / "big").glob("*.safetensors"))
     assert weights > 250e6
-    arguments = [str(tmp_path / name) for name in ("small", "big", "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", _EXPORT, *arguments, precision],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    before, peak = map(int, done.stdout.split()[-2:])
+    folders = [tmp_path / name for name in ("small", "big", "out")]
+    before, peak = map(int, _printed(_EXPORT, *folders, precision)[-2:])
     assert peak - before < 1.3 * weights
 
 

@@ -36,6 +36,7 @@ from atp_edge.model.plan import shares
 from atp_edge.run.errors import TakenError
 from atp_edge.run.files import file_lock
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.precision import settled
 from atp_edge.run.progress import Progress
 from atp_edge.settings import with_values
 from atp_edge.training.adapters import with_lora
@@ -76,7 +77,7 @@ def run_matrix(
     finished cell's run where it is, for `atp-edge run` to go on from; when more items or blocks are
     asked of it than it was scored by, it is scored again and not trained again.
     """
-    base = base or Config()
+    base = settled(base or Config())
     wanted = list(dict.fromkeys(cells))
     for cell in wanted:
         run = work / cell.key.replace("/", "_").replace(" ", "-")

@@ -108,7 +108,7 @@ def test_what_is_said_stays_and_what_does_not_fit_is_refused_with_what_does() ->
     said = ("recovery.retrain", "lora.rank")
     config, chosen = fitted(asked, model, said, device)
     assert chosen is None
-    assert config == asked
+    assert config == with_values(asked, {"train.precision": "bf16"})
     with pytest.raises(ValueError, match="--no-recovery-retrain") as refused:
         refuse(config, model, device)
     assert "joint steps takes" in str(refused.value)
@@ -128,7 +128,7 @@ def test_a_disk_that_holds_each_part_and_not_all_of_them_is_named() -> None:
 
 
 def test_a_small_model_keeps_its_settings() -> None:
-    config = Config()
+    config = configured({"train.precision": "bf16"})
     device = Device(
         kind="cpu", name="this CPU", memory=16e9, host=16e9, disk=100e9, quantizes=False
     )

@@ -90,7 +90,7 @@ def test_activations_computed_again_give_the_same_gradients(space: str) -> None:
 
 
 def test_what_projections_are_kept_in() -> None:
-    alone = {"recovery.retrain": False}
+    alone = {"recovery.retrain": False, "train.precision": "bf16"}
     bf16 = torch.bfloat16
     assert pruned_kind(Config(), bf16) == torch.float32
     assert pruned_kind(with_values(Config(), alone), bf16) == bf16
