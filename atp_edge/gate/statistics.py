@@ -1,7 +1,11 @@
 """Paired tests of a difference against a margin, clustered, with what they could have seen.
 
 Sign: a positive difference means that the slim model is worse. Errors are clustered by document
-(arXiv 2411.00640, eq. 4): items of one document are not independent.
+(arXiv 2411.00640, eq. 4): items of one document are not independent. Where clusters are few, or of
+uneven sizes, that formula is too sure: of nulls of 8 documents of 3 to 1,000 tokens, 14 % were
+beyond 5 %. So residuals are scaled up by what their cluster has in the mean (CR2), and the degrees
+of freedom are those of clusters whose means vary (Bell and McCaffrey 2002; Pustejovsky and Tipton,
+arXiv 1601.01981).
 """
 
 from __future__ import annotations
@@ -23,12 +27,20 @@ POWER = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A mean per unit of weight, its standard error by clusters, and what it is of."""
+    """A mean per unit of weight, its standard error by clusters, and what it is of.
+
+    degrees: of freedom of the error; by default those of clusters that weigh alike.
+    """
 
     mean: float
     error: float
     clusters: int
     items: int
+    degrees: float | None = None
+
+    @property
+    def freedom(self) -> float:
+        return self.clusters - 1 if self.degrees is None else self.degrees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +76,31 @@ def clustered(differences: Any, weights: Any, clusters: Any) -> Difference:
     count = int(of.max()) + 1
     mean = float(sums.sum() / sizes.sum())
     residuals = np.bincount(of, sums - mean * sizes, minlength=count)
-    error = math.inf
-    if count > 1:
-        error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / float(sizes.sum())
-    return Difference(mean=mean, error=error, clusters=count, items=len(sums))
+    weight = np.bincount(of, sizes, minlength=count) / sizes.sum()
+    if weight.max() == 1:  # One cluster is all of it.
+        return Difference(mean=mean, error=math.inf, clusters=count, items=len(sums))
+    error = math.sqrt(float((residuals**2 / (1 - weight)).sum())) / float(sizes.sum())
+    return Difference(
+        mean=mean, error=error, clusters=count, items=len(sums), degrees=_degrees(weight)
+    )
+
+
+def _degrees(weight: Floats) -> float:
+    """Degrees of freedom of CR2's error of a mean over clusters of these weights [C], of sum 1.
+
+    With residuals M e, M = I - w 1', the squared error is e' K e, K = M' A M with A = 1 / (1 - w)
+    on the diagonal; with B = D K D of clusters whose sums vary as their weights (D = diag(w)), Bell
+    and McCaffrey's degrees are tr(B)^2 / tr(B^2). K_ij = a_i [i = j] - u_i - u_j + s, with u = A w
+    and s = w' A w, so that no matrix is made.
+    """
+    a, spread = 1 / (1 - weight), weight**2
+    u = a * weight
+    s = float(u @ weight)
+    diagonal = a - 2 * u + s
+    whole, first, second = (float(spread @ x) for x in (np.ones_like(u), u, u**2))
+    beside = s * s * whole**2 + 2 * whole * second + 2 * first**2 - 4 * s * whole * first
+    squares = float(spread**2 @ (diagonal**2 - (s - 2 * u) ** 2)) + beside
+    return float(spread @ diagonal) ** 2 / squares
 
 
 def judged(difference: Difference, *, margin: float, level: float, fewest: int) -> Judged:
@@ -97,7 +130,7 @@ def _judge(one: Difference, margin: float, level: float, p_worse: float | None) 
         status = "failed"
     elif p_worse is not None and 1 - _tail(one, margin) < level:
         status = "passed"
-    reach = one.error * _quantile(1 - level, one.clusters) if one.clusters > 1 else math.inf
+    reach = one.error * _quantile(1 - level, one) if one.clusters > 1 else math.inf
     return Judged(
         difference=one,
         margin=margin,
@@ -112,18 +145,18 @@ def _tail(one: Difference, margin: float) -> float:
     """P of a mean as large as this where the true one is the margin."""
     if one.error == 0:
         return 0.0 if one.mean > margin else 1.0
-    return float(stats.t.sf((one.mean - margin) / one.error, one.clusters - 1))
+    return float(stats.t.sf((one.mean - margin) / one.error, one.freedom))
 
 
-def _quantile(share: float, clusters: int) -> float:
-    return float(stats.t.ppf(share, clusters - 1))
+def _quantile(share: float, one: Difference) -> float:
+    return float(stats.t.ppf(share, one.freedom))
 
 
 def detectable(one: Difference, level: float, power: float = POWER) -> float:
     """The smallest true difference from zero that is seen with this power."""
     if one.clusters < 2:
         return math.inf
-    return one.error * (_quantile(1 - level, one.clusters) + _quantile(power, one.clusters))
+    return one.error * (_quantile(1 - level, one) + _quantile(power, one))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
