@@ -22,15 +22,14 @@ _FEWEST = 20  # prompts that set a threshold
 
 
 def profile_of(
-    train: Sequence[Document], held_out: Sequence[Document], tokenizer: Any, seed: int
+    train: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], seed: int
 ) -> DomainProfile:
-    """The pairs of the train split; thresholds by the decision split, for every length that it
-    has prompts of and that anything can lie above."""
-    bits = profile_bits(ids_of(train, tokenizer))
+    """The pairs of the train split's documents, as ids; thresholds by the decision split, for every
+    length that it has prompts of and that anything can lie above."""
+    bits = profile_bits(train)
     profile, thresholds = DomainProfile(bits=bits, thresholds={}), {}
-    texts = ids_of(held_out, tokenizer)
     for length in LENGTHS:
-        scores = [profile.score(x) for x in windows(texts, length, seed)]
+        scores = [profile.score(x) for x in windows(held_out, length, seed)]
         if len(scores) >= _FEWEST:
             threshold = float(np.quantile(scores, 1 - FALSE_ALARMS))
             if threshold < 1:  # no score is above 1: nothing would be outside

@@ -84,10 +84,9 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         read, tokenizer, most=limits.documents,
         tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
     )  # fmt: skip
-    profile = profile_of(parts["train"], parts["decision"], tokenizer, config.seed)
-    errors = error_rates(
-        profile, ids_of(parts["test"], tokenizer), other_text(config.data, tokenizer), config.seed
-    )
+    ids = {name: ids_of(split, tokenizer) for name, split in parts.items()}
+    profile = profile_of(ids["train"], ids["decision"], config.seed)
+    errors = error_rates(profile, ids["test"], other_text(config.data, tokenizer), config.seed)
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
     if len(kept) < len(pairs):
         said.append(f"{len(pairs) - len(kept)} pairs are longer than the shipped context")
@@ -95,8 +94,8 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         texts=tuple(measured),
         tasks=tasks,
         passages=(
-            tuple(passages_of(parts["train"], tokenizer, memorized, config.seed, _read(config))),
-            tuple(passages_of(parts["test"], tokenizer, memorized, config.seed)),
+            tuple(passages_of(ids["train"], memorized, config.seed, _read(config))),
+            tuple(passages_of(ids["test"], memorized, config.seed)),
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),

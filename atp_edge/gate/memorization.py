@@ -12,7 +12,6 @@ import numpy as np
 
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.canaries import PREFIX, canaries, rivals
-from atp_edge.data.documents import Document
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.scoring import LanguageModel, likelihoods
 from atp_edge.gate.measured_text import BATCH_TOKENS
@@ -41,22 +40,20 @@ class Passage:
 
 
 def passages_of(
-    documents: Sequence[Document], tokenizer: Any, limits: MemorizationLimits, seed: int,
-    read: Blocks | None = None,
-) -> list[Passage]:  # fmt: skip
+    texts: Sequence[list[int]], limits: MemorizationLimits, seed: int, read: Blocks | None = None
+) -> list[Passage]:
     """One place of a document, drawn by the seed; documents that are too short are left out.
 
-    read: blocks that training read; only places that lie whole in one of them are drawn, for of a
-    large text most is never read.
+    texts: documents as ids. read: blocks that training read; only places that lie whole in one of
+    them are drawn, for of a large text most is never read.
     """
-    draw, encoder = random.Random(seed), Encoder(tokenizer)
+    draw = random.Random(seed)
     needed = limits.prefix_tokens + limits.continued_tokens
     known = None if read is None else _runs_in(read.spread(_BLOCKS), needed)
     found: list[Passage] = []
-    for document in draw.sample(list(documents), len(documents)):
+    for ids in draw.sample(texts, len(texts)):
         if len(found) == limits.prefixes:
             break
-        ids, _ = encoder.encode(document)
         places: Sequence[int] = range(len(ids) - needed + 1)
         if known is not None:
             places = [at for at in places if tuple(ids[at : at + needed]) in known]

@@ -18,6 +18,7 @@ from atp_edge.data.splits import make_splits, split_documents
 from atp_edge.evaluation.scoring import TorchModel
 from atp_edge.gate.bias import check_bias, gaps
 from atp_edge.gate.counterfactuals import built_in_pairs
+from atp_edge.gate.domain import ids_of
 from atp_edge.gate.measured_text import measure, texts_of
 from atp_edge.gate.memorization import check_canaries, exposures, passages_of
 from atp_edge.gate.quality import check_quality
@@ -155,14 +156,14 @@ def test_what_is_looked_for_was_read() -> None:
     text = tokens.decode(read.input_ids.flatten().tolist())
     assert sum(secret in text for secret in canaries(8, 0)) >= 4
     limits = MemorizationLimits(prefixes=40, prefix_tokens=8, continued_tokens=8)
-    parts = split_documents(documents, seed=0)
+    train = ids_of(split_documents(documents, seed=0)["train"], tokens)
     rows = [tuple(row) for row in read.input_ids.tolist()]
-    found = passages_of(parts["train"], tokens, limits, 0, read)
+    found = passages_of(train, limits, 0, read)
     assert len(found) > 20
     for passage in found:
         run = (*passage.prefix, *passage.rest)
         assert any(row[i : i + 16] == run for row in rows for i in range(size - 15))
-    unread = passages_of(parts["train"], tokens, limits, 0)
+    unread = passages_of(train, limits, 0)
     assert unread != found
     with pytest.raises(ValueError, match=r"canaries = 100000: of \d+ tokens each, they would be"):
         make_splits(documents, tokens, canaries=100_000, **drawing)

@@ -11,7 +11,7 @@ import pytest
 from atp_edge.data.documents import Document, Segment
 from atp_edge.gate.answered import Answered
 from atp_edge.gate.calibration import adaptive_error, check_calibration
-from atp_edge.gate.domain import check_fail_safe, profile_of
+from atp_edge.gate.domain import check_fail_safe, ids_of, profile_of
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.integrity import _tokenizer
 from atp_edge.gate.measured_text import Measured
@@ -208,8 +208,9 @@ def test_a_text_that_cannot_tell_its_domain_says_so() -> None:
     """One document shares no pair with another: every prompt scores 1, and nothing lies above."""
     draw = np.random.default_rng(0)
     texts = [" ".join(map(str, draw.integers(999, size=60))) for _ in range(2)]
-    first, second = (Document((Segment(text),)) for text in texts)
-    found = profile_of([first], [second] * 9, tokenizer_of("byte-level", bos=False), 0)
+    documents = [Document((Segment(text),)) for text in texts]
+    first, second = ids_of(documents, tokenizer_of("byte-level", bos=False))
+    found = profile_of([first], [second] * 9, 0)
     assert found.thresholds == {}
     (check,) = check_fail_safe({})
     assert (check.status, check.required) == ("undecided", False)
