@@ -70,19 +70,23 @@ def test_a_shell_completes_commands_and_flags() -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_a_command_answers_without_what_only_its_work_needs(arguments: list[str]) -> None:
-    """Counted in modules, not seconds: torch and transformers alone take three of them."""
+    """Counted in modules, not seconds: torch and transformers alone take three of them. What torch
+    reads when it is imported stands by then."""
     code = f"""
-import sys
+import os, sys
 sys.argv = ["atp-edge", *{arguments!r}]
 from atp_edge.cli import main
 try:
     main()
 except SystemExit:
     pass
+print("spins:", os.environ["GOMP_SPINCOUNT"])
 print("imported:", *(name for name in {HEAVY!r} if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].strip() == "imported:"
+    spins, imported = done.stdout.splitlines()[-2:]
+    assert imported.strip() == "imported:"
+    assert int(spins.split()[1]) == int(os.environ.get("GOMP_SPINCOUNT", "10000"))
 
 
 def test_doctor_promises_no_gpu_where_there_is_none() -> None:
