@@ -163,8 +163,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # transformers' bars would be written through ours, and into logs.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # Read when torch is imported. libgomp's threads spin 300,000 rounds where one waits for another,
-    # on cores that other programs want; so many cost nothing on idle ones (docs/research/log.md).
+    # Read when torch is imported. libgomp's threads spin 300,000 rounds while they wait for each
+    # other, on cores that other programs want; fewer cost an idle machine nothing
+    # (docs/research/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(level=logging.WARNING)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
