@@ -20,6 +20,7 @@ class Result:
     paper takes it with its 95 % interval over items, and the mean above chance. block_losses: nats
     a token of every test block, by which two results are compared in pairs. seconds: of the
     training, from its last kill on. items: of every task, blocks: of the test split, at most.
+    precision: what training computed in (`train.precision`).
     """
 
     cell: Cell
@@ -36,18 +37,22 @@ class Result:
     blocks: int = 40
     block_losses: Sequence[float] = ()
     dense_block_losses: Sequence[float] = ()
+    precision: str = "bf16"
 
     @property
     def where(self) -> str:
         """All of the cell but its method and seed, for a heading."""
         c = self.cell
         place = f"{c.domain}, {1 - c.share:.0%} cut, {c.widths}, {self.tokens:,} tokens"
+        place += ", fp32" if self.precision == "no" else ""
         return f"{place} of {c.documents:,} documents" if c.documents else place
 
     def beside(self, other: Result) -> bool:
-        """Whether only the method differs: the same data, seed, budget, steps and test blocks."""
+        """Whether only the method differs: the same data, seed, budget, steps, test blocks and
+        precision."""
         same_cell = replace(self.cell, method=other.cell.method) == other.cell
-        return same_cell and len(self.block_losses) == len(other.block_losses)
+        alike = same_cell and self.precision == other.precision
+        return alike and len(self.block_losses) == len(other.block_losses)
 
 
 def read_results(path: Path) -> dict[str, Result]:

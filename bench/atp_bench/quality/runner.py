@@ -143,6 +143,7 @@ def _run_cell(
         items=items,
         blocks=blocks,
         tokens=config.train_tokens,
+        precision=config.train.precision,
         **figures,
     )
 

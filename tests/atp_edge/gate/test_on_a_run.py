@@ -63,12 +63,13 @@ def test_it_takes_less_than_four_minutes(tmp_path: Path) -> None:
     assert time.perf_counter() - began < SECONDS
 
 
-def test_200_null_comparisons_of_real_answers(
+def test_null_comparisons_of_real_answers(
     measured: Measured, record_property: Callable[[str, object], None]
 ) -> None:
-    low, high = stats.binom.interval(0.95, 200, LEVEL)
-    whole, any_slice = alarms_of(measured, 200)
-    record_property("false alarms of 200, average and any slice", (whole, any_slice))
+    """2,000: of 200, one draw in a hundred alarms oftener than the interval by chance."""
+    low, high = stats.binom.interval(0.95, 2000, LEVEL)
+    whole, any_slice = alarms_of(measured, 2000)
+    record_property("false alarms of 2000, average and any slice", (whole, any_slice))
     assert low <= whole <= high
     assert any_slice <= high
 
@@ -76,13 +77,19 @@ def test_200_null_comparisons_of_real_answers(
 def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
     texts: list[Text], record_property: Callable[[str, object], None]
 ) -> None:
-    """The slim model against itself with the channels zeroed that this slice needs most."""
+    """The slim model against itself with the channels zeroed that this slice needs most, of which
+    as many as leave the average within its margin: how many that are is the run's."""
     slim: Any = load_narrow(RunFolder(Path(RUN)).slim)
     of = [[t for t in texts if (t.slice == SLICE) == own][:16] for own in (True, False)]
-    damaged = zeroed(slim, needed(slim, of[0]), needed(slim, of[1]), share=0.02)
-    found = measure(TorchModel(slim), TorchModel(damaged), texts)
-    checks, _ = check_quality(found, QualityLimits(), LEVEL)
-    statuses = {check.key: check.status for check in checks}
+    scores = [needed(slim, some) for some in of]
+    for share in (0.02, 0.005, 0.002, 0.001):
+        damaged = zeroed(slim, *scores, share=share)
+        found = measure(TorchModel(slim), TorchModel(damaged), texts)
+        checks, _ = check_quality(found, QualityLimits(), LEVEL)
+        statuses = {check.key: check.status for check in checks}
+        if statuses["loss"] == "passed":
+            break
+    record_property("share", share)
     record_property("checks", [check.text for check in checks])
     assert statuses["loss"] == "passed"
     assert statuses[f"loss [{SLICE}]"] == "failed"
