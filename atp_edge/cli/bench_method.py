@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from atp_edge.cli.written import new_file
 from atp_edge.run.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
@@ -16,7 +17,9 @@ if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_bench.quality.results import Result
 
 console = Console(highlight=False)
-JsonFile = Annotated[Path | None, typer.Option("--json", help="write the figures here")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", callback=new_file, help="write the figures here")
+]
 
 
 def quality(

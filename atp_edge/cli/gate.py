@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from atp_edge.cli.written import new_file
 from atp_edge.run.errors import ConditionNotMetError
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ def gate(
         list[str] | None, typer.Option(help="JSONL of counterfactual pairs: a, b, attribute")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="also write gate.json here")
+        Path | None, typer.Option("--json", callback=new_file, help="also write gate.json here")
     ] = None,
-    junit: Annotated[Path | None, typer.Option(help="also write JUnit XML here")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(callback=new_file, help="also write JUnit XML here")
+    ] = None,
 ) -> None:
     """Ship or do not ship: what ships against the dense tuned model. Exits with 4 if not."""
     named: dict[str, object] = {
