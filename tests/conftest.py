@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# As the command line does: two workers share the cores. Read when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import torch
 from atp_kernels import backend
 
