@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from atp_edge.cli.flags import Settings, takes_settings
-from atp_edge.cli.push import push
 from atp_edge.cli.shown import Log, Shown, Track
 from atp_edge.config import Config
 from atp_edge.run.records import STAGES, StageName
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 Push = Annotated[
     str | None,
     typer.Option("--push", metavar="OWNER/NAME", help="then upload onnx/ to the Hub, private"),
@@ -49,18 +48,23 @@ def run(
 ) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
     from atp_edge.pipeline.require import check_conditions, parse_conditions
+    from atp_edge.run.folder import RunFolder
 
     conditions = parse_conditions(require or ())
     if push_to is not None:
-        from atp_edge.run.hub import check_name
+        from atp_edge.run.hub import check_login, check_name
 
         check_name(push_to)
+        check_login()
     call = Call(dry_run=dry_run, device_memory=device_memory, shown=Shown(log=log, track=track))
     metrics = _stages(settings, STAGES, call)
     if metrics is not None:
         check_conditions(conditions, metrics)
         if push_to is not None:
-            push(push_to, Path(settings.config.out))
+            from atp_edge.pipeline.push import push
+
+            address = push(RunFolder(Path(settings.config.out)), push_to)
+            call.shown.pushed(console, address)
 
 
 @takes_settings
