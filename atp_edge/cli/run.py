@@ -89,13 +89,21 @@ class Call:
     device_memory: str | None
     shown: Shown
 
+    def __post_init__(self) -> None:
+        if self.device_memory is not None and not self.dry_run:
+            raise ValueError(
+                f"--device-memory {self.device_memory} is of a GPU elsewhere, and a run takes the "
+                "device at hand; add --dry-run, or leave it out"
+            )
+
 
 def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Config:
     """The settings to run with, when all that can be known before has been checked and shown."""
     from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
     from atp_edge.pipeline.device import device_of
-    from atp_edge.pipeline.fit import begun_settings, crowded, fitted, refuse
+    from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
     from atp_edge.pipeline.inputs import inputs_of
+    from atp_edge.pipeline.launch import check_ranks
     from atp_edge.pipeline.memory import needs_of
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.time_estimate import time_lines
@@ -103,34 +111,41 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     from atp_edge.run.precision import what_is_slow
     from atp_edge.training.setup import model_source, shapes_alone, splits_of
 
-    config, said = settings.config, settings.said
+    config, said, shown = settings.config, settings.said, call.shown
+    heard = shown.log != "quiet" or call.dry_run
     out = Path(config.out)
     device = device_of(call.device_memory, out)
+    config = begun_settings(config, said, RunFolder(out))
     alone = call.dry_run and shapes_alone(model_source(config.model))
-    check_run(config, names, weights=not alone)
+    check_ranks(config, device.count)
+    check_run(config, names, weights=not alone, elsewhere=call.device_memory is not None)
     if alone:
         inputs_of(config)  # That the text is there.
-        console.print("no weights there: checked on the model's shapes alone, and no text read")
-    config = begun_settings(config, said, RunFolder(out))
+        shown.say(
+            console, "no weights there: checked on the model's shapes alone, and no text read"
+        )
     model = sized_model(config)
-    config, chosen = fitted(config, model, said, device)
-    if chosen and call.shown.for_people:
-        console.print(Text(chosen))
+    begun = begun_with(config, RunFolder(out))
+    config, chosen = fitted(config, model, said | begun, device)
+    if chosen and heard:
+        shown.say(console, chosen)
     needs = needs_of(config, model, device.kind, device.count)
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
-    if call.shown.for_people or call.dry_run:
+    if shown.log == "json":
+        shown.event(console, "needs", device=device.name, parts=[n.to_dict() for n in needs])
+    elif heard:
         console.print(cost_table(config))
         if splits is not None:
             console.print(text_table(config, splits))
         console.print(needs_table(needs, device))
-    refuse(config, model, device)
-    if call.shown.for_people:
+    refuse(config, model, device, begun)
+    if heard:
         for warning in filter(None, (what_is_slow(config, device.kind), crowded(needs, device))):
-            console.print(Text(warning, style="yellow"))
+            shown.say(console, warning, "yellow")
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):
-            console.print(Text(line))
+            shown.say(console, line)
     return config
 
 
