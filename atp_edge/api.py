@@ -13,6 +13,7 @@ from atp_edge.config import Config
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model, narrow_peft
 from atp_edge.model.plan import Plan, read_plan
+from atp_edge.pipeline.fit import begun_settings
 from atp_edge.pipeline.preflight import check_run
 from atp_edge.pipeline.stages import run_stages
 from atp_edge.pipeline.verdict import Verdict, verdict_of
@@ -61,7 +62,8 @@ class Run:
         given["out"] = str(path)
         there = RunFolder(Path(path))
         if there.config_toml.exists():
-            return cls(with_values(there.config(), given), progress)
+            config = there.config()
+            return cls(begun_settings(with_values(config, given), given, there), progress)
         return cls(configured(given), progress)
 
     def train(self) -> Self:

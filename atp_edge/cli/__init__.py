@@ -44,7 +44,7 @@ app = typer.Typer(
     "130 and 143 stopped by SIGINT and SIGTERM (call it again to go on).",
 )
 app.add_typer(bench, name="bench")
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 EXIT_USAGE, EXIT_INTERNAL, EXIT_SIGNAL = 2, 5, 128
 EXIT_CODES: Mapping[type[Exception], int] = {
     NotProvenError: 1,

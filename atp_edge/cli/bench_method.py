@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_bench.quality.cells import Cell
     from atp_bench.quality.results import Result
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 JsonFile = Annotated[
     Path | None, typer.Option("--json", callback=new_file, help="write the figures here")
 ]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from atp_edge.cli.one_stage import one_stage
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def export(

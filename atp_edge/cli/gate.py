@@ -16,7 +16,7 @@ from atp_edge.run.errors import ConditionNotMetError
 if TYPE_CHECKING:
     from atp_edge.gate.results import GateReport
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def gate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from atp_edge.cli.outside import Outside, is_outside
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def generate(
@@ -57,15 +58,15 @@ def generate(
     generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
     if is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)
-    if chat:
-        asked: str | list[int] = chat_ids(generator.tokenizer, prompt)
-    else:
-        asked = prompt
-        console.print(prompt, end="", markup=False, style="dim")
+    asked: str | list[int] = chat_ids(generator.tokenizer, prompt) if chat else prompt
+    pieces = iter(
+        generator.stream(asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ())
+    )
+    first = next(pieces, "")  # What is refused is refused here, and no prompt stands before it.
+    if not chat:
+        console.print(prompt, end="", markup=False, style="dim", soft_wrap=True)
     silent = True
-    for piece in generator.stream(
-        asked, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
-    ):
+    for piece in chain([first], pieces):
         silent = silent and not piece
         console.print(piece, end="", markup=False, soft_wrap=True)
     console.print()

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from atp_edge.run.records import WORK, StageName
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def one_stage(name: StageName, out: Path) -> None:

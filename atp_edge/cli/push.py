@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 Form = Literal["slim", "onnx", "adapter"]
 
 

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from atp_edge.cli.flags import Settings, takes_settings
-from atp_edge.cli.push import push
 from atp_edge.cli.shown import Log, Shown, Track
 from atp_edge.config import Config
 from atp_edge.run.records import STAGES, StageName
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 Push = Annotated[
     str | None,
     typer.Option("--push", metavar="OWNER/NAME", help="then upload onnx/ to the Hub, private"),
@@ -49,18 +48,23 @@ def run(
 ) -> None:
     """The whole way: train, shrink, export, verify, bench, gate, report. Goes on where it was."""
     from atp_edge.pipeline.require import check_conditions, parse_conditions
+    from atp_edge.run.folder import RunFolder
 
     conditions = parse_conditions(require or ())
     if push_to is not None:
-        from atp_edge.run.hub import check_name
+        from atp_edge.run.hub import check_login, check_name
 
         check_name(push_to)
+        check_login()
     call = Call(dry_run=dry_run, device_memory=device_memory, shown=Shown(log=log, track=track))
     metrics = _stages(settings, STAGES, call)
     if metrics is not None:
         check_conditions(conditions, metrics)
         if push_to is not None:
-            push(push_to, Path(settings.config.out))
+            from atp_edge.pipeline.push import push
+
+            address = push(RunFolder(Path(settings.config.out)), push_to)
+            call.shown.pushed(console, address)
 
 
 @takes_settings
@@ -85,13 +89,21 @@ class Call:
     device_memory: str | None
     shown: Shown
 
+    def __post_init__(self) -> None:
+        if self.device_memory is not None and not self.dry_run:
+            raise ValueError(
+                f"--device-memory {self.device_memory} is of a GPU elsewhere, and a run takes the "
+                "device at hand; add --dry-run, or leave it out"
+            )
+
 
 def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Config:
     """The settings to run with, when all that can be known before has been checked and shown."""
     from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
     from atp_edge.pipeline.device import device_of
-    from atp_edge.pipeline.fit import begun_settings, crowded, fitted, refuse
+    from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
     from atp_edge.pipeline.inputs import inputs_of
+    from atp_edge.pipeline.launch import check_ranks
     from atp_edge.pipeline.memory import needs_of
     from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.time_estimate import time_lines
@@ -99,34 +111,41 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     from atp_edge.run.precision import what_is_slow
     from atp_edge.training.setup import model_source, shapes_alone, splits_of
 
-    config, said = settings.config, settings.said
+    config, said, shown = settings.config, settings.said, call.shown
+    heard = shown.log != "quiet" or call.dry_run
     out = Path(config.out)
     device = device_of(call.device_memory, out)
+    config = begun_settings(config, said, RunFolder(out))
     alone = call.dry_run and shapes_alone(model_source(config.model))
-    check_run(config, names, weights=not alone)
+    check_ranks(config, device.count)
+    check_run(config, names, weights=not alone, elsewhere=call.device_memory is not None)
     if alone:
         inputs_of(config)  # That the text is there.
-        console.print("no weights there: checked on the model's shapes alone, and no text read")
-    config = begun_settings(config, said, RunFolder(out))
+        shown.say(
+            console, "no weights there: checked on the model's shapes alone, and no text read"
+        )
     model = sized_model(config)
-    config, chosen = fitted(config, model, said, device)
-    if chosen and call.shown.for_people:
-        console.print(Text(chosen))
+    begun = begun_with(config, RunFolder(out))
+    config, chosen = fitted(config, model, said | begun, device)
+    if chosen and heard:
+        shown.say(console, chosen)
     needs = needs_of(config, model, device.kind, device.count)
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
-    if call.shown.for_people or call.dry_run:
+    if shown.log == "json":
+        shown.event(console, "needs", device=device.name, parts=[n.to_dict() for n in needs])
+    elif heard:
         console.print(cost_table(config))
         if splits is not None:
             console.print(text_table(config, splits))
         console.print(needs_table(needs, device))
-    refuse(config, model, device)
-    if call.shown.for_people:
+    refuse(config, model, device, begun)
+    if heard:
         for warning in filter(None, (what_is_slow(config, device.kind), crowded(needs, device))):
-            console.print(Text(warning, style="yellow"))
+            shown.say(console, warning, "yellow")
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):
-            console.print(Text(line))
+            shown.say(console, line)
     return config
 
 

@@ -77,6 +77,24 @@ class Shown:
         elif self.log == "json":
             self._lines(console).put("end", verdict=sentence, metrics=dict(metrics))
 
+    def say(self, console: Console, text: str, style: str = "") -> None:
+        """A sentence: a line, or an event."""
+        if self.log == "json":
+            self._lines(console).say(text)
+        else:
+            console.print(Text(text, style=style))
+
+    def event(self, console: Console, name: str, **values: Any) -> None:
+        """What a machine reads."""
+        self._lines(console).put(name, **values)
+
+    def pushed(self, console: Console, address: str) -> None:
+        """That it was uploaded, and where to."""
+        if self.for_people:
+            console.print(Text(f"pushed: {address}"), soft_wrap=True)
+        elif self.log == "json":
+            self._lines(console).put("pushed", address=address)
+
     @property
     def for_people(self) -> bool:
         """Whether tables are printed."""

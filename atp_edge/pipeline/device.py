@@ -49,16 +49,17 @@ def device_of(asked: str | None, out: Path) -> Device:
     """
     if asked is not None:
         several = re.fullmatch(r"\s*([1-9]\d*)\s*x(.*)", asked)
-        size = parse_size(several[2] if several else asked)
+        count, each = (int(several[1]), several[2].strip()) if several else (1, asked)
+        size = parse_size(each, asked)
         # Of a machine that is elsewhere: its host and disk are not known here.
         return Device(
             kind="cuda",
-            name=f"a GPU of {asked}",
+            name=f"a GPU of {each}" if count == 1 else f"each of {count} GPUs of {each}",
             memory=size,
             host=math.inf,
             disk=math.inf,
             quantizes=True,
-            count=int(several[1]) if several else 1,
+            count=count,
         )
     host, disk = host_memory(), float(shutil.disk_usage(_existing(out)).free) + _held(out)
     if torch.cuda.is_available():
@@ -75,11 +76,14 @@ def device_of(asked: str | None, out: Path) -> Device:
     )  # fmt: skip
 
 
-def parse_size(text: str) -> float:
-    """Bytes of `24GB`, `22.5 GiB` or `500MB`. Raises ValueError for anything else."""
+def parse_size(text: str, given: str | None = None) -> float:
+    """Bytes of `24GB`, `22.5 GiB` or `500MB`. Raises ValueError, naming what was given, for
+    anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB|GiB|TB)\s*", text)
     if not found or not float(found[1]):
-        raise ValueError(f"device memory {text!r}: expected a size such as 24GB or 80GB")
+        raise ValueError(
+            f"device memory {given or text!r}: expected a size such as 24GB, or 8x80GB"
+        )
     return float(found[1]) * {"MB": 1e6, "GB": 1e9, "GiB": 2**30, "TB": 1e12}[found[2]]
 
 

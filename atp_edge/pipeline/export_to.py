@@ -24,7 +24,7 @@ from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.pipeline.model_card_use import Layout
 from atp_edge.pipeline.preflight import check_export, check_lengths
-from atp_edge.run.files import folder_atomically, write_json
+from atp_edge.run.files import check_place, folder_atomically, write_json
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import EXPORTED_FIGURES, FOLDERS
@@ -76,6 +76,7 @@ def check_target(run: RunFolder, to: Path) -> None:
     inside = here.relative_to(own).parts if own in here.parents else ()
     if own.is_relative_to(here) or (inside and inside[0] in (*FOLDERS, "checkpoint")):
         raise ValueError(f"--to {to}: the run keeps its own there; name another folder")
+    check_place(here, f"--to {to}")
     if not here.exists():
         return
     if not here.is_dir():

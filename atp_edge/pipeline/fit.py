@@ -9,8 +9,10 @@ from atp_edge.config import Config
 from atp_edge.pipeline.device import USABLE, Device
 from atp_edge.pipeline.memory import Model, Need, needs_of
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.pinned import pinned_settings
 from atp_edge.run.precision import settled
 from atp_edge.settings import values_of, with_values
+from atp_edge.training.frozen import check_base, check_shards
 
 LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64}
 """A tie with tuning the kept weights, where it was measured (docs/recovery.md)."""
@@ -42,7 +44,9 @@ def fitted(
         return _without_auto(config), None
     for changes in _ways(config, device):
         tried = with_values(config, {k: v for k, v in changes.items() if k not in said})
-        if tried != config and _fits(needs_of(tried, model, device.kind, device.count), device):
+        if tried == config or not _go_together(tried):
+            continue
+        if _fits(needs_of(tried, model, device.kind, device.count), device):
             return _without_auto(tried), (
                 f"chosen for {device.memory / 1e9:.1f} GB of {device.name}: {_shown(config, tried)}"
             )
@@ -51,15 +55,36 @@ def fitted(
 
 def begun_settings(config: Config, said: Collection[str], run: RunFolder) -> Config:
     """The settings of a run that has begun, where they are chosen and were not said: another
-    device changes nothing of it."""
+    device changes nothing of it. `auto` chooses as well as no word does: it is what the run has."""
     if not run.config_toml.is_file():
         return config
-    before = values_of(run.config())
-    return with_values(config, {k: before[k] for k in CHOSEN if k not in said})
+    before, asked = values_of(run.config()), values_of(config)
+    left = [k for k in CHOSEN if k not in said or asked[k] == "auto"]
+    return with_values(config, {k: before[k] for k in left})
 
 
-def refuse(config: Config, model: Model, device: Device) -> None:
-    """Raises ValueError for a run that does not fit, with the nearest settings that do."""
+def _go_together(config: Config) -> bool:
+    """Whether settings that were chosen go with those that were said."""
+    try:
+        check_base(config)
+        check_shards(config)
+    except ValueError:
+        return False
+    return True
+
+
+def begun_with(config: Config, run: RunFolder) -> frozenset[str]:
+    """The settings that would be chosen, were it not that the run has begun with them."""
+    if not run.config_toml.is_file():
+        return frozenset()
+    return frozenset(CHOSEN) & pinned_settings(config).keys()
+
+
+def refuse(
+    config: Config, model: Model, device: Device, begun: Collection[str] = frozenset()
+) -> None:
+    """Raises ValueError for a run that does not fit, with the nearest settings that do; begun:
+    those that it has begun with, and that only another run can change."""
     found = needs_of(config, model, device.kind, device.count)
     if _fits(found, device):
         return
@@ -73,9 +98,12 @@ def refuse(config: Config, model: Model, device: Device) -> None:
     advice = "no settings known here fit: take a smaller model, or a larger device"
     for changes in _ways(config, device):
         tried = with_values(config, changes)
-        if _fits(needs_of(tried, model, device.kind, device.count), device):
+        if _go_together(tried) and _fits(needs_of(tried, model, device.kind, device.count), device):
             flags = " ".join(_flag(k, v) for k, v in changes.items())
             advice = f"take {flags}"
+            before = values_of(config)
+            if any(k in begun and before[k] != v for k, v in changes.items()):
+                advice += " and a new --out: this run has begun with other settings"
             break
     raise ValueError(f"{device.name} cannot hold this run: {short}; {advice}")
 

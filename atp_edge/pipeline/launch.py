@@ -23,13 +23,14 @@ LOST = ("Connection closed", "Connection reset", "Broken pipe", "NCCL", "gloo", 
 """In the message of a collective that another rank no longer answers."""
 
 
-def check_ranks(config: Config) -> None:
-    """Raise ValueError where a step's blocks do not share out evenly over the ranks."""
-    blocks = config.train.batch_blocks
-    if blocks % ranks.size():
+def check_ranks(config: Config, count: int | None = None) -> None:
+    """Raise ValueError where a step's blocks do not share out evenly over the ranks; count: of
+    them, by default those of this launch."""
+    blocks, size = config.train.batch_blocks, ranks.size() if count is None else count
+    if blocks % size:
         raise ValueError(
-            f"train.batch_blocks = {blocks} on {ranks.size()} ranks: expected a multiple of the "
-            f"ranks. Take --train-batch-blocks {ranks.size()}, or start fewer ranks"
+            f"train.batch_blocks = {blocks} on {size} ranks: expected a multiple of the ranks. "
+            f"Take --train-batch-blocks {max(blocks // size, 1) * size}, or start fewer ranks"
         )
 
 
@@ -89,7 +90,7 @@ def _start(config: Config) -> dict[str, Any]:
     return {
         **{f"{name}'s version": version(name) for name in ("atp-edge", *PACKAGES)},
         "the kind of device": device,
-        "the settings": value_sha256(inputs["settings"]),
+        **inputs["settings"],
         **{
             f"the {kind}'s SHA-256": value_sha256(inputs[kind]["files"])
             for kind in sources_in(inputs)

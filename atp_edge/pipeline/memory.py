@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -87,6 +87,10 @@ class Need:
     @property
     def disk_bytes(self) -> float:
         return sum(self.disk.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines: bytes, and of what."""
+        return {"part": self.part, "device": self.device, "host": self.host, "disk": self.disk}
 
 
 def needs_of(config: Config, model: Model, device: DeviceKind, ranks: int = 1) -> list[Need]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from atp_edge.config import Config
 from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
+from atp_edge.run.files import check_place
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.precision import precision_of
 from atp_edge.run.records import StageName
-from atp_edge.training.frozen import check_base, check_shards
+from atp_edge.training.frozen import NF4, check_base, check_shards
 from atp_edge.training.setup import (
     check_text_fits,
     feasible_of,
@@ -31,21 +33,31 @@ if TYPE_CHECKING:
     from atp_edge.gate.settings import GateSettings
 
 
-def check_run(config: Config, stages: Sequence[StageName], *, weights: bool = True) -> None:
+def check_run(
+    config: Config,
+    stages: Sequence[StageName],
+    *,
+    weights: bool = True,
+    elsewhere: bool = False,
+) -> None:
     """Raise the ValueError, or OSError, that one of the stages or a later one would raise for the
     model or a setting.
 
     The model is read, a tensor at a time, before a run begins; from then on its hash is pinned, and
     that the tensors are there is looked up in the files' headers. weights: off, its configuration
-    is read, and nothing else of it.
+    is read, and nothing else of it. elsewhere: it will run on another machine, a GPU with all that
+    settings need.
     """
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {config.out!r} is a file; name a folder, new or of a run")
+    check_place(out, f"out = {config.out!r}")
     if "verify" in stages:
         check_provable(config)
     gated = check_gate(config) if "gate" in stages else None
-    check_precision(config)
+    if not elsewhere:
+        check_precision(config)
+        check_installed(config)
     folder, source = model_source(config.model), source_config(config)
     try:
         model_shape(source)
@@ -93,6 +105,11 @@ def check_window(
 def check_precision(config: Config) -> None:
     """The device computes in the type that training does."""
     cuda = torch.cuda.is_available()
+    if config.train.precision == "fp16" and not cuda:
+        raise ValueError(
+            "train.precision = 'fp16': its gradients are scaled on a GPU alone, and torch finds "
+            "none here; take --train-precision auto, bf16 or no"
+        )
     if (
         cuda
         and precision_of(config) == "bf16"
@@ -101,6 +118,25 @@ def check_precision(config: Config) -> None:
         raise ValueError(
             f"train.precision = 'bf16': {torch.cuda.get_device_name()} does not compute in it; "
             "take --train-precision fp16"
+        )
+
+
+def check_installed(config: Config) -> None:
+    """What keeps weights and moments in few bits is there, and the device that it wants."""
+    few = {
+        "train.base_dtype = 'nf4'": config.train.base_dtype == NF4,
+        "train.moments = '8bit'": config.train.moments == "8bit",
+    }
+    for setting in (name for name, asked in few.items() if asked):
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"{setting} is bitsandbytes' and it is not installed: pip install bitsandbytes, or "
+                "take another value"
+            )
+    if config.train.moments == "8bit" and not torch.cuda.is_available():
+        raise ValueError(
+            "train.moments = '8bit': bitsandbytes keeps them on a GPU alone, and torch finds none "
+            "here; take --train-moments fp32"
         )
 
 

@@ -7,14 +7,15 @@ from huggingface_hub import HfApi
 from atp_edge.pipeline.model_card import CARD, Form
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
-from atp_edge.run.hub import check_name
+from atp_edge.run.hub import check_login, check_name
 
 
 def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False) -> str:
     """Upload a run's folder of this form; returns the address.
 
-    A new repository is private unless `public`. Raises ValueError where the folder is not there,
-    and NotProvenError for an ONNX folder that was not proven.
+    A new repository is private unless `public`. Raises ValueError where the folder or a login is
+    not there, NotProvenError for an ONNX folder that was not proven, OSError where the Hub is not
+    reached or refuses.
     """
     check_name(name)
     if form == "adapter":
@@ -26,12 +27,28 @@ def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False
         proofs = run.metrics().get("verify", {}).get("providers", {})
         if not proofs or not all(proof["passed"] for proof in proofs.values()):
             raise NotProvenError(f"{run.onnx} is not proven: run {run.command('verify')} first")
-    folder, api = run.path / form, HfApi()
+    folder = run.path / form
     if not (folder / CARD).exists():  # Of a run from before the cards.
         raise ValueError(f"{folder} has no {CARD}: write it again with {run.command('export')}")
-    api.create_repo(name, private=not public, exist_ok=True)
-    api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"atp-edge: {form}")
+    check_login()
+    api = HfApi()
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"atp-edge: {form}")
+    except Exception as error:
+        if not _unreached(error):
+            raise
+        raise OSError(
+            f"{folder} was not pushed: the Hub cannot be reached ({error}); try again with "
+            f"`atp-edge push {name} --out {run.path} --form {form}`"
+        ) from error
     return f"https://huggingface.co/{name}"
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether it is of the network: no OSError, as the Hub's own answers are, and of a package that
+    huggingface_hub has changed before."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def _why_no_adapter(run: RunFolder) -> str:

@@ -110,7 +110,11 @@ def _known(text: str, name: str, names: Mapping[str, object]) -> str:
     if name in names:
         return name
     nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    if name in FIGURES:
+        raise ValueError(f"--require {text!r}: compare {name}, as in {name}>=1")
+    if name in FLAGS:
+        raise ValueError(f"--require {text!r}: {name} stands alone; it is so, or not")
     raise ValueError(
         f"--require {text!r}: unknown name {name!r}{hint} Expected one of {', '.join(FLAGS)}, or a "
         f"comparison of {', '.join(FIGURES)} with each other or a number"

@@ -58,6 +58,16 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     _remove(_aside(path))
 
 
+def check_place(path: Path, named: str) -> None:
+    """Raise ValueError where nothing can be written at a path, nor beside it: a file is in the
+    place of a folder above, or that folder is not ours. named: the path, as it was asked for."""
+    above = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise ValueError(f"{named}: {above} is a file; name another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{named}: {above} may not be written to; name another place")
+
+
 def settle(path: Path) -> None:
     """Put right what a kill left of `folder_atomically`: the old folder back, if no new one has
     its name."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,8 +24,9 @@ class JsonLines:
         self.depth = 0
 
     def put(self, event: str, **values: Any) -> None:
-        """One line."""
-        self.write(json.dumps({"time": round(time.time(), 3), "event": event} | values))
+        """One line; null for a number that is none: JSON has no NaN."""
+        line = {"time": round(time.time(), 3), "event": event} | values
+        self.write(json.dumps(_finite(line), allow_nan=False))
 
     def say(self, text: str) -> None:
         self.put("say", text=text)
@@ -62,3 +64,11 @@ class JsonLines:
     def end(self) -> None:
         """A watcher's."""
         self.depth -= 1
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,9 @@ from atp_edge.settings import with_values
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What `train.precision` computes in; no entry: fp32."""
 
+_STORED = ("bf16", "nf4")
+"""`train.base_dtype` of weights that are computed in bf16 alone."""
+
 
 def precision_of(config: Config, device: str | None = None) -> Literal["bf16", "fp16", "no"]:
     """`train.precision`, and what `auto` is on a device (cuda, cpu; by default the one at hand):
@@ -22,7 +25,7 @@ def precision_of(config: Config, device: str | None = None) -> Literal["bf16", "
     if asked != "auto":
         return asked
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    stored = config.train.base_dtype in ("bf16", "nf4")
+    stored = config.train.base_dtype in _STORED
     return "bf16" if kind != "cpu" or stored or cpu_computes_bf16() else "no"
 
 
@@ -38,9 +41,10 @@ def what_is_slow(config: Config, device: str) -> str | None:
         return None
     if config.train.precision == "no":
         return "in fp32: this CPU has no products of bf16 (AVX512-BF16 or AMX)"
+    kept = " --train-base-dtype auto" if config.train.base_dtype in _STORED else ""
     return (
         f"train.precision = {config.train.precision!r}: this CPU has no products of it, so a step "
-        "takes about 15 times as long as in fp32; a new run takes --train-precision no"
+        f"takes about 15 times as long as in fp32; a new run takes --train-precision no{kept}"
     )
 
 

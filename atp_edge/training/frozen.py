@@ -7,7 +7,6 @@ bitsandbytes; what the closed-form steps move (o_proj, down_proj) stays in bf16 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,14 +97,6 @@ def check_base(config: Config) -> None:
             f"train.base_dtype = {kind!r} with train.precision = {config.train.precision!r}: "
             "expected bf16, which such weights are computed in"
         )
-    needs = {"train.base_dtype = 'nf4'": kind == "nf4", "train.moments = '8bit'":
-             config.train.moments == "8bit"}  # fmt: skip
-    for setting, needed in needs.items():
-        if needed and importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError(
-                f"{setting} is bitsandbytes' and it is not installed: pip install bitsandbytes, or "
-                "take another value"
-            )
 
 
 def check_shards(config: Config) -> None:

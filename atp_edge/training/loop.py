@@ -142,7 +142,7 @@ def _step(learner: Learner, index: int) -> tuple[Record | None, str | None]:
         raise FloatingPointError(
             f"the loss is {record.loss} before the first update of the {learner.phase} phase: the "
             "model's own outputs are not finite on this text, whatever the learning rates. Try "
-            "--train-precision no; if it stays, the weights or the text are at fault"
+            "--train-precision no in a new --out; if it stays, the weights or the text are at fault"
         )
     return record, None
 

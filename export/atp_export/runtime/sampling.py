@@ -53,6 +53,9 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, draw: np.random.Gene
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """A text up to the first of its stop strings."""
+    """A text up to the first of its stop strings. Raises ValueError for an empty one, at which
+    every text would end."""
+    if "" in stop:
+        raise ValueError("stop '': expected a text of one character or more")
     places = [text.find(s) for s in stop if s in text]
     return text[: min(places)] if places else text

@@ -157,10 +157,18 @@ def usable_cores() -> int:
 
 
 def read_adapter(path: Path, known: set[str]) -> dict[str, Any]:
-    """LoRA factors of a .onnx_adapter file by input name."""
+    """LoRA factors of a .onnx_adapter file by input name.
+
+    Raises ValueError for a file that is none, or of another model.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such adapter; write it with atp_export.adapter")
-    values: dict[str, Any] = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+    try:
+        values: dict[str, Any] = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
+    except RuntimeError as error:  # onnxruntime has no class for it.
+        raise ValueError(
+            f"{path} is no .onnx_adapter file, or it is damaged; write it with atp_export.adapter"
+        ) from error
     foreign = sorted(set(values) - known)
     if foreign:
         raise ValueError(

@@ -337,6 +337,36 @@ def test_a_dry_run_shows_the_costs_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_dry_run_for_machines_is_json_lines_alone(
+    model_and_data: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = model_and_data
+    shown = in_a_process("run", "--model", model, "--data", data, "--out", str(tmp_path / "dry"),
+                         "--dry-run", "--log", "json", *SMALL)  # fmt: skip
+    lines = [json.loads(line) for line in shown.splitlines()]
+    needs = next(line for line in lines if line["event"] == "needs")
+    parts = {part["part"]: part for part in needs["parts"]}
+    assert parts["joint steps"]["device"]["weights"] > 0
+    assert any(line["event"] == "say" and "time, roughly" in line["text"] for line in lines)
+
+
+def test_a_gpu_elsewhere_is_for_a_dry_run_and_shares_out_its_steps(
+    model_and_data: tuple[str, str], tmp_path: Path
+) -> None:
+    """Else this machine would train with what was chosen for the other one."""
+    model, data = model_and_data
+    asked = ["--model", model, "--data", data, "--out", str(tmp_path / "run"), *SMALL]
+    for command in ("run", "train"):
+        shown = atp_edge(command, *asked, "--device-memory", "80GB", code=2)
+        assert "--device-memory 80GB is of a GPU elsewhere" in " ".join(shown.split())
+    eight = ["--dry-run", "--device-memory", "8x80GB"]
+    shown = atp_edge("run", *asked, *eight, code=2)
+    assert "batch_blocks = 1 on 8 ranks: expected a multiple" in " ".join(shown.split())
+    shown = atp_edge("run", *asked, *eight, "--train-batch-blocks", "8")
+    assert "each of 8 GPUs of 80GB" in " ".join(shown.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_doctor_and_help_fit_80_columns() -> None:
     for arguments in (["doctor"], ["run", "--help"], ["--help"]):
         assert max(map(len, atp_edge(*arguments).splitlines())) <= 80

@@ -49,6 +49,28 @@ def test_a_text_is_shown_with_what_follows(tmp_path: Path) -> None:
     assert Answering.asked == "May I?"
 
 
+def test_a_prompt_and_an_answer_are_shown_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name between colons becomes a picture, no bracket a style, and no line is broken."""
+    monkeypatch.setattr(Answering, "pieces", (" :tada:", " [/bold] ", "y" * 300))
+    prompt = "[bold] :smile: " + "x " * 150
+    assert generate(tmp_path, prompt) == f"{prompt} :tada: [/bold] {'y' * 300}\n"
+
+
+def test_a_prompt_that_is_refused_is_not_shown_before_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> Iterator[str]:
+        raise ValueError("0 new tokens: expected 1 or more")
+        yield ""
+
+    monkeypatch.setattr(Answering, "stream", refuses)
+    done = CliRunner().invoke(app, ["generate", "May I?", "--out", str(tmp_path)])
+    assert isinstance(done.exception, ValueError)
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -12,10 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from atp_edge.config import Config, TrainConfig
-from atp_edge.pipeline.launch import check_ranks
+from atp_edge.pipeline.launch import _start, check_ranks
 from atp_edge.pipeline.stages import run_stages
 from atp_edge.run import ranks
 from atp_edge.run.history import read_history
+from atp_edge.run.pinned import SOURCES, pinned_settings
 from atp_edge.settings import configured
 from tests.tiny import QUICK_TO_TRAIN, Silent
 
@@ -159,6 +160,10 @@ def test_blocks_that_do_not_share_out_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ranks, "size", lambda: 3)
     with pytest.raises(ValueError, match=r"batch_blocks = 4 on 3 ranks.*--train-batch-blocks 3"):
         check_ranks(Config(train=TrainConfig(batch_blocks=4)))
+    with pytest.raises(ValueError, match=r"8 on 3 ranks.*--train-batch-blocks 6"):
+        check_ranks(Config(train=TrainConfig(batch_blocks=8)))
+    with pytest.raises(ValueError, match=r"batch_blocks = 6 on 4 ranks.*--train-batch-blocks 4"):
+        check_ranks(Config(train=TrainConfig(batch_blocks=6)), 4)
     check_ranks(Config(train=TrainConfig(batch_blocks=6)))
 
 
@@ -166,6 +171,21 @@ def test_ranks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [{"torch's version": "2.13.0"}, {"torch's version": "2.12.0"}]
     monkeypatch.setattr(ranks, "of_all", lambda _: theirs)
     with pytest.raises(ValueError, match=r"torch's version: rank 0 has 2\.13\.0, rank 1 has 2\.12"):
+        ranks.check_same(theirs[0])
+
+
+def test_a_setting_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the hash of them all."""
+
+    def started(seed: int) -> dict[str, Any]:
+        files = {kind: {"files": {}} for kind in SOURCES}
+        inputs = {"settings": pinned_settings(configured({"seed": seed})), **files}
+        monkeypatch.setattr("atp_edge.pipeline.inputs.inputs_of", lambda _: inputs)
+        return _start(configured({}))
+
+    theirs = [started(0), started(7)]
+    monkeypatch.setattr(ranks, "of_all", lambda _: theirs)
+    with pytest.raises(ValueError, match=r"^seed: rank 0 has 0, rank 1 has 7; expected the same"):
         ranks.check_same(theirs[0])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+from atp_edge.api import Run
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss
@@ -23,12 +24,15 @@ from atp_edge.model.narrow import build_model
 from atp_edge.model.structures import Masks, sites_of
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of, parse_size
-from atp_edge.pipeline.fit import crowded, fitted, refuse
+from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
 from atp_edge.pipeline.memory import Need, needs_of
 from atp_edge.pipeline.memory_terms import activations
 from atp_edge.pipeline.scale import CARDS, device_of_card, model_of, page
-from atp_edge.settings import configured, with_values
+from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.precision import settled
+from atp_edge.settings import configured, values_of, with_values
 from atp_edge.training.cpu import attention_implementation
+from atp_edge.training.frozen import check_base, check_shards
 from tests.test_docs import ROOT
 
 TOKENS = 256
@@ -117,6 +121,62 @@ def test_what_is_said_stays_and_what_does_not_fit_is_refused_with_what_does() ->
         refuse(asked, model, small)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"recovery.retrain": True},
+        {"recovery.reconstruct_blocks": 16},
+        {"recovery.adapter": "ranks"},
+        {"decision.space": "head-dims"},
+        {"train.checkpointing": "false"},
+        {"train.precision": "no"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", ["24GB", "80GB", "8x24GB", "8x80GB"])
+def test_what_is_chosen_goes_with_what_was_said(
+    named: dict[str, Any], size: str, tmp_path: Path
+) -> None:
+    """Else the run would begin, and its own config.toml be refused when it is gone on with."""
+    asked, model = model_of("8B (Llama 3)")
+    asked, device = with_values(asked, named), device_of(size, tmp_path)
+    config, chosen = fitted(asked, model, (*named,), device)
+    assert values_of(config).items() >= named.items() or chosen is None
+    check_base(config)
+    check_shards(config)
+
+
+def test_a_run_that_has_begun_is_not_changed_to_fit_another_device(tmp_path: Path) -> None:
+    """What only another run can change is not chosen, and advised for a new folder; what may change
+    is chosen as ever."""
+    asked, model = model_of("8B (Llama 3)")
+    run = RunFolder(tmp_path)
+    assert begun_with(asked, run) == frozenset()
+    begun = begun_with(asked, open_run(with_values(asked, {"out": str(tmp_path)})))
+    assert {"recovery.retrain", "lora.rank", "train.precision"} <= begun
+    assert begun.isdisjoint({"train.checkpointing", "train.shard"})
+    small, large = device_of_card(CARDS[2]), device_of_card(CARDS[3])
+    _, chosen = fitted(asked, model, begun, small)
+    assert chosen is None
+    with pytest.raises(ValueError, match=r"take .*--no-recovery-retrain .* and a new --out: this"):
+        refuse(settled(asked, "cuda"), model, small, begun)
+    eight_bit = with_values(asked, {"train.moments": "8bit", "train.checkpointing": "auto"})
+    found, chosen = fitted(eight_bit, model, begun, large)
+    assert chosen
+    assert found.train.checkpointing == "true"
+
+
+def test_a_run_that_has_begun_keeps_what_auto_was(tmp_path: Path) -> None:
+    """On a GPU bf16, say; on a CPU without bf16 it would be fp32, which is another run."""
+    run = open_run(configured({"out": str(tmp_path), "train.precision": "bf16"}))
+    auto = configured({"out": str(tmp_path), "train.precision": "auto"})
+    assert begun_settings(auto, {"train.precision"}, run).train.precision == "bf16"
+    said = with_values(auto, {"train.precision": "no"})
+    assert begun_settings(said, {"train.precision"}, run) == said
+    opened = Run.open(tmp_path, train__precision="auto", steps=3)
+    assert (opened.config.train.precision, opened.config.steps) == ("bf16", 3)
+
+
 def test_a_disk_that_holds_each_part_and_not_all_of_them_is_named() -> None:
     config, device = Config(), Device(
         kind="cpu", name="this CPU", memory=16e9, host=16e9, disk=100e9, quantizes=False
@@ -143,6 +203,8 @@ def test_sizes_of_devices(tmp_path: Path) -> None:
     for wrong in ("24", "0GB", "GB", "-1GB", "24 Gb"):
         with pytest.raises(ValueError, match="expected a size such as"):
             parse_size(wrong)
+    eight = device_of("8x 80GB", tmp_path)
+    assert (eight.name, eight.count) == ("each of 8 GPUs of 80GB", 8)
     elsewhere = device_of("80GB", tmp_path / "not" / "there")
     assert (elsewhere.kind, elsewhere.memory, elsewhere.host) == ("cuda", 80e9, math.inf)
 

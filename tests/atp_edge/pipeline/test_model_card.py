@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from typer.testing import CliRunner
 
+from atp_edge.cli import app
 from atp_edge.config import Config
 from atp_edge.model.export_size import CARD_BYTES
 from atp_edge.pipeline import push as pushing
@@ -126,6 +131,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
     monkeypatch.setattr(pushing, "HfApi", lambda: made)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
     return made
 
 
@@ -156,3 +162,29 @@ def test_what_is_not_proven_or_not_there_is_not_pushed(tmp_path: Path, hub: Hub)
     with pytest.raises(NotProvenError, match="is not proven"):
         push(ready(tmp_path, proven=False), "owner/name")
     assert hub.asked == []
+
+
+def test_without_a_login_nothing_is_pushed_and_no_run_is_begun_for_it(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(ValueError, match="nobody is logged in to the Hub; `hf auth login`, or"):
+        push(ready(tmp_path / "run"), "owner/name")
+    assert hub.asked == []
+    asked = ["run", "--out", str(tmp_path / "new"), "--push", "owner/name"]
+    shown = CliRunner().invoke(app, asked)
+    assert isinstance(shown.exception, ValueError)
+    assert "nobody is logged in" in str(shown.exception)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_hub_that_is_not_reached_is_no_fault_of_ours(tmp_path: Path, hub: Hub) -> None:
+    """Its client raises what is no OSError; the error says how to push later."""
+    library = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.split(".")[0])
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise library.ConnectError("no route to host")
+
+    hub.create_repo = fails  # type: ignore[method-assign]
+    with pytest.raises(OSError, match=r"no route.*try again with `atp-edge push owner/name --out"):
+        push(ready(tmp_path), "owner/name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,36 @@ def test_a_gpu_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_precision(configured({"train.precision": "fp16"}))
 
 
+@pytest.mark.parametrize(
+    ("setting", "more", "message"),
+    [
+        ({"train.precision": "fp16"}, {}, "fp16': its gradients are scaled on a GPU alone"),
+        ({"train.moments": "8bit"}, {}, "train.moments = '8bit'.*take --train-moments fp32"),
+        ({"train.base_dtype": "nf4"}, {"recovery.retrain": False}, "nf4' is bitsandbytes' and"),
+    ],
+    ids=str,
+)
+def test_what_only_a_gpu_or_a_missing_package_does_is_refused_here_and_counted_elsewhere(
+    setting: dict[str, Any],
+    more: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before a run begins: what it began with stays."""
+    find = importlib.util.find_spec
+    there = None if "train.base_dtype" in setting else object()
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: there if name == "bitsandbytes" else find(name)
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    source = save_source(tmp_path / "source")
+    config = configured(SETTINGS | {"model": str(source)} | setting | more)
+    with pytest.raises(ValueError, match=message):
+        check_run(config, ("train",))
+    check_run(config, ("train",), elsewhere=True)
+
+
 def test_a_begun_run_does_not_read_the_model_s_tensors_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,3 +288,5 @@ def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> Non
     (tmp_path / "notes.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"out = '.*notes\.jsonl' is a file; name a folder"):
         check_run(configured({"out": str(tmp_path / "notes.jsonl")}), ("train",))
+    with pytest.raises(ValueError, match=r"out = .*notes\.jsonl is a file; name another place"):
+        check_run(configured({"out": str(tmp_path / "notes.jsonl" / "a" / "b")}), ("train",))

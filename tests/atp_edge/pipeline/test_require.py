@@ -68,10 +68,10 @@ def test_figures_are_shown_as_people_read_them_and_tell_what_is_less(
     ("text", "said"),
     [
         ("perplexty<untouched", "unknown name 'perplexty'; did you mean 'perplexity'?"),
-        ("recovery", "unknown name 'recovery'"),
-        ("proven>=1", "unknown name 'proven'"),
+        ("recovery", "--require 'recovery': compare recovery, as in recovery>=1"),
+        ("proven>=1", "--require 'proven>=1': proven stands alone"),
         ("recovery>=", "unknown name ''"),
-        ("recovery>=nan", "unknown name 'nan'"),
+        ("recovery>=nan", "unknown name 'nan'. Expected one of proven"),
         ("0.5<recovery<0.9", "expected one comparison"),
         ("recovery=0.9", "unknown name 'recovery=0.9'"),
         ("", "unknown name ''"),

@@ -15,7 +15,8 @@ from atp_edge.pipeline.device import device_of
 from atp_edge.pipeline.fit import fitted
 from atp_edge.run import precision
 from atp_edge.run.precision import cpu_computes_bf16, precision_of, settled, what_is_slow
-from atp_edge.settings import configured
+from atp_edge.settings import configured, with_values
+from atp_edge.training.frozen import check_base
 
 
 @pytest.fixture
@@ -54,6 +55,9 @@ def test_what_was_said_stays_and_is_told_to_be_slow() -> None:
     assert what_is_slow(asked, "cuda") is None
     kept = configured({"train.base_dtype": "bf16", "recovery.retrain": False})
     assert precision_of(kept, "cpu") == "bf16", "weights are kept in what is computed in"
+    said = what_is_slow(settled(kept, "cpu"), "cpu") or ""
+    assert said.endswith("--train-precision no --train-base-dtype auto")
+    check_base(with_values(kept, {"train.precision": "no", "train.base_dtype": "auto"}))
 
 
 def test_a_cpu_that_computes_in_bf16_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import pytest
 from atp_export.export import export_onnx
 from atp_export.runtime import Generation, Generator, Sampling, Session, generate_tokens
 from atp_export.runtime.generator import stream_tokens
+from atp_export.runtime.sampling import cut
+from atp_export.runtime.session import read_adapter
 
 from atp_edge.model.checkpoint import save_narrow
 from tests.atp_export.test_manifest import as_in_the_hubs_cache
@@ -212,6 +214,19 @@ def test_a_folder_of_links_as_in_the_hubs_cache_loads(tmp_path: Path, flavour: A
     (snapshot / "model.onnx.data").resolve().unlink()
     with pytest.raises(ValueError, match=r"model\.onnx\.data leads to .*, which is not there"):
         Session(snapshot)
+
+
+def test_an_empty_stop_text_is_refused_and_ends_nothing_unsaid() -> None:
+    assert cut("as it is", ("is", "no")) == "as it "
+    with pytest.raises(ValueError, match="stop '': expected a text"):
+        cut("as it is", ("is", ""))
+
+
+def test_a_file_that_is_no_adapter_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": "no adapter"}')
+    with pytest.raises(ValueError, match=r"data\.jsonl is no \.onnx_adapter file, or"):
+        read_adapter(file, set())
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
