@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ def export(
         Path | None, typer.Option("--to", help="write it here, proven and measured")
     ] = None,
     format_: Annotated[
-        Literal["onnx", "gguf"] | None, typer.Option("--format", help="with --to: default onnx")
+        str | None, typer.Option("--format", help="with --to: onnx (default), gguf")
     ] = None,
     precision: Annotated[
         str | None,
@@ -32,8 +32,10 @@ def export(
         int | None, typer.Option(help="with --to: longest context; 0: the model's own")
     ] = None,
     layout: Annotated[
-        Literal["plain", "transformers.js", "openvino"] | None,
-        typer.Option(help="with --to: as transformers.js or openvino_genai load it"),
+        str | None,
+        typer.Option(
+            help="with --to: plain, or as transformers.js or openvino (openvino_genai) load it"
+        ),
     ] = None,
 ) -> None:
     """Write the slim model as ONNX again, or anywhere in another form with --to."""

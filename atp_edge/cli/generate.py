@@ -38,6 +38,7 @@ def generate(
 ) -> None:
     """Talk to the slim ONNX model."""
     from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
+    from atp_export.other_layouts import no_model_in
     from atp_export.runtime import Generator, Sampling
 
     from atp_edge.data.chat import chat_ids
@@ -45,11 +46,13 @@ def generate(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     if fallback and not (fallback / "model.onnx").is_file():  # which most prompts never ask for
-        raise ValueError(f"--fallback {fallback}: no model.onnx there; name an exported folder")
+        raise ValueError(f"--fallback: {no_model_in(fallback)}")
     run = RunFolder(out)
     if run.config_toml.exists():
         run.require("onnx")
-    onnx = run.onnx if run.onnx.is_dir() else out
+    # An exported folder has a manifest; transformers.js's has an onnx/ in it.
+    exported = (out / MANIFEST).is_file() or not run.onnx.is_dir()
+    onnx = out if exported else run.onnx
     for folder in filter(None, (onnx, fallback)):
         if check:
             verify_manifest(folder)

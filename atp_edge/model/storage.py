@@ -153,8 +153,8 @@ def context_of(config: Any, asked: int) -> int:
             f"{config.max_position_embeddings}), which no one graph does"
         )  # fmt: skip
         raise ValueError(
-            f"a context of {asked} tokens (--export-context): the model was made for {own}{beyond}"
-            "; ask for that many or fewer"
+            f"a context of {asked} tokens: the model was made for {own}{beyond}; ask for that many "
+            "or fewer (--export-context; of `export --to`, --context)"
         )
     return asked or min(own, LONGEST_CONTEXT)
 

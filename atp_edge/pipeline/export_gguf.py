@@ -63,8 +63,9 @@ def write(
     progress.say(f"writing {named}: GGUF, {precision}")
     calibration = splits_of(config).calibration if precision == "q4_0" else None
     file = write_gguf(
-        run.slim, folder, precision=precision, calibration=calibration, context=context
-    )
+        run.slim, folder, precision=precision, calibration=calibration, context=context,
+        name=named.resolve().name,
+    )  # fmt: skip
     kind = {"format": "gguf", "precision": precision}
     write_manifest(folder, kind | provenance(config, run))
     tokenizer, prompts, test = what_is_read(config, run)

@@ -54,6 +54,7 @@ def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) 
     Raises ValueError for what does not go together, before anything is written, and NotProvenError,
     with nothing left behind, where the folder does not compute what slim/ does.
     """
+    _check_form(asked)
     check_target(run, asked.to)
     run.require("slim")
     write = (
@@ -61,7 +62,8 @@ def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) 
         if asked.format == "gguf"
         else _onnx_writer(config, run, asked)
     )
-    with folder_atomically(asked.to) as beside:
+    # Of a link, the folder that it leads to: it may have been put on another disk.
+    with folder_atomically(asked.to.resolve()) as beside:
         figures = write(beside, progress)
         if (run.path / PROFILE).is_file():
             shutil.copyfile(run.path / PROFILE, beside / PROFILE)
@@ -70,11 +72,25 @@ def export_to(config: Config, run: RunFolder, asked: Asked, progress: Progress) 
     return figures
 
 
+def _check_form(asked: Asked) -> None:
+    """Raise ValueError for an unknown format or layout, and for one where the other goes."""
+    known = {"format": get_args(Format), "layout": get_args(Layout)}
+    for name, other in (("format", "layout"), ("layout", "format")):
+        value = getattr(asked, name)
+        if value in known[name]:
+            continue
+        if value in known[other]:
+            raise ValueError(f"--{name} {value}: that is a {other}; give it as --{other} {value}")
+        raise ValueError(f"--{name} {value}: expected {', '.join(known[name])}")
+
+
 def check_target(run: RunFolder, to: Path) -> None:
-    """Raise ValueError for a folder that holds anything but an export, or that a stage writes."""
+    """Raise ValueError for a folder that holds anything but an export, or that a stage writes, be
+    it of another run."""
     here, own = to.resolve(), run.path.resolve()
-    inside = here.relative_to(own).parts if own in here.parents else ()
-    if own.is_relative_to(here) or (inside and inside[0] in (*FOLDERS, "checkpoint")):
+    others = [path for path in here.parents if RunFolder(path).config_toml.is_file()]
+    inside = [here.relative_to(path).parts[0] for path in (*others, own) if path in here.parents]
+    if own.is_relative_to(here) or {*inside} & {*FOLDERS, "checkpoint"}:
         raise ValueError(f"--to {to}: the run keeps its own there; name another folder")
     check_place(here, f"--to {to}")
     if not here.exists():

@@ -54,12 +54,14 @@ def write_gguf(
     precision: GgufPrecision = "f16",
     calibration: Tensor | None = None,
     context: int = 0,
+    name: str = "",
 ) -> Path:
     """Write out/model.gguf and out/Modelfile; returns the path of the former.
 
     calibration: token ids [N, T] of the train split, for q4_0: its levels are gptq's, since those
-    to the nearest lose the text. context: tokens at most; 0: the model's own, 8192 at most. Raises
-    ValueError for a model, tokenizer or precision that llama.cpp cannot read.
+    to the nearest lose the text. context: tokens at most; 0: the model's own, 8192 at most. name:
+    what llama.cpp calls it; else the folder's. Raises ValueError for a model, tokenizer or
+    precision that llama.cpp cannot read.
     """
     check_gguf(checkpoint, precision=precision, context=context)
     if precision == "q4_0" and calibration is None:
@@ -73,7 +75,7 @@ def write_gguf(
     places = places_of(shape, named, angles)
     with folder_atomically(out) as beside:
         writer = GGUFWriter(beside / FILE, named.name)
-        writer.add_name(out.name)
+        writer.add_name(name or out.name)
         writer.add_file_type(FILE_TYPES[precision])
         write_sizes(writer, config, shape, named, longest)
         write_vocabulary(writer, checkpoint, shape.vocabulary, ends_of(checkpoint))

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import psutil
 
 from atp_export.manifest import read_manifest
+from atp_export.other_layouts import no_model_in
 from atp_export.runtime.described import described
 from atp_export.runtime.logits_from import with_input
 from atp_export.runtime.providers import provider_of
@@ -42,7 +43,7 @@ class Session:
     ) -> None:
         path = folder / "model.onnx"
         if not path.is_file():
-            raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
+            raise no_model_in(folder)
         about = described(folder)
         self.folder, self.context, self.ends = folder, about.context, about.ends
         self.provider = provider_of(provider)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from atp_edge.data.encoding import prompt_ids
+from atp_export.other_layouts import no_model_in
 from atp_export.runtime import Session
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.compare import distance
@@ -81,7 +82,7 @@ def verify(
     What cannot be read or run is a failed check. Raises ValueError when there is no model.onnx.
     """
     if not (folder / "model.onnx").is_file():
-        raise ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
+        raise no_model_in(folder)
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     proof, ran = None, at_most("runs", 0, 0, "all of it runs")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.fp32-", dir=folder.parent) as beside:

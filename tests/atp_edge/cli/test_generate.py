@@ -79,7 +79,7 @@ def test_a_prompt_that_is_refused_is_not_shown_before_the_error(
         (("--top-p", "0"), "top_p = 0.0: expected more than 0"),
         (("--top-k", "-3"), "top_k = -3: expected 0 or more"),
         (("--seed", "-1"), "seed = -1: expected 0 or more"),
-        (("--fallback", "nowhere"), "--fallback nowhere: no model.onnx there"),
+        (("--fallback", "nowhere"), "--fallback: nowhere holds no model.onnx"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_model_is_read(

@@ -11,6 +11,7 @@ import pytest
 from atp_export.export import export_onnx
 from atp_export.gguf.llama_cpp import node_folder
 from atp_export.manifest import read_manifest, verify_manifest
+from gguf import GGUFReader
 from typer.testing import CliRunner
 
 from atp_edge.cli import app
@@ -122,22 +123,40 @@ def test_a_second_export_replaces_the_first(finished: RunFolder, tmp_path: Path)
         (["--to", "{tmp}/x", "--format", "gguf", "--context", "16"], r"of 32 tokens; take 32"),
         (["--to", "{tmp}/x", "--layout", "transformers.js", "--precision", "bf16"], r"with bf16"),
         (["--to", "{tmp}/x", "--layout", "openvino", "--flavour", "ort"], r"made from portable"),
+        (["--to", "{tmp}/x", "--format", "openvino"], r"give it as --layout openvino"),
+        (["--to", "{tmp}/x", "--layout", "gguf"], r"that is a format; give it as --format gguf"),
+        (["--to", "{tmp}/x", "--format", "ggml"], r"--format ggml: expected onnx, gguf"),
+        (["--to", "{tmp}/x", "--context", "9999"], r"the model was made for 256; .* --context\)"),
         (["--to", "{run}/onnx"], r"the run keeps its own there"),
         (["--to", "{run}"], r"the run keeps its own there"),
         (["--to", "{tmp}"], r"mine\.txt is there, which no export wrote"),
         (["--to", "{tmp}/mine.txt"], r"is a file; name a folder"),
+        (["--to", "{tmp}/other/onnx"], r"the run keeps its own there"),
+        (["--to", "{tmp}/other/onnx/deeper"], r"the run keeps its own there"),
     ],
 )
 def test_a_wrong_call_leaves_nothing_behind(
     finished: RunFolder, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    for name in ("config.toml", "onnx"):
+        (tmp_path / "other" / name).symlink_to(finished.path / name)
     before = content(finished.path), content(tmp_path)
     named = [x.format(tmp=tmp_path, run=finished.path) for x in arguments]
     with pytest.raises(ValueError, match=message):
         call("export", "--out", finished.path, *named)
     assert (content(finished.path), content(tmp_path)) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.txt", "other"}
+
+
+def test_a_link_is_followed(finished: RunFolder, tmp_path: Path) -> None:
+    """To a folder on another disk, say, before it is there too."""
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    call("export", "--out", finished.path, "--to", tmp_path / "link", "--precision", "fp16")
+    assert verify_manifest(tmp_path / "real")["precision"] == "fp16"
+    assert {p.name for p in tmp_path.iterdir()} == {"link", "real"}
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_what_is_not_proven_does_not_get_its_name(
@@ -188,8 +207,22 @@ def test_gguf_is_proven_by_llama_cpp_or_said_not_to_be(
     assert json.loads((to / "figures.json").read_text())["quality"]["ratio"] == pytest.approx(
         1, rel=0.01
     )
+    named = GGUFReader(to / "model.gguf").fields["general.name"].contents()
+    assert named == "gguf"
     with pytest.raises(ValueError, match="proven and measured as it is written"):
         call("verify", "--out", finished.path, "--folder", to)
+    with pytest.raises(ValueError, match=r"a GGUF file, which llama\.cpp and Ollama run"):
+        call("generate", "The", "--out", to)
+
+
+def test_a_transformers_js_folder_is_told_from_a_run(finished: RunFolder, tmp_path: Path) -> None:
+    """Its model lies in onnx/, as a run's."""
+    to = tmp_path / "js"
+    shown = call("export", "--out", finished.path, "--to", to, "--layout", "transformers.js")
+    assert "this in ONNX Runtime: first token" in shown
+    for arguments in (("--out", to), ("--out", finished.path, "--fallback", to)):
+        with pytest.raises(ValueError, match=r"js holds no model\.onnx but .* transformers\.js"):
+            call("generate", "The", *arguments)
 
 
 def test_an_openvino_folder_is_proven_by_openvino_genai(
@@ -205,5 +238,7 @@ def test_an_openvino_folder_is_proven_by_openvino_genai(
     )
     figures = json.loads((to / "figures.json").read_text())
     assert [check["name"] for check in figures["openvino_genai"]] == ["ids", "greedy"]
+    with pytest.raises(ValueError, match=r"no model\.onnx but the layout of openvino_genai"):
+        call("generate", "The", "--out", to)
     with pytest.raises(ValueError, match="proven and measured as it is written"):
         call("verify", "--out", finished.path, "--folder", to)
