@@ -55,12 +55,16 @@ def fitted(
 
 def begun_settings(config: Config, said: Collection[str], run: RunFolder) -> Config:
     """The settings of a run that has begun, where they are chosen and were not said: another
-    device changes nothing of it. `auto` chooses as well as no word does: it is what the run has."""
+    device changes nothing of it. `auto` chooses as well as no word does: it is what the run has; but
+    checkpointing, which changes the memory alone, is chosen again where weights are shared out."""
     if not run.config_toml.is_file():
         return config
     before, asked = values_of(run.config()), values_of(config)
     left = [k for k in CHOSEN if k not in said or asked[k] == "auto"]
-    return with_values(config, {k: before[k] for k in left})
+    kept = {k: before[k] for k in left}
+    if kept.get("train.shard", asked["train.shard"]) and "train.checkpointing" in kept:
+        kept["train.checkpointing"] = "auto"
+    return with_values(config, kept)
 
 
 def _go_together(config: Config) -> bool:

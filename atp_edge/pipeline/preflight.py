@@ -51,7 +51,7 @@ def check_run(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out = {config.out!r} is a file; name a folder, new or of a run")
-    check_place(out, f"out = {config.out!r}")
+    check_place(out / "a file", f"out = {config.out!r}")
     if "verify" in stages:
         check_provable(config)
     gated = check_gate(config) if "gate" in stages else None

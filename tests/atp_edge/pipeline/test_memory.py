@@ -177,6 +177,14 @@ def test_a_run_that_has_begun_keeps_what_auto_was(tmp_path: Path) -> None:
     assert (opened.config.train.precision, opened.config.steps) == ("bf16", 3)
 
 
+def test_a_run_that_has_begun_may_share_out_its_weights(tmp_path: Path) -> None:
+    """Then checkpointing, which that needs and it had not, is chosen again."""
+    values = {"out": str(tmp_path), "train.checkpointing": "false"}
+    run, shared = open_run(configured(values)), configured({"train.shard": True})
+    assert begun_settings(Config(), (), run).train.checkpointing == "false"
+    assert begun_settings(shared, {"train.shard"}, run).train.checkpointing == "auto"
+
+
 def test_a_disk_that_holds_each_part_and_not_all_of_them_is_named() -> None:
     config, device = Config(), Device(
         kind="cpu", name="this CPU", memory=16e9, host=16e9, disk=100e9, quantizes=False

@@ -58,14 +58,14 @@ NARROW = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
         (
             rope("longrope", original_max_position_embeddings=64, **NARROW),
             {"export__context": 65},
-            r"context of 65 tokens .*made for 64, and beyond them it computes attention otherwise",
+            r"context of 65 tokens: .*made for 64, and beyond them it computes attention otherwise",
         ),
         (
             rope("linear", partial_rotary_factor=0.5),
             {},
             r"RoPE turns 8 of a head's 16 dimensions \(partial_rotary_factor\)",
         ),
-        ({}, {"export__context": 300}, r"context of 300 tokens .*the model was made for 256"),
+        ({}, {"export__context": 300}, r"context of 300 tokens: the model was made for 256"),
         ({}, {"dataset__block_tokens": 257}, "dataset.block_tokens = 257: the model reads 256"),
         (
             {},
