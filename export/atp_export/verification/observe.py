@@ -69,15 +69,18 @@ def asked_of(tokens: Sequence[int], length: int) -> Asked:
 
 
 def as_others_run_it(folder: Path, asked: Asked) -> Rows:
-    """What a session answers to the file alone, without the input that our runtime adds to it."""
-    path, session = folder / "model.onnx", Session(folder, provider=CPU)
+    """What a session of an fp32 graph answers to the file alone, without the input that our runtime
+    adds to it. One session: two would hold its weights twice."""
+    path = folder / "model.onnx"
     plain = load(path, path.read_bytes(), CPU)
     ids = np.array([asked.texts[0][:TOGETHER]], np.int64)
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    if not session.shared_cache:
+    inputs = {i.name: i for i in plain.get_inputs()}
+    if "position_ids" in inputs:
         feed["position_ids"] = np.arange(TOGETHER)[None]
-    for name, i in session.past.items():
-        feed[name] = np.zeros((1, i.shape[1], 0, i.shape[3]), session.cache_type)
+    for name, i in inputs.items():
+        if name.startswith("past_key_values."):
+            feed[name] = np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32)
     (logits,) = plain.run(["logits"], feed)
     return Rows(how="as others run it", text=0, positions=tuple(range(TOGETHER)), logits=logits[0])
 

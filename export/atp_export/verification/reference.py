@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+
+from atp_edge.model.stream import streamed
 
 Floats = NDArray[np.float32]
 
@@ -30,9 +32,11 @@ class Reference:
         state: Mapping[str, Tensor],
         tables: Mapping[str, tuple[Tensor, Tensor]],
         scales: Mapping[int, float],
+        device: torch.device | None = None,
     ) -> None:
-        device = next(model.parameters()).device
-        self.model, self.scales = model, scales
+        """device: the model's, where its own parameters do not tell."""
+        device = device or next(model.parameters()).device
+        self.model, self.scales, self.device = model, scales, device
         self.state = {name: tensor.to(device) for name, tensor in state.items()}
         self.tables = {
             name: tuple(torch.cat([half, half], -1).to(device) for half in halves)
@@ -43,13 +47,16 @@ class Reference:
         return self.model.parameters()
 
     def double(self) -> Reference:
-        """The same in float64."""
-        state = {name: tensor.double() for name, tensor in self.state.items()}
+        """The same in float64, a layer's numbers at a time: all of them would take twice what they
+        take here, and the model's own, which they stand in for, as much again."""
         tables = {
             name: (cos[:, : cos.shape[1] // 2].double(), sin[:, : sin.shape[1] // 2].double())
             for name, (cos, sin) in self.tables.items()
         }
-        return Reference(copy.deepcopy(self.model).double(), state, tables, self.scales)
+        empty = {id(p): nn.Parameter(p.detach().to("meta")) for p in self.model.parameters()}
+        exact = copy.deepcopy(self.model, empty).double()
+        streamed(exact, self.state.__getitem__, self.device)
+        return Reference(exact, {}, tables, self.scales, self.device)
 
     def __call__(self, ids: Tensor, **options: Any) -> Any:
         """The model's output for ids [B, T]."""
@@ -82,8 +89,7 @@ class Reference:
     @torch.no_grad()
     def logits(self, text: Sequence[int], positions: Sequence[int]) -> Floats:
         """Logits [len(positions), V] of one text."""
-        device = next(self.parameters()).device
-        kept = torch.tensor(list(positions), device=device)
-        output = self(torch.tensor([list(text)], device=device), logits_to_keep=kept)
+        kept = torch.tensor(list(positions), device=self.device)
+        output = self(torch.tensor([list(text)], device=self.device), logits_to_keep=kept)
         logits: Floats = output.logits[0].float().cpu().numpy()
         return logits

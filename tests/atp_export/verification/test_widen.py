@@ -158,3 +158,42 @@ def test_the_model_is_as_it_was_after_a_reference_was_asked(tmp_path: Path) -> N
     assert torch.equal(model(ids).logits, expected)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert isinstance(model.model.layers[0].self_attn.q_proj, nn.Linear)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reference_in_float64_holds_no_weights_and_answers_as_one_that_does(
+    tmp_path: Path, tied: bool, precision: str
+) -> None:
+    from atp_export.verification.reference import Reference
+    from atp_export.verification.stored import stored_in
+
+    model: Any = tiny_model("gemma2", tied=tied)
+    form = widened(tmp_path, model, precision=precision)
+    stored = stored_in(form, model)
+    reference = Reference(model, stored.state, stored.tables, stored.scales)
+    # The whole of it in float64, as a model of its own.
+    whole: Any = tiny_model("gemma2", tied=tied).double()
+    whole.load_state_dict({name: x.double() for name, x in stored.state.items()}, assign=True)
+    tables = {name: tuple(x.double() for x in halves) for name, halves in stored.tables.items()}
+    expected = Reference(whole, dict(whole.named_parameters(remove_duplicate=False)), tables,
+                         stored.scales)  # fmt: skip
+    exact, text = reference.double(), [1, 2, 3, 5]
+    for _ in range(2):  # What a text took is given up after it, and read again.
+        found = exact(torch.tensor([text])).logits
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected(torch.tensor([text])).logits)
+        assert all(parameter.is_meta for parameter in exact.parameters())
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_tensor_that_is_the_models_own_is_held_once(tmp_path: Path) -> None:
+    from atp_export.verification.stored import stored_in
+
+    model: Any = tiny_model("llama")
+    for precision in ("fp32", "fp16"):
+        form = widened(tmp_path / precision, model, precision=precision)
+        state = stored_in(form, model).state
+        own = dict(model.named_parameters())
+        shared = [name for name in own if state[name].data_ptr() == own[name].data_ptr()]
+        assert shared == (list(own) if precision == "fp32" else [])
