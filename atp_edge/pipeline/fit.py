@@ -55,8 +55,8 @@ def fitted(
 
 def begun_settings(config: Config, said: Collection[str], run: RunFolder) -> Config:
     """The settings of a run that has begun, where they are chosen and were not said: another
-    device changes nothing of it. `auto` chooses as well as no word does: it is what the run has; but
-    checkpointing, which changes the memory alone, is chosen again where weights are shared out."""
+    device changes nothing of it. `auto` is what the run has, as if it had not been said.
+    Checkpointing, which changes the memory alone, is chosen again where weights are shared out."""
     if not run.config_toml.is_file():
         return config
     before, asked = values_of(run.config()), values_of(config)

@@ -48,7 +48,7 @@ def test_the_context_is_the_models_own_unless_it_is_very_long(
 
 
 def test_a_longer_context_than_the_models_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a context of 300 tokens .*was made for 256; ask for"):
+    with pytest.raises(ValueError, match=r"a context of 300 tokens: .*was made for 256; ask for"):
         context_of(LlamaConfig(max_position_embeddings=256), 300)
 
 
