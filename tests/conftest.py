@@ -36,9 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models: more only wait for each other, longest where others compute."""
+    """One thread for tiny models: more only wait for each other, longest where others compute. For
+    the real model a worker's share of the cores."""
     real = request.node.get_closest_marker("real") is not None
-    torch.set_num_threads((os.cpu_count() or 1) if real else 1)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers) if real else 1)
 
 
 @pytest.fixture(scope="session")
