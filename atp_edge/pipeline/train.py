@@ -14,9 +14,9 @@ from atp_edge.model.plan import read_plan
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.freed_memory import stop_keeping_freed_memory
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.progress import Progress
-from atp_edge.training.cpu import stop_keeping_freed_memory
 from atp_edge.training.dense_adapter import save_adapter
 from atp_edge.training.phases import PARTS, run_part
 from atp_edge.training.setup import TrainContext, accelerate, splits_of

@@ -15,6 +15,7 @@ import torch
 
 from atp_edge.run import ranks
 from atp_edge.run.files import update_json, write_json
+from atp_edge.run.freed_memory import give_back_freed_memory
 
 _STATUS, _MARKS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SET_BACK = "5"  # proc(5), clear_refs
@@ -23,7 +24,10 @@ _SET_BACK = "5"  # proc(5), clear_refs
 @contextmanager
 def peak_noted(part: str, path: Path) -> Iterator[None]:
     """Note in a JSON file how much memory was held at most inside, in bytes: `host`, resident, all
-    of the process; `device`, allocated by torch on a GPU. What ends early notes nothing."""
+    of the process; `device`, allocated by torch on a GPU. What ends early notes nothing.
+
+    What was held before and is no longer used is given back first, and does not stand beside it."""
+    give_back_freed_memory()
     known = set_back()
     cuda = torch.cuda.is_available()
     if cuda:

@@ -17,8 +17,8 @@ from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
 from atp_edge.reconstruction.repair import Repair
 from atp_edge.reconstruction.value_rotation import rebase_values
+from atp_edge.run.freed_memory import giving_back_freed_memory
 from atp_edge.training.adapters import with_lora
-from atp_edge.training.cpu import giving_back_freed_memory
 from atp_edge.training.frozen import load_base, pruned_kind, source_type
 from atp_edge.training.learners import JointLearner
 from atp_edge.training.loop import phase_begun

@@ -22,10 +22,10 @@ from atp_edge.model.stream import reader_of
 from atp_edge.run import ranks
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.freed_memory import give_back_freed_memory, giving_back_freed_memory
 from atp_edge.run.history import PHASE_NAMES
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.training.adapters import with_lora
-from atp_edge.training.cpu import give_back_freed_memory, giving_back_freed_memory
 from atp_edge.training.freeze import cut_by_decision, freeze
 from atp_edge.training.frozen import frozen_kind, load_base
 from atp_edge.training.joint import prepare_joint
@@ -111,7 +111,6 @@ def learn_decision(context: TrainContext) -> dict[str, Any]:
     # Neither the loop's moments nor the teacher stand beside what is held next.
     del learner
     context.accelerator.free_memory()
-    give_back_freed_memory()
     with peak_noted("freeze", noted):
         with giving_back_freed_memory(context.accelerator.device.type):
             frozen = cut_by_decision(model, masks, context)
@@ -164,7 +163,6 @@ def run_part(name: str, context: TrainContext) -> dict[str, Any]:
         with noting_its_peak(name, run):
             figures = PARTS[name](context)
         context.accelerator.free_memory()  # Else it holds the part's optimizers and their weights.
-        give_back_freed_memory()
         if ranks.is_main():
             run.add_part(name, figures | {"seconds": time.perf_counter() - began}, read)
         ranks.wait()

@@ -27,9 +27,10 @@ from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, load_config, load_model, load_tokenizer
 from atp_edge.model.storage import Storage, context_of
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.freed_memory import keep_freed_memory
 from atp_edge.run.precision import precision_of
 from atp_edge.run.progress import Progress
-from atp_edge.training.cpu import attention_implementation, keep_freed_memory
+from atp_edge.training.cpu import attention_implementation
 
 FROM_THE_HUB = [
     "*.json",

@@ -20,9 +20,9 @@ from atp_edge.model.sharded import is_sharded
 from atp_edge.model.stream import fill, put, without_weights
 from atp_edge.reconstruction.teacher_match import match_teacher
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.freed_memory import giving_back_freed_memory
 from atp_edge.run.records import DENSE_ADAPTER
 from atp_edge.training.adapters import with_lora
-from atp_edge.training.cpu import giving_back_freed_memory
 from atp_edge.training.frozen import frozen_kind, load_frozen, shards
 from atp_edge.training.optimizer import lora_parameters
 from atp_edge.training.setup import TrainContext, with_attention

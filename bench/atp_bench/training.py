@@ -34,7 +34,8 @@ from atp_edge.masking.lora import add_lora
 from atp_edge.model.families import model_shape
 from atp_edge.model.structures import Masks
 from atp_edge.run.environment import environment
-from atp_edge.training.cpu import attention_implementation, keep_freed_memory
+from atp_edge.run.freed_memory import keep_freed_memory
+from atp_edge.training.cpu import attention_implementation
 
 Precision = Literal["fp32", "bf16"]
 # A gradient is a sum over tokens in another order: fp32's rounding, not more.

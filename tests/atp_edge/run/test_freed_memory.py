@@ -1,0 +1,52 @@
+"""In a process of its own: what other tests have freed would be measured, too."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_FREED = """
+import json, psutil, torch
+from atp_edge.run.freed_memory import giving_back_freed_memory, keep_freed_memory
+
+def resident():
+    return psutil.Process().memory_info().rss / 2**20
+
+def use_and_free_64_mib():
+    torch.ones(16 << 20)
+
+torch.set_num_threads(1)
+assert keep_freed_memory()
+grown = []
+with giving_back_freed_memory("cpu"):
+    before = resident()
+    use_and_free_64_mib()
+    grown.append(resident() - before)
+before = resident()
+use_and_free_64_mib()
+grown.append(resident() - before)
+with giving_back_freed_memory("cpu"):
+    grown.append(resident() - before)
+with giving_back_freed_memory("cuda"):
+    use_and_free_64_mib()
+    grown.append(resident() - before)
+print(json.dumps(grown))
+"""
+"""MiB by which the process grows while 64 are used and freed, once they are freed."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep")
+def test_what_a_step_frees_is_kept_and_what_a_pass_frees_is_given_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FREED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    in_a_pass, after_a_step, in_the_next_pass, elsewhere = json.loads(done.stdout)
+    assert in_a_pass < 16
+    assert after_a_step > 48
+    assert in_the_next_pass < 16, "what steps left does not stand beside a pass"
+    assert elsewhere > 48, "only a CPU's pass changes what is kept"
