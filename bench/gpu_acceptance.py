@@ -31,7 +31,8 @@ def _whole() -> Measure:
 def _said_by_dry_run(config: Any, dense: Any, slim: Any) -> dict[str, float]:
     import torch
 
-    from atp_edge.pipeline.memory import CUDA_RUNTIME, Model, needs_of
+    from atp_edge.pipeline.memory import CUDA_RUNTIME, needs_of
+    from atp_edge.pipeline.memory_need import Model
 
     model = Model(dense=dense, slim=slim, stored=torch.bfloat16, dense_onnx=0, slim_onnx=0)
     # Of the allocator: the context is not its.

@@ -17,7 +17,7 @@ from atp_edge.model.plan import Plan, narrow_shape, plan_of
 from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.device import ROOM, Device
-from atp_edge.pipeline.memory import Model, Need
+from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.pipeline.summary import millions
 from atp_edge.training.frozen import source_type
 from atp_edge.training.setup import feasible_of, model_source, shipped_of, source_config

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from atp_edge.pipeline.memory import DeviceKind
+from atp_edge.pipeline.memory_need import DeviceKind
 from atp_edge.run import ranks
 from atp_edge.run.folder import RunFolder
 

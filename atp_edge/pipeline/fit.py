@@ -7,7 +7,8 @@ from typing import Any
 
 from atp_edge.config import Config
 from atp_edge.pipeline.device import USABLE, Device
-from atp_edge.pipeline.memory import Model, Need, needs_of
+from atp_edge.pipeline.memory import needs_of
+from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.pinned import pinned_settings
 from atp_edge.run.precision import settled

@@ -18,7 +18,8 @@ from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import USABLE, Device
 from atp_edge.pipeline.fit import fitted, refuse
-from atp_edge.pipeline.memory import Model, Need, needs_of
+from atp_edge.pipeline.memory import needs_of
+from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.settings import with_values
 
 STEPS, BLOCKS = 2000, 8

@@ -65,6 +65,15 @@ def faint_factors(
     return found
 
 
+def faded(state: Mapping[str, Tensor], factors: Mapping[str, Faint]) -> dict[str, Tensor]:
+    """The state with these parameters changed; what the head shares with the embedding, once."""
+    found = {name: factors[name].of(x) if name in factors else x for name, x in state.items()
+             if name != HEAD}  # fmt: skip
+    if HEAD in state:
+        found[HEAD] = found[EMBEDDING] if HEAD in factors else state[HEAD]
+    return found
+
+
 def make_faint(widened: Widened, places: Mapping[str, Place], factors: Mapping[str, Faint]) -> None:
     """Write the fp32 form's file anew with its tensors multiplied, and these beside the others."""
     path = widened.folder / "model.onnx"

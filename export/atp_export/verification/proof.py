@@ -17,7 +17,7 @@ from atp_export.verification.adapters import factors_in, with_adapter
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.compare import Pair, Truth, logit_checks
 from atp_export.verification.embedding import read_rows, with_table
-from atp_export.verification.faint import faint_factors, make_faint
+from atp_export.verification.faint import faded, faint_factors, make_faint
 from atp_export.verification.first_divergence import first_divergence, first_divergence_of_graphs
 from atp_export.verification.float64_reference import Rounding, rounding
 from atp_export.verification.observe import (
@@ -177,8 +177,7 @@ class Proof:
         places, state = self.stored.places, self.stored.state
         factors = faint_factors(state, places, said_shape(self.model.config))
         make_faint(self.widened, places, factors)
-        faded = {n: factors[n].of(t) if n in factors else t for n, t in state.items()}
-        reference = self._holding(faded)
+        reference = self._holding(faded(state, factors))
         asked = asked_of(self.tokens, min(SHORT_TEXT_TOKENS, self.context))
         truth = Truth(reference, asked)
         session = Session(self.beside, provider=CPU)

@@ -25,7 +25,8 @@ from atp_edge.model.structures import Masks, sites_of
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of, parse_size
 from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
-from atp_edge.pipeline.memory import Need, needs_of
+from atp_edge.pipeline.memory import needs_of
+from atp_edge.pipeline.memory_need import Need
 from atp_edge.pipeline.memory_terms import activations
 from atp_edge.pipeline.scale import CARDS, device_of_card, model_of, page
 from atp_edge.run.folder import RunFolder, open_run

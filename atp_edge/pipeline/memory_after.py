@@ -1,0 +1,40 @@
+"""Memory and disk of what comes after training: on the CPU, whatever the device."""
+
+from __future__ import annotations
+
+from atp_edge.config import Config
+from atp_edge.model.structures import count_parameters
+from atp_edge.pipeline.memory_need import CPU_RUNTIME, Model, Need
+from atp_edge.pipeline.memory_terms import largest_tensor, projections, proof, widest
+
+CALIBRATION_TOKENS = 32 * 512
+
+
+def parts_after(config: Config, model: Model) -> list[Need]:
+    """shrink, export and verify: on the CPU, whatever the device."""
+    dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
+    tensor = 8.0 * largest_tensor(model.dense)
+    calibrated = config.export.quantizer in ("auto", "gptq") and config.export.precision == "int4"
+    export: dict[str, float] = {"two of the largest tensor": tensor}
+    disk: dict[str, float] = {"onnx/ and onnx-dense/": model.dense_onnx + model.slim_onnx}
+    if calibrated:
+        wide = widest(model.dense)
+        layer = projections(model.dense) / len(model.dense.layers)
+        export = {"gptq: a layer, its gram in fp64 three times": 4.0 * layer + 28.0 * wide**2,
+                  "logits of a block": 16.0 * config.dataset.block_tokens * model.dense.vocabulary,
+                  "largest tensor": tensor / 2}  # fmt: skip
+        streams = 4.0 * CALIBRATION_TOKENS * model.dense.hidden * (len(model.dense.layers) + 1)
+        disk["grams, for a time"] = streams + 4.0 * len(model.dense.layers) * (
+            3 * model.dense.hidden**2 + wide**2
+        )
+    exact = 4.0 * dense
+    judged = {"model, in fp32": exact, "its fp32 graph": exact, "that graph's file": exact,
+              "as shipped": float(model.dense_onnx)}  # fmt: skip
+    one_layer = proof(model.dense, float(model.dense_onnx), 1)
+    return [
+        Need(part="shrink", device={}, host={"two of the largest tensor": tensor},
+             disk={"slim/": model.stored.itemsize * slim}),
+        Need(part="export", device={}, host=export, disk=disk),
+        Need(part="verify", device={}, host=judged, disk={"fp32 graph, for a time": exact},
+             least=CPU_RUNTIME + one_layer),
+    ]  # fmt: skip
