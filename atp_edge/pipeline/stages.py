@@ -19,6 +19,7 @@ from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.history import PHASE_NAMES
+from atp_edge.run.freed_memory import trimmed
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.precision import settled
@@ -27,8 +28,9 @@ from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
 from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
-MEASURED = ("shrink", "export", "verify")
-"""Stages whose memory is foretold as a whole; training's, part by part."""
+MEASURED = ("shrink", "export", "verify", "gate")
+"""Stages whose memory is foretold as a whole; training's, part by part; a bench's processes hold
+less than any."""
 
 
 def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -> RunFolder:
@@ -100,7 +102,7 @@ def run_stage(
     read, settings = run.records.reads(name), {} if stage else _settings(config, name)
     began = time.perf_counter()
     try:
-        with peak_noted(name, run.memory_json) if name in MEASURED else nullcontext():
+        with _watched_memory(name, run):
             (stage or _stage(name))(config, run, progress)
     except NotProvenError as error:
         run.records.keep(name, read=read, settings=settings, failed=str(error))
@@ -110,6 +112,18 @@ def run_stage(
     for other, why in run.records.outdated_by(name).items():
         progress.say(f"{other} no longer holds: {why}")
         run.void(other)
+
+
+@contextmanager
+def _watched_memory(name: StageName, run: RunFolder) -> Iterator[None]:
+    """Nothing that a stage frees stands beside what comes next; its peak is noted. Training does
+    both itself, for its steps keep what they free."""
+    if name == "train":
+        yield
+        return
+    noted = peak_noted(name, run.memory_json) if name in MEASURED else nullcontext()
+    with trimmed(), noted:
+        yield
 
 
 def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], None]) -> bool:

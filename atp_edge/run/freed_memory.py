@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OF_A_STEP, _OF_A_PASS = 2**30, 2**21  # bytes from which a freed buffer goes back at once
+_TRIM_SECONDS = 0.5
 
 
 def keep_freed_memory() -> bool:
@@ -53,13 +55,40 @@ def giving_back_freed_memory(device: str) -> Iterator[None]:
     if device != "cpu" or libc is None:
         yield
         return
-    libc.malloc_trim(0)
     libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_PASS)
+    try:
+        with trimmed():
+            yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_STEP)
+
+
+@contextmanager
+def trimmed() -> Iterator[None]:
+    """Meanwhile hand what is free of glibc's heap back to the kernel, twice a second.
+
+    Training leaves a heap of gigabytes of holes, between what is small and stays. glibc puts the
+    next buffers there before it asks the kernel, and keeps their pages when they are freed: the
+    slim SmolLM2-135M's test loss took 1.8 GB in such a heap, 0.5 in a new one, and takes 0.6 so.
+    """
+    libc, ended = _glibc(), threading.Event()
+    if libc is None:
+        yield
+        return
+
+    def trim() -> None:
+        while not ended.wait(_TRIM_SECONDS):
+            libc.malloc_trim(0)
+
+    libc.malloc_trim(0)
+    trimmer = threading.Thread(target=trim, daemon=True)
+    trimmer.start()
     try:
         yield
     finally:
+        ended.set()
+        trimmer.join()
         libc.malloc_trim(0)
-        libc.mallopt(_M_MMAP_THRESHOLD, _OF_A_STEP)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -50,3 +50,43 @@ def test_what_a_step_frees_is_kept_and_what_a_pass_frees_is_given_back() -> None
     assert after_a_step > 48
     assert in_the_next_pass < 16, "what steps left does not stand beside a pass"
     assert elsewhere > 48, "only a CPU's pass changes what is kept"
+
+
+_HOLES = """
+import json, psutil, time, torch
+from contextlib import nullcontext
+from atp_edge.run.freed_memory import (
+    give_back_freed_memory, keep_freed_memory, stop_keeping_freed_memory, trimmed
+)
+
+torch.set_num_threads(1)
+assert keep_freed_memory()
+held, stays = [], []
+for i in range(64):
+    held.append(torch.ones(1 << 20))
+    if i % 32 == 31:
+        stays.append(bytearray(1 << 16))
+held.clear()
+stop_keeping_freed_memory()
+grown = []
+for meanwhile in (nullcontext(), trimmed()):
+    give_back_freed_memory()
+    before = psutil.Process().memory_info().rss / 2**20
+    with meanwhile:
+        torch.ones(16 << 20)
+        time.sleep(2)
+        grown.append(psutil.Process().memory_info().rss / 2**20 - before)
+print(json.dumps(grown))
+"""
+"""MiB by which the process grows while 64 are used and freed in a heap with holes of 128."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep")
+def test_what_is_freed_in_the_holes_of_a_heap_is_given_back_meanwhile() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HOLES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kept, trimmed = json.loads(done.stdout)
+    assert kept > 48
+    assert trimmed < 16
