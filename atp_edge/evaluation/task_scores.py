@@ -5,7 +5,7 @@ Figures come with their chance level and a 95 % bootstrap interval over items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,16 @@ from torch import nn
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
 from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
-from atp_edge.evaluation.scoring import LanguageModel, language_model, likelihoods
+from atp_edge.evaluation.scoring import LanguageModel, batches_of, language_model, likelihoods
 from atp_edge.run.watched import counted
 
 CALIBRATION_BINS = 15
 
 NEW_TOKENS = 20
 
-# Prompts generated for at once: fixed, so that scores do not move with the memory at hand.
-_GENERATED_ROWS = 25
+# Tokens of what is generated at once, prompts and padding included: fixed, so that scores do not
+# move with the memory at hand.
+_GENERATED_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +60,20 @@ def evaluate(
     if isinstance(model, nn.Module):
         model.eval()
     scored = language_model(model)
-    found = {
-        task.name: _choose(scored, tokenizer, task, batch_tokens)
-        if isinstance(task, ChoiceTask)
-        else _write(scored, tokenizer, task)
-        for task in tasks
-    }
+    choices = [task for task in tasks if isinstance(task, ChoiceTask)]
+    scores = choice_scores(scored, tokenizer, choices, batch_tokens)
+    chosen = [_choose(task, of) for task, of in zip(choices, scores, strict=True)]
+    written = [_write(scored, tokenizer, task) for task in tasks if isinstance(task, TextTask)]
     if isinstance(model, nn.Module):
         model.train(was_training)
-    return found
+    return {score.name: score for score in (*chosen, *written)}
 
 
 # Multiple choice
 
 
-def _choose(model: LanguageModel, tokenizer: Any, task: ChoiceTask, batch_tokens: int) -> TaskScore:
-    probabilities = [softmax(s) for s in choice_scores(model, tokenizer, task, batch_tokens)]
+def _choose(task: ChoiceTask, scores: Sequence[Floats]) -> TaskScore:
+    probabilities = [softmax(s) for s in scores]
     right = np.array(
         [float(p.argmax() == i.answer) for p, i in zip(probabilities, task.items, strict=True)]
     )
@@ -94,22 +93,34 @@ def _choose(model: LanguageModel, tokenizer: Any, task: ChoiceTask, batch_tokens
 
 
 def choice_scores(
-    model: LanguageModel, tokenizer: Any, task: ChoiceTask, batch_tokens: int
-) -> list[Floats]:
-    """The score of every option, item by item, by the task's scoring."""
-
+    model: LanguageModel, tokenizer: Any, tasks: Sequence[ChoiceTask], batch_tokens: int
+) -> list[list[Floats]]:
+    """The scores of the options of every item of every task, by the task's scoring. Of all tasks
+    together, for tasks ask after the same prompts."""
     encoder = Encoder(tokenizer)
+    asked = [
+        encoder.continued(prompt, option.text)
+        for task in tasks
+        for item in task.items
+        for option in item.options
+        for prompt in _prompts(task, option)
+    ]
+    found = iter(likelihoods(model, asked, batch_tokens=batch_tokens))
 
-    def of(prompt: Callable[[Option], str]) -> list[float]:
-        pairs = [encoder.continued(prompt(o), o.text) for item in task.items for o in item.options]
-        scores = likelihoods(model, pairs, batch_tokens=batch_tokens)
-        return [s.log / (s.tokens if task.scoring == "calibrated" else 1) for s in scores]
+    def score(task: ChoiceTask, option: Option) -> float:
+        told, *null = (next(found) for _ in _prompts(task, option))
+        return told.log / told.tokens - null[0].log / null[0].tokens if null else told.log
 
-    flat = np.array(of(lambda option: option.prompt))
-    if task.scoring == "calibrated":
-        flat -= np.array(of(lambda option: option.null))
-    ends = np.cumsum([len(item.options) for item in task.items])[:-1]
-    return list(np.split(flat, ends))
+    return [
+        [np.array([score(task, option) for option in item.options]) for item in task.items]
+        for task in tasks
+    ]
+
+
+def _prompts(task: ChoiceTask, option: Option) -> tuple[str, ...]:
+    """What an option's text is scored after."""
+    calibrated = task.scoring == "calibrated"
+    return (option.prompt, option.null) if calibrated else (option.prompt,)
 
 
 def softmax(scores: Floats) -> Floats:
@@ -160,11 +171,16 @@ def answers(model: LanguageModel, tokenizer: Any, task: TextTask) -> list[str]:
     """What the model writes after every prompt, cut to what is scored."""
     encoder = Encoder(tokenizer)
     prompts = [encoder.context(item.prompt) for item in task.items]
-    made: list[list[int]] = []
-    for i in counted(range(0, len(prompts), _GENERATED_ROWS), "writing answers"):
-        batch = prompts[i : i + _GENERATED_ROWS]
-        made += model.generate(batch, new_tokens=NEW_TOKENS, end=tokenizer.eos_token_id)
-    texts = tokenizer.batch_decode(made)
+    # By length: a batch is padded to its longest prompt.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches = batches_of(order, lambda i: len(prompts[i]) + NEW_TOKENS, _GENERATED_TOKENS)
+    made: dict[int, list[int]] = {}
+    for batch in counted(list(batches), "writing answers"):
+        new = model.generate(
+            [prompts[i] for i in batch], new_tokens=NEW_TOKENS, end=tokenizer.eos_token_id
+        )
+        made |= dict(zip(batch, new, strict=True))
+    texts = tokenizer.batch_decode([made[i] for i in range(len(prompts))])
     return [_cut(text, item.reference) for text, item in zip(texts, task.items, strict=True)]
 
 

@@ -49,19 +49,19 @@ def answer(
     dense: LanguageModel, slim: LanguageModel, tokenizer: Any, tasks: Sequence[Task]
 ) -> list[Answered]:
     """Every item of every task by both models."""
+    choices = [task for task in tasks if isinstance(task, ChoiceTask)]
+    scores = [choice_scores(m, tokenizer, choices, BATCH_TOKENS) for m in (dense, slim)]
     found: list[Answered] = []
+    for task, *of_task in zip(choices, *scores, strict=True):
+        found += _chosen(task, of_task)
     for task in tasks:
-        if isinstance(task, ChoiceTask):
-            found += _chosen(dense, slim, tokenizer, task)
-        else:
+        if isinstance(task, TextTask):
             found += _written(dense, slim, tokenizer, task)
     return found
 
 
-def _chosen(
-    dense: LanguageModel, slim: LanguageModel, tokenizer: Any, task: ChoiceTask
-) -> list[Answered]:
-    scored = [choice_scores(m, tokenizer, task, BATCH_TOKENS) for m in (dense, slim)]
+def _chosen(task: ChoiceTask, scored: Sequence[Sequence[Floats]]) -> list[Answered]:
+    """scored: of the options of every item, by `dense` and by `slim`."""
     found = []
     for item, *scores in zip(task.items, *scored, strict=True):
         probabilities = [softmax(s) for s in scores]

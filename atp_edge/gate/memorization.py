@@ -19,7 +19,7 @@ from atp_edge.gate.results import Check
 from atp_edge.gate.settings import MemorizationLimits
 from atp_edge.gate.statistics import Status, more_often
 
-_ROWS = 20  # generated together
+_ROWS = 40  # generated together
 _BLOCKS = 256  # of those that training read, in which passages are looked for
 FEWEST_PREFIXES = 10
 

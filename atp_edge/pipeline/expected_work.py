@@ -16,7 +16,7 @@ DENSE_STEP, JOINT_STEP, RECOVERY_STEP = 3.0, 5.5, 4.0
 SCORED, REPAIRED, MATCHED = 3.0, 1.5, 4.0
 ADAPTER_BLOCKS = 8
 EXPORT, VERIFY, BENCH = 15.0, 90.0, 60.0
-GATE = 300.0  # about 90,000 tokens by both models
+GATE = 240.0  # about 55,000 tokens, by each of the two models
 
 
 def expected_work(

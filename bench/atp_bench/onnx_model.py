@@ -27,6 +27,13 @@ class OnnxModel:
         logits = state.step(tokens.numpy(), mask.numpy(), first=length - last)
         return torch.from_numpy(np.ascontiguousarray(logits))
 
+    def logits_after(self, prompt: Tokens, rows: Sequence[Tokens]) -> list[Tensor]:
+        """Next-token logits [S, V] of every row of S tokens. Each follows the prompt, which is read
+        once."""
+        state = Generation(self.session, 1, len(prompt) + max(map(len, rows)))
+        state.step(np.array([prompt], np.int64), last_only=True)
+        return [torch.from_numpy(state.fork().step(np.array([row], np.int64))[0]) for row in rows]
+
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
         """Greedy new tokens of every prompt; a row stops before `end`."""
         return generate_tokens(self.session, prompts, max_new_tokens=new_tokens, ends={end})

@@ -7,6 +7,7 @@ cache grows by a new tensor a step.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,14 @@ class Generation:
         if order is not None:
             logits = np.take_along_axis(logits, np.argsort(order, axis=1)[:, :, None], axis=1)
         return logits[:, first - start :]
+
+    def fork(self) -> Generation:
+        """A state that goes on from here, and leaves this one where it is. A cache in place is one
+        for all forks: finish with one before the next one reads."""
+        fork = copy(self)
+        fork.cache, fork._buffers = dict(self.cache), None
+        fork._binding = fork._bind_cache()
+        return fork
 
     def _bind_cache(self) -> Any:
         binding = self.session.session.io_binding()

@@ -40,6 +40,9 @@ class Constant:
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         return self.row.expand(len(tokens), last, -1)
 
+    def logits_after(self, prompt: Any, rows: Any) -> list[Tensor]:
+        return [self.row.expand(len(row), -1) for row in rows]
+
     def generate(self, prompts: Any, *, new_tokens: int, end: int) -> list[list[int]]:
         return [[1, 2, 0, 3] for _ in prompts]
 
