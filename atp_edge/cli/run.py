@@ -101,7 +101,14 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     """The settings to run with, when all that can be known before has been checked and shown."""
     from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
     from atp_edge.pipeline.device import device_of
-    from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
+    from atp_edge.pipeline.fit import (
+        begun_settings,
+        begun_with,
+        crowded,
+        fitted,
+        left_for_later,
+        refuse,
+    )
     from atp_edge.pipeline.inputs import inputs_of
     from atp_edge.pipeline.launch import check_ranks
     from atp_edge.pipeline.memory import needs_of
@@ -141,7 +148,12 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
         console.print(needs_table(needs, device))
     refuse(config, model, device, begun)
     if heard:
-        for warning in filter(None, (what_is_slow(config, device.kind), crowded(needs, device))):
+        warnings = (
+            what_is_slow(config, device.kind),
+            left_for_later(needs, device) if "gate" in names else None,
+            crowded(needs, device),
+        )
+        for warning in filter(None, warnings):
             shown.say(console, warning, "yellow")
     if splits is not None and call.device_memory is None:
         for line in time_lines(config, names, splits, device):

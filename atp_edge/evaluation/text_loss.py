@@ -12,7 +12,7 @@ from torch import nn
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss, sum_cross_entropy
 from atp_edge.model.checkpoint import streamed_narrow
-from atp_edge.model.families import model_shape, scales_of
+from atp_edge.model.families import ModelShape, model_shape, scales_of
 from atp_edge.model.loading import tensor_files
 from atp_edge.model.stream import reader_of
 from atp_edge.run.watched import counted
@@ -61,15 +61,19 @@ def text_loss(model: nn.Module, blocks: Blocks) -> TextLoss:
     return TextLoss(nats=tuple(nats), tokens=tuple(counts))
 
 
+def streamed_blocks(shape: ModelShape, tokens: int) -> int:
+    """Blocks of so many tokens that go through a layer together."""
+    widest = max(layer.channels for layer in shape.layers)
+    return max(1, min(_STREAMED_TOKENS, _STREAMED_BYTES // (4 * widest)) // tokens)
+
+
 @torch.no_grad()
 def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
     """The same of a checkpoint, in fp32 on the CPU, one layer's weights in memory at a time."""
     device = torch.device("cpu")
     model, read = streamed_narrow(folder, device), reader_of(tensor_files(folder))
     scales = scales_of(model.config)
-    widest = max(layer.channels for layer in model_shape(model.config).layers)
-    tokens = min(_STREAMED_TOKENS, _STREAMED_BYTES // (4 * widest))
-    at_once = max(1, tokens // blocks.input_ids.shape[1])
+    at_once = streamed_blocks(model_shape(model.config), blocks.input_ids.shape[1])
     nats, counts = [], []
     for ids, labels in zip(
         blocks.input_ids.split(at_once), blocks.labels.split(at_once), strict=True

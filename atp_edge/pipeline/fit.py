@@ -113,6 +113,14 @@ def refuse(
     raise ValueError(f"{device.name} cannot hold this run: {short}; {advice}")
 
 
+def left_for_later(needs: Collection[Need], device: Device) -> str | None:
+    """That a part which may wait will not be done here; None where all fits."""
+    for need in needs:
+        if need.can_wait and not _holds(device, need):
+            return f"{_short(need, device)}: do it on a larger machine, all else is done here"
+    return None
+
+
 def crowded(needs: Collection[Need], device: Device) -> str | None:
     """That a part will want memory which other programs hold now; None where none does."""
     largest = max(needs, key=lambda need: _least(need, need.device_bytes))
@@ -158,14 +166,16 @@ def _without_auto(config: Config) -> Config:
 
 
 def _fits(found: list[Need], device: Device) -> bool:
-    free = device.disk
     return (
-        all(
-            _least(need, need.device_bytes) <= USABLE * device.memory
-            and _least(need, need.host_bytes) <= USABLE * device.host
-            for need in found
-        )
-        and sum(need.disk_bytes for need in found) <= free
+        all(need.can_wait or _holds(device, need) for need in found)
+        and sum(need.disk_bytes for need in found) <= device.disk
+    )
+
+
+def _holds(device: Device, need: Need) -> bool:
+    return (
+        _least(need, need.device_bytes) <= USABLE * device.memory
+        and _least(need, need.host_bytes) <= USABLE * device.host
     )
 
 

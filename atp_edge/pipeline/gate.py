@@ -14,6 +14,9 @@ from atp_edge.gate.judge import judge
 from atp_edge.gate.outputs import write_outputs
 from atp_edge.gate.results import GateReport
 from atp_edge.gate.settings import GateSettings, read_gate_settings
+from atp_edge.model.checkpoint import shape_of
+from atp_edge.pipeline.device import USABLE, device_of
+from atp_edge.pipeline.memory_terms import judged
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256, value_sha256
@@ -74,10 +77,25 @@ def _judge(
     settings: GateSettings,
     exported: Path | None = None,
 ) -> tuple[GateReport, DomainProfile]:
+    _check_memory(run, exported or run.path / settings.form)
     report, profile = judge(run, config, settings, progress.say, exported)
     for note in report.notes:
         progress.say(note)
     return report, profile
+
+
+def _check_memory(run: RunFolder, folder: Path) -> None:
+    """Raises ValueError where the device cannot hold what the gate does: before a model is read."""
+    run.require("dense")
+    device = device_of(None, run.path)
+    shipped = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    wanted = sum(judged(shape_of(run.dense), float(shipped)).values())
+    if wanted > USABLE * device.memory:
+        raise ValueError(
+            f"the gate holds the dense model in fp32 beside {folder}: {wanted / 1e9:.1f} GB of the "
+            f"{device.memory / 1e9:.1f} GB of {device.name}; run {run.command('gate')} on a larger "
+            f"machine; {run.command('report')} writes the page without it"
+        )
 
 
 def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> GateSettings:

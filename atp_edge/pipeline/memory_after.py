@@ -5,13 +5,20 @@ from __future__ import annotations
 from atp_edge.config import Config
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.memory_need import CPU_RUNTIME, Model, Need
-from atp_edge.pipeline.memory_terms import largest_tensor, projections, proof, widest
+from atp_edge.pipeline.memory_terms import (
+    judged,
+    largest_tensor,
+    projections,
+    proof,
+    streamed_loss,
+    widest,
+)
 
 CALIBRATION_TOKENS = 32 * 512
 
 
 def parts_after(config: Config, model: Model) -> list[Need]:
-    """shrink, export and verify: on the CPU, whatever the device."""
+    """shrink, export and verify: on the CPU, whatever the device. The gate: on the device."""
     dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
     tensor = 8.0 * largest_tensor(model.dense)
     calibrated = config.export.quantizer in ("auto", "gptq") and config.export.precision == "int4"
@@ -28,13 +35,15 @@ def parts_after(config: Config, model: Model) -> list[Need]:
             3 * model.dense.hidden**2 + wide**2
         )
     exact = 4.0 * dense
-    judged = {"model, in fp32": exact, "its fp32 graph": exact, "that graph's file": exact,
+    proven = {"model, in fp32": exact, "its fp32 graph": exact, "that graph's file": exact,
               "as shipped": float(model.dense_onnx)}  # fmt: skip
+    gate = judged(model.dense, float(model.slim_onnx))
     one_layer = proof(model.dense, float(model.dense_onnx), 1)
     return [
-        Need(part="shrink", device={}, host={"two of the largest tensor": tensor},
+        Need(part="shrink", device={}, host=streamed_loss(config, model.slim),
              disk={"slim/": model.stored.itemsize * slim}),
         Need(part="export", device={}, host=export, disk=disk),
-        Need(part="verify", device={}, host=judged, disk={"fp32 graph, for a time": exact},
+        Need(part="verify", device={}, host=proven, disk={"fp32 graph, for a time": exact},
              least=CPU_RUNTIME + one_layer),
+        Need(part="gate", device=gate, host={"dense model, in fp32": exact}, can_wait=True),
     ]  # fmt: skip

@@ -35,7 +35,8 @@ class Need:
     """What a part of a run takes at its peak: on the device, in host memory, on the disk.
 
     On a CPU the device is the host, and `host` is empty. disk: what the part leaves or needs there.
-    least: what is enough, of a part that takes less where there is less (0: it does not).
+    least: what is enough, of a part that takes less where there is less (0: it does not). can_wait:
+    it may be done later, on another machine, and nothing else of the run waits for it.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Need:
     host: Bytes = field(default_factory=dict)
     disk: Bytes = field(default_factory=dict)
     least: float = 0.0
+    can_wait: bool = False
 
     @property
     def device_bytes(self) -> float:

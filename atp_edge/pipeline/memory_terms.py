@@ -12,6 +12,7 @@ import torch
 
 from atp_edge.config import Config
 from atp_edge.decision.generator import WIDTH
+from atp_edge.evaluation.text_loss import streamed_blocks
 from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import READER_OF, ModelShape
 from atp_edge.model.structures import count_parameters
@@ -19,6 +20,9 @@ from atp_edge.training.frozen import Kind
 
 NF4_BYTES = 0.516
 """4 bits, and an 8-bit scale a block of 64 with its own fp32 one a block of 256."""
+JUDGED_TOKENS, JUDGED_BYTES = 1024, 12.0
+"""Of a batch of the gate; of a token and an entry of the vocabulary: both models' logits, and a
+copy."""
 PROOF_BYTES = 12.0
 """A weight of a proof: the model's, its fp32 graph's, and that graph's file, as it is read."""
 
@@ -121,6 +125,18 @@ def frozen_copies(shape: ModelShape, kind: Kind, config: Config) -> float:
     return 2.0 * projections(shape) if other else 0.0
 
 
+def streamed_loss(config: Config, shape: ModelShape) -> dict[str, float]:
+    """What the loss of a test split holds that goes through a model layer by layer: the embedding
+    and the head, and either a layer's activations or the logits of a block."""
+    block = config.dataset.block_tokens
+    read = min(streamed_blocks(shape, block), config.dataset.test_blocks) * block
+    layer = 4.0 * read * (3 * widest(shape) + 4 * shape.hidden)
+    return {
+        "two of the largest tensor": 8.0 * largest_tensor(shape),
+        "text": max(layer, 8.0 * block * shape.vocabulary),
+    }
+
+
 def moments(config: Config, shape: ModelShape) -> float:
     """Of the kept weights, where they are tuned."""
     if not config.recovery.retrain:
@@ -175,6 +191,16 @@ def proof(shape: ModelShape, shipped: float, layers: int) -> float:
     count = count_parameters(shape)
     part = count.around + count.decoder * layers / len(shape.layers)
     return part * (PROOF_BYTES + shipped / count.whole)
+
+
+def judged(shape: ModelShape, shipped: float) -> dict[str, float]:
+    """What the gate holds: the dense model, what ships (bytes of its folder), and what both say of
+    the tokens that go through at once."""
+    return {
+        "dense model, in fp32": 4.0 * count_parameters(shape).whole,
+        "as shipped": shipped,
+        "logits": JUDGED_BYTES * JUDGED_TOKENS * shape.vocabulary,
+    }
 
 
 def layers_at_once(shape: ModelShape, shipped: float, room: float) -> int:

@@ -93,7 +93,7 @@ def _rows() -> Iterator[str]:
             except ValueError:
                 yield f"| {name} | {card.name} | does not fit | | | | | |"
                 continue
-            needs = needs_of(config, model, "cuda")
+            needs = [n for n in needs_of(config, model, "cuda") if not n.can_wait]
             most = max(needs, key=lambda need: need.device_bytes)
             host = max(need.host_bytes for need in needs if need.part != "verify")
             disk = sum(need.disk_bytes for need in needs)
@@ -162,7 +162,8 @@ def _row_of_several(name: str, card: Card) -> str:
         refuse(config, model, device)
     except ValueError:
         return f"| {name} | {SEVERAL} x {card.name} | does not fit | | | |"
-    most = max(needs_of(config, model, "cuda", SEVERAL), key=lambda need: need.device_bytes)
+    needs = [n for n in needs_of(config, model, "cuda", SEVERAL) if not n.can_wait]
+    most = max(needs, key=lambda need: need.device_bytes)
     hours = seconds(config, model, card, SEVERAL) / 3600
     return (
         f"| {name} | {SEVERAL} x {card.name} | {_settings(config)} | "
@@ -245,9 +246,13 @@ _TAIL = """
   tensor in fp32 and the runtime's own. verify is not counted in the table: it takes
   12 bytes a weight and what ships, of the whole model or, where the host has less, of as many
   layers at a time as it holds.
+- **the gate** is not counted either: it holds the dense model in fp32 beside what ships, 4 bytes a
+  weight and more. A run that fits but for its gate is begun, says so, and ends before its gate; on
+  a larger machine the same line goes on.
 - **disk**: dense/, slim/, onnx/ and onnx-dense/ in fp32, and the checkpoints.
 
-The formulas are in `atp_edge/pipeline/memory.py` and `memory_terms.py`. A run notes what each part
+The formulas are in `atp_edge/pipeline/memory_terms.py`, and what stands beside what in
+`memory_training.py` and `memory_after.py`. A run notes what each part
 really took in `memory.json`. Several devices: [several-devices.md](several-devices.md).
 
 ## Measured

@@ -17,9 +17,9 @@ from atp_edge.config import Config
 from atp_edge.pipeline.expected_work import expected_work
 from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.freed_memory import trimmed
 from atp_edge.run.hashes import difference, files_sha256
 from atp_edge.run.history import PHASE_NAMES
-from atp_edge.run.freed_memory import trimmed
 from atp_edge.run.peak_memory import peak_noted
 from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.precision import settled

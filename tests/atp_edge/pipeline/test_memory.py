@@ -24,7 +24,14 @@ from atp_edge.model.narrow import build_model
 from atp_edge.model.structures import Masks, sites_of
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of, parse_size
-from atp_edge.pipeline.fit import begun_settings, begun_with, crowded, fitted, refuse
+from atp_edge.pipeline.fit import (
+    begun_settings,
+    begun_with,
+    crowded,
+    fitted,
+    left_for_later,
+    refuse,
+)
 from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.memory_need import Need
 from atp_edge.pipeline.memory_terms import activations
@@ -194,6 +201,16 @@ def test_a_disk_that_holds_each_part_and_not_all_of_them_is_named() -> None:
     all_of_it = sum(need.disk_bytes for need in needs_of(config, model, "cpu"))
     with pytest.raises(ValueError, match=r"this run: all of it takes .* GB of the disk;"):
         refuse(config, model, replace(device, disk=0.9 * all_of_it))
+
+
+def test_a_gate_that_does_not_fit_is_told_and_refuses_nothing() -> None:
+    asked, model = model_of("8B (Llama 3)")
+    device = device_of_card(CARDS[1])
+    config, _ = fitted(asked, model, (), device)
+    needs = needs_of(config, model, "cuda")
+    refuse(config, model, device)
+    assert (left_for_later(needs, device) or "").startswith("gate takes 5")
+    assert left_for_later(needs, device_of_card(CARDS[2])) is None
 
 
 def test_a_small_model_keeps_its_settings() -> None:

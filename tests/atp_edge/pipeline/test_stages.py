@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
 from atp_edge.config import Config, GateConfig
-from atp_edge.pipeline import export, stages
+from atp_edge.pipeline import export, gate, stages
 from atp_edge.pipeline.cost_estimate import sized_model
+from atp_edge.pipeline.device import device_of
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.stages import run_stages, taken_up
@@ -240,6 +241,16 @@ def test_a_stage_alone_names_what_it_cannot_read(copied: Config) -> None:
     assert "figures of shrink are of other files" in progress.said[0]
     page = (run.path / "report.html").read_text()
     assert "No longer so: the figures of <code>verify</code>, for slim/model.safetensors" in page
+
+
+def test_a_gate_that_memory_does_not_hold_ends_before_it_reads_a_model(
+    copied: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(device_of(None, Path(copied.out)), memory=1e6)
+    monkeypatch.setattr(gate, "device_of", lambda *_: small)
+    monkeypatch.setattr(gate, "judge", lambda *_: pytest.fail("a model is read"))
+    with pytest.raises(ValueError, match=r"GB of the 0.0 GB .*`atp-edge gate .* larger machine"):
+        alone("gate", copied)
 
 
 def test_settings_that_training_does_not_read_change_without_training_again(
