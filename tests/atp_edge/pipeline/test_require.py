@@ -42,6 +42,9 @@ def test_a_failed_proof_and_a_failed_gate_are_not_met() -> None:
     figures["verify"]["providers"]["CPUExecutionProvider"]["passed"] = False
     with pytest.raises(ConditionNotMetError, match=r"proven: it is not so; gate: it is not so"):
         check_conditions(parse_conditions(["proven", "gate"]), figures)
+    figures["verify"]["providers"] = {}
+    with pytest.raises(ConditionNotMetError, match="proven: it is not so"):
+        check_conditions(parse_conditions(["proven"]), figures)
     check_conditions(parse_conditions(["gate"]), {"gate": {"verdict": "passed"}})
 
 
