@@ -33,6 +33,7 @@ def judged_run(
 ) -> GateReport:
     """The gate with these thresholds, written into the run's folder."""
     report, profile = _judge(config, run, progress, settings)
+    run.void("gate")
     write_outputs(report, run.path)
     with file_atomically(run.path / PROFILE) as beside:
         write_profile(profile, beside)

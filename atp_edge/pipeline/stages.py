@@ -97,7 +97,8 @@ def run_stage(
         _stage(name)(config, run, progress)
         return
     run.require_read(name)
-    run.void(name)
+    if name != "gate":  # It writes nothing before its verdict: one that is refused changes nothing.
+        run.void(name)
     # What is not done as the run's settings say is done again by `run`.
     read, settings = run.records.reads(name), {} if stage else _settings(config, name)
     began = time.perf_counter()

@@ -251,6 +251,7 @@ def test_a_gate_that_memory_does_not_hold_ends_before_it_reads_a_model(
     monkeypatch.setattr(gate, "judge", lambda *_: pytest.fail("a model is read"))
     with pytest.raises(ValueError, match=r"GB of the 0.0 GB .*`atp-edge gate .* larger machine"):
         alone("gate", copied)
+    assert done_before(gone_on(copied)) == list(STAGES[:-1]), "the verdict of before stands"
 
 
 def test_settings_that_training_does_not_read_change_without_training_again(
