@@ -6,6 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
+from atp_export.pre_tokenizers import PRE_TOKENIZERS
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -21,8 +22,8 @@ CORPUS = [
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
-BYTE_LEVEL = ("byte-level", "llama-3", "qwen2", "gpt-4o")
-"""GPT-2's own split, one like Llama 3's, and those of Qwen's and Phi-4-mini's models."""
+BYTE_LEVEL = ("byte-level", "llama-3", "smaug-bpe", "qwen2", "gpt-4o")
+"""GPT-2's own split, one like Llama 3's, and those of Llama 3's, Qwen's and Phi-4-mini's models."""
 PIECES = r"▁?\p{L}+|\p{N}|▁?[^▁\p{L}\p{N}]+|▁+(?=▁)|▁"
 """What SentencePiece learns from: spaces alone, words with one before them, digits one by one."""
 RUNS = {char: [char * n for n in range(2, 32)] for char in "\n▁\t"}
@@ -35,8 +36,6 @@ def _split(kind: str) -> str | None:
         return None
     if kind == "llama-3":
         return r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-    from atp_export.gguf.vocabulary import PRE_TOKENIZERS  # only here: it needs the extra `gguf`
-
     return next(split for (split, _), name in PRE_TOKENIZERS.items() if name == kind)
 
 
