@@ -6,6 +6,7 @@ import json
 from functools import cache
 from typing import Any
 
+from atp_export.pre_tokenizers import PRE_TOKENIZERS
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -17,11 +18,16 @@ CORPUS = [
     "You may copy and sell copies of the software, and you may not. May I copy? Yes, you may.",
     "Permission is hereby granted, free of charge, to any person obtaining a copy of the system.",
     "user assistant system tool: the weather in Paris is 3 C; call the function with arguments.",
+    "of    the    system:        3 copies    of the software",
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
-BYTE_LEVEL = ("byte-level", "llama-3", "qwen2", "gpt-4o")
-"""GPT-2's own split, one like Llama 3's, and those of Qwen's and Phi-4-mini's models."""
+BYTE_LEVEL = ("byte-level", "llama-3", "smaug-bpe", "qwen2", "gpt-4o")
+"""GPT-2's own split, one like Llama 3's, and those of Llama 3's, Qwen's and Phi-4-mini's models."""
+PIECES = r"▁?\p{L}+|\p{N}|▁?[^▁\p{L}\p{N}]+|▁+(?=▁)|▁"
+"""What SentencePiece learns from: spaces alone, words with one before them, digits one by one."""
+RUNS = {char: [char * n for n in range(2, 32)] for char in "\n▁\t"}
+"""Pieces of Gemma's that are of one sign alone, and merged before all others, the longest first."""
 
 
 def _split(kind: str) -> str | None:
@@ -30,8 +36,6 @@ def _split(kind: str) -> str | None:
         return None
     if kind == "llama-3":
         return r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-    from atp_export.gguf.vocabulary import PRE_TOKENIZERS  # only here: it needs the extra `gguf`
-
     return next(split for (split, _), name in PRE_TOKENIZERS.items() if name == kind)
 
 
@@ -49,13 +53,16 @@ def _byte_level(kind: str) -> Tokenizer:
 
 def _sentencepiece(kind: str) -> Tokenizer:
     """As converted: characters without a token are bytes; Llama 2 has a space before every piece
-    of text, Gemma before none, others before the first."""
+    of text, Gemma before none (its Split finds no space any more), others before the first."""
     tokenizer = Tokenizer(BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    space = normalizers.Replace(" ", "▁")
     if kind == "metaspace":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif kind == "gemma":
+        tokenizer.normalizer = space
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
-        before = [] if kind == "gemma" else [normalizers.Prepend("▁")]
-        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     back += [] if kind == "gemma" else [decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(back)
@@ -74,23 +81,31 @@ def _trained(kind: str) -> str:
         show_progress=False,
     )
     learner = Tokenizer.from_str(tokenizer.to_str())
-    if not byte_level:  # no token reaches over a space
-        learner.normalizer = None
-        learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    if not byte_level:
+        learner.normalizer = normalizers.Replace(" ", "▁")
+        learner.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     learner.train_from_iterator(CORPUS, trainer)
     learned, made = json.loads(learner.to_str()), json.loads(tokenizer.to_str())
     made["model"] |= {key: learned["model"][key] for key in ("vocab", "merges")}
-    if not byte_level:
-        made["model"]["merges"] = _every_split(learned["model"])
     special = learned["added_tokens"][: len(SPECIAL)]
-    made["added_tokens"] = [token | {"rstrip": kind == "phi-3"} for token in special]
+    added = [token | {"rstrip": kind == "phi-3"} for token in special]
+    runs = [run for runs in RUNS.values() for run in runs] if kind == "gemma" else []
+    vocab = made["model"]["vocab"]
+    for piece in ["\n", "\t", *runs] if runs else []:
+        vocab.setdefault(piece, len(vocab))
+    added += [special[0] | {"id": vocab[r], "content": r, "special": False} for r in runs]
+    if not byte_level:
+        made["model"]["merges"] = _every_split(made["model"], runs)
+    made["added_tokens"] = added
     return json.dumps(made)
 
 
-def _every_split(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """Merges as conversions write them: a piece by every split into pieces, pieces in order."""
+def _every_split(model: dict[str, Any], runs: list[str]) -> list[tuple[str, str]]:
+    """Merges as conversions write them: a piece by every split into pieces, pieces in order, but
+    those of runs, which have one score, by their length alone."""
     rank = {"".join(merge): -i for i, merge in reversed([*enumerate(model["merges"])])}
-    pieces = {piece: rank.get(piece, 1) for piece in model["vocab"]}
+    rank |= dict.fromkeys(runs, 1)
+    pieces = {piece: rank.get(piece, 2) for piece in model["vocab"]}
     return [m for m in generate_merges(model["vocab"], pieces) if "".join(m) in rank]
 
 

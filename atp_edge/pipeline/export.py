@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from atp_export.export import export_onnx
+from atp_export.genai_tokenizer import other_ids_in_genai
 from atp_export.manifest import read_manifest, write_manifest
 
 from atp_edge.config import Config
@@ -41,7 +42,15 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
             "onnx_bytes": sum(f.stat().st_size for f in files),
             "seconds": time.perf_counter() - began,
         }
+    warn_of_other_ids(run.onnx, progress)
     run.add_metrics("export", figures)
+
+
+def warn_of_other_ids(folder: Path, progress: Progress) -> None:
+    """Say for what text onnxruntime-genai would be wrong without an error."""
+    warning = other_ids_in_genai(folder)
+    if warning:
+        progress.say(warning)
 
 
 def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> None:

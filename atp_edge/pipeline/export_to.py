@@ -19,7 +19,7 @@ from atp_edge.config import Config, Flavour, Precision, Quantizer
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
 from atp_edge.pipeline import export_gguf, export_openvino
-from atp_edge.pipeline.export import write_onnx
+from atp_edge.pipeline.export import warn_of_other_ids, write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.pipeline.model_card_use import Layout
@@ -174,6 +174,7 @@ def _onnx(
     settings = config.export
     progress.say(f"writing {asked.to}: {settings.flavour}, {settings.precision}")
     write_onnx(config, run, run.slim, folder)
+    warn_of_other_ids(folder, progress)
     figures: dict[str, Any] = {
         "format": "onnx",
         "flavour": settings.flavour,

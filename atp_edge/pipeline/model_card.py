@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from atp_export.genai_tokenizer import other_ids_in_genai
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from atp_edge.config import Config
@@ -64,11 +65,22 @@ def write_card(
     verified: what `verify` has found of these very files. layout: of an exported folder.
     """
     metrics = run.metrics() | {"verify": verified or {}}
-    write_atomically((folder or run.path / form) / CARD, card_of(form, config, metrics, layout))
+    into = folder or run.path / form
+    warning = other_ids_in_genai(into) if (form, layout) == ("onnx", "plain") else None
+    write_atomically(into / CARD, card_of(form, config, metrics, layout, warning))
 
 
-def card_of(form: Form, config: Config, metrics: dict[str, Any], layout: Layout = "plain") -> str:
-    """The card's text, at most `CARD_BYTES` long: a budget in bytes counts it."""
+def card_of(
+    form: Form,
+    config: Config,
+    metrics: dict[str, Any],
+    layout: Layout = "plain",
+    warning: str | None = None,
+) -> str:
+    """The card's text, at most `CARD_BYTES` long: a budget in bytes counts it.
+
+    warning: what to know of a runtime that it is loaded with.
+    """
     source = source_of(config)
     kind: Kind = form if layout == "plain" else layout
     body = [
@@ -80,6 +92,7 @@ def card_of(form: Form, config: Config, metrics: dict[str, Any], layout: Layout 
         f"Good for: {GOOD_FOR}\n\nNot for: {NOT_FOR}",
         "## Load",
         how_to_load(form, config, source.hub_id or source.name, layout),
+        *([f"{warning}."] if warning else []),
         "## Data",
         _data(config, metrics["train"]["data"]),
         "## Made by",

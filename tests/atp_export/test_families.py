@@ -92,7 +92,7 @@ def check_onnx(tmp_path: Path, family: str, policy: str, flavour: Flavour, preci
 
 # A family meets two flavours in fp32, each in one policy, and one lower precision of the third: all
 # else is `large`.
-CELLS = list(itertools.product(NEW_FAMILIES, PLANS, FLAVOURS, ("fp32", *LOWER)))
+CELLS = list(itertools.product([*FIRST, *NEW_FAMILIES], PLANS, FLAVOURS, ("fp32", *LOWER)))
 SHORT = set()
 for i, family in enumerate(NEW_FAMILIES):
     policies, flavours = list(PLANS), FLAVOURS[i % 3 :] + FLAVOURS[: i % 3]

@@ -4,12 +4,13 @@
 // -> {release, ids: [[id]] of texts, tokens: [[id]] greedy after prompts, token_ms: of a greedy
 //     token, nats: [number] of each block's tokens but its first, ended: [whether a text ends at
 //     each of the ends], first: whether it puts a first token}
-import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 const require = createRequire(process.cwd() + "/");
 const { getLlama } = await import(require.resolve("node-llama-cpp"));
-const asked = JSON.parse(readFileSync(0, "utf8"));
+let said = "";
+for await (const part of process.stdin.setEncoding("utf8")) said += part;
+const asked = JSON.parse(said);
 const llama = await getLlama({ gpu: false, build: "never", maxThreads: asked.threads, logLevel: "error" });
 const model = await llama.loadModel({ modelPath: asked.file });
 const context = await model.createContext({
@@ -49,10 +50,10 @@ for (const block of asked.blocks) {
   nats.push(lost);
 }
 times.sort((a, b) => a - b);
-console.log(JSON.stringify({
+const answer = JSON.stringify({
   release: llama.llamaCppRelease.release, ids, tokens, nats,
   ended: asked.ends.map((token) => model.isEogToken(token)),
   first: model.tokens.shouldPrependBosToken,
   token_ms: times[Math.floor(times.length / 2)] ?? null,
-}));
-process.exit(0);
+});
+process.stdout.write(answer + "\n", () => process.exit(0));

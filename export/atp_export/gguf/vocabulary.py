@@ -1,7 +1,7 @@
 """A BPE tokenizer as llama.cpp reads it: on bytes, or SentencePiece's (sentencepiece.py).
 
 Of bytes llama.cpp splits text by one of its own rules before BPE, named by `tokenizer.ggml.pre`.
-The name follows from the pre-tokenizer of tokenizer.json: the table below has those whose rule is
+The name follows from the pre-tokenizer of tokenizer.json: `PRE_TOKENIZERS` has those whose rule is
 the same (llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe). A tokenizer that is not in it is
 refused: a near rule gives other ids, and no error.
 """
@@ -17,31 +17,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from atp_export.gguf.sentencepiece import NOT_MERGED, is_sentencepiece, scores, space_prefix
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN = _GPT4O.replace(_ENDING, "").replace(r"\p{N}{1,3}", r"\p{N}")
-PRE_TOKENIZERS = {
-    (_LLAMA3, True): "llama-bpe",
-    (_LLAMA3, False): "smaug-bpe",
-    (_QWEN2, False): "qwen2",
-    (_GPT4O, False): "gpt-4o",
-    (_TEKKEN, True): "tekken",
-    ("digits", False): "smollm",
-    ("", False): "gpt-2",
-}
-"""By what splits before the bytes (a regular expression, or digits one by one, or nothing), and
-whether a word that is a token is taken whole, whatever merges say."""
+from atp_export.pre_tokenizers import PRE_TOKENIZERS, name_of, steps_of
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence[int]) -> None:
@@ -139,30 +115,14 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 def pre_tokenizer(folder: Path) -> str:
     """The name of llama.cpp's rule. Raises ValueError where none is known to be the same."""
     tokenizer = _tokenizer(folder)
-    parts = tokenizer.get("pre_tokenizer") or {}
-    steps = parts.get("pretokenizers", [parts])
-    rule = "".join(_rule(step) for step in steps)
-    key = (rule, bool(tokenizer["model"].get("ignore_merges")))
-    if tokenizer["model"]["type"] != "BPE" or key not in PRE_TOKENIZERS:
+    known = name_of(tokenizer)
+    if known is None:
+        steps = [step.get("type") for step in steps_of(tokenizer)]
         raise ValueError(
-            f"{folder / 'tokenizer.json'}: its pre-tokenizer ({[s.get('type') for s in steps]}) is "
-            f"none that llama.cpp is known to split alike; known are those of "
-            f"{', '.join(PRE_TOKENIZERS.values())}"
+            f"{folder / 'tokenizer.json'}: its pre-tokenizer ({steps}) is none that llama.cpp is "
+            f"known to split alike; known are those of {', '.join(PRE_TOKENIZERS.values())}"
         )
-    return PRE_TOKENIZERS[key]
-
-
-def _rule(step: dict[str, Any]) -> str:
-    """A step of the pre-tokenizer as a key of the table; one that is not understood makes none."""
-    match step:
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return ""
-        case {"type": "Digits", "individual_digits": True}:
-            return "digits"
-        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
-            return pattern
-        case _:
-            return f"unknown {step.get('type')}"
+    return known
 
 
 def adds_bos(folder: Path) -> bool:

@@ -1,9 +1,8 @@
-"""Token ids: those of transformers and of onnxruntime-genai for the same text, each token once."""
+"""Token ids: those of transformers for the same text, each token once."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +71,6 @@ def test_smollm2_adds_nothing(smol: Any) -> None:
     assert smol.bos_token_id not in ids
     assert document_start(smol) == [smol.eos_token_id]
     assert added_around(smol) == ([], [])
-
-
-@pytest.mark.parametrize(("kind", "bos"), itertools.product(KINDS, (True, False)))
-def test_genai_reads_the_same_ids(tmp_path: Path, kind: str, bos: bool) -> None:
-    genai = pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
-    tokenizer = tokenizer_of(kind, bos=bos)
-    tokenizer.save_pretrained(tmp_path)
-    model = {"type": "llama", "vocab_size": 800, "context_length": 64, "bos_token_id": 0,
-             "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
-    (tmp_path / "genai_config.json").write_text(json.dumps({"model": model, "search": {}}))
-    theirs = genai.Tokenizer(str(tmp_path))
-    # What a template has rendered is encoded as it is, which is its default; a text is not.
-    theirs.update_options(add_special_tokens="true")
-    # No word with a comma: these tokenizers have learned some as one token, which genai splits.
-    for text in ("You may copy and sell copies", "a\nfree of charge."):
-        assert theirs.encode(text).tolist() == prompt_ids(tokenizer, text)
 
 
 @pytest.mark.parametrize(("kind", "name"), itertools.product(KINDS, TEMPLATES))

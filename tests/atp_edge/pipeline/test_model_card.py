@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from atp_export.genai_tokenizer import other_ids_in_genai
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from typer.testing import CliRunner
@@ -24,6 +25,7 @@ from atp_edge.run.folder import RunFolder
 from atp_edge.settings import with_values
 from tests.atp_edge.pipeline.test_report import metrics
 from tests.sources import save_source
+from tests.tiny_tokenizers import tokenizer_of
 
 FORMS: tuple[Form, ...] = ("slim", "onnx", "adapter")
 
@@ -112,6 +114,17 @@ def test_a_layout_is_loaded_by_what_it_is_for(config: Config) -> None:
         assert "og.Model" not in text
         assert "Generator(Path" not in text
         assert len(text.encode()) <= CARD_BYTES
+
+
+def test_a_warning_stands_beside_the_lines_to_load(config: Config, tmp_path: Path) -> None:
+    tokenizer_of("gemma").save_pretrained(tmp_path)
+    warning = other_ids_in_genai(tmp_path)
+    assert warning is not None
+    text = card_of("onnx", config, figures(), warning=warning)
+    _, load = text.split("## Load")
+    assert warning in load.split("## Data")[0]
+    assert warning not in card_of("onnx", config, figures())
+    assert len(text.encode()) <= CARD_BYTES
 
 
 class Hub:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from atp_export.gguf.architecture import architecture_of
-from atp_export.gguf.llama_cpp import node_folder
+from atp_export.gguf.llama_cpp import ask, node_folder
 from atp_export.gguf.rope import STILL, angles_of
 from atp_export.gguf.write import write_gguf
 
 from atp_edge.model.families import model_shape
 from tests.atp_export.gguf.cut_models import AS_LLAMA, CELLS, CHECKS, OWN, SIZES, proof_of, slim
 from tests.tiny import FAMILIES, NEW_FAMILIES, tiny_model
+from tests.tiny_tokenizers import tokenizer_of
 
 NODE = node_folder()
 needs_llama_cpp = pytest.mark.skipif(
@@ -50,6 +51,12 @@ def test_llama_cpp_agrees_with_every_other(tmp_path: Path, family: str, widths: 
 @pytest.mark.parametrize("kind", ["llama-2", "gemma"])
 def test_llama_cpp_splits_as_sentencepiece_does(tmp_path: Path, kind: str) -> None:
     check_in_llama_cpp(tmp_path, "gemma3", "uniform", kind)
+    assert NODE is not None
+    texts = [f"a{sign * n}software{sign * n}" for sign in " \n\t" for n in (2, 3, 31, 32, 70)]
+    texts += ["本ソフトウェアは" * 40, "https://of.the.system/" * 9]
+    tokenizer = tokenizer_of(kind, bos=False)
+    theirs = ask(tmp_path / "gguf" / "model.gguf", NODE, texts=texts).ids
+    assert theirs == [tokenizer(text)["input_ids"] for text in texts]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NEW_FAMILIES])
@@ -120,10 +127,14 @@ def test_a_family_s_tokenizer_that_is_followed_otherwise_is_refused(tmp_path: Pa
     path = tmp_path / "slim" / "tokenizer.json"
     written = json.loads(path.read_text())
     merges = written["model"]["merges"]
-    several = next(m for m in merges if sum("".join(n) == "".join(m) for n in merges) > 1)
+    words = [m for m in merges if len(set("".join(m))) > 1]
+    several = next(m for m in words if sum("".join(n) == "".join(m) for n in words) > 1)
     for changed, message in (
         ([m for m in merges if m != several], "are pieces but make no"),
         ([several, *(m for m in merges if m != several)], "do not follow one another"),
+        # Runs of one sign may stand mixed, but only whole, and two single signs last.
+        ([m for m in merges if m != ["▁▁", "▁"]], "merges that make '▁+' do not follow"),
+        ([["▁", "▁"], *(m for m in merges if m != ["▁", "▁"])], "merges that make '▁+' do not"),
     ):
         path.write_text(json.dumps(written | {"model": written["model"] | {"merges": changed}}))
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,88 @@
+"""Text that onnxruntime-genai's own tokenizer gives other ids is named; no other text gets them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, OF_BYTES, other_ids_in_genai
+
+from atp_edge.data.encoding import prompt_ids
+from tests.atp_export.runtimes.cells import passages
+from tests.tiny_tokenizers import tokenizer_of
+
+SPACED = [f"a{sign * n}software" for sign in " \n\t" for n in (2, 7, 31)]
+PLAIN = ["You may copy and sell copies", "a\nfree of charge.", *passages(), *SPACED,
+         f"a, of the {'software' * 11}of", f"of the {'本ソ' * 13} software",
+         "don't I'LL\r\n\r\n\tx = 12,345.67 é e\u0301 日本語の文章 😀\u00a0 "]  # fmt: skip
+APART = [re.sub(" +", " ", text).strip() for text in PLAIN]
+"""The same with one space at a time."""
+LONG_RUN = f"a{' ' * 32}software"
+UNBROKEN = "You" * 40
+SENTENCEPIECE = ("llama-2", "metaspace", "phi-3")
+
+
+def both_ids(folder: Path, kind: str, texts: list[str], *, bos: bool = True) -> list[Any]:
+    """(genai's, ours) of every text."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
+    tokenizer = tokenizer_of(kind, bos=bos)
+    tokenizer.save_pretrained(folder)
+    model = {"type": "llama", "vocab_size": len(tokenizer), "context_length": 64,
+             "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
+    (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {}}))
+    theirs = genai.Tokenizer(str(folder))
+    # What a template has rendered is encoded as it is, which is its default; a text is not.
+    theirs.update_options(add_special_tokens="true")
+    return [(theirs.encode(text).tolist(), prompt_ids(tokenizer, text)) for text in texts]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        *((kind, [*PLAIN, LONG_RUN, UNBROKEN]) for kind in ("byte-level", "qwen2", "gpt-4o")),
+        ("smaug-bpe", [*PLAIN, LONG_RUN, UNBROKEN]),
+        ("gemma", PLAIN),
+        *((kind, APART) for kind in SENTENCEPIECE),
+    ],
+)
+def test_text_that_is_not_named_has_the_same_ids(
+    tmp_path: Path, kind: str, texts: list[str], bos: bool
+) -> None:
+    for theirs, ours in both_ids(tmp_path, kind, texts, bos=bos):
+        assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("gemma", LONG_RUN),
+        ("gemma", UNBROKEN),
+        *((kind, "a  3 copies") for kind in SENTENCEPIECE),
+        ("metaspace", " a"),
+        ("llama-3", "a. \n Copy"),
+    ],
+)
+def test_text_that_is_named_has_other_ids(tmp_path: Path, kind: str, text: str) -> None:
+    """Where this fails, genai has learned it: the warning and docs/runtimes.md can go."""
+    ((theirs, ours),) = both_ids(tmp_path, kind, [text])
+    assert theirs != ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        *((kind, None) for kind in ("byte-level", "smaug-bpe", "qwen2", "gpt-4o")),
+        ("llama-3", OF_BYTES),
+        ("gemma", LIKE_GEMMA),
+        *((kind, LIKE_LLAMA) for kind in SENTENCEPIECE),
+    ],
+)
+def test_a_folder_says_which(tmp_path: Path, kind: str, named: str | None) -> None:
+    assert other_ids_in_genai(tmp_path) is None
+    tokenizer_of(kind).save_pretrained(tmp_path)
+    found = other_ids_in_genai(tmp_path)
+    assert found is None if named is None else found is not None and named in found
