@@ -18,15 +18,19 @@ from tests.tiny import FAMILIES, NEW_FAMILIES
 from tests.tiny_tokenizers import tokenizer_of
 
 FLAVOURS, WIDTHS = get_args(Flavour), get_args(WidthsPolicy)
-ELSEWHERE = ("gemma3", "qwen3", "qwen2")
-"""Of tests of their own; qwen2 of none, for transformers gives its tokenizer one more token."""
+ELSEWHERE = ("gemma3", "qwen3")
+"""Of tests of their own."""
 
 
 def check_run(folder: Path, family: str, *, widths: str = "", kind: str = "byte-level") -> str:
     """Another flavour and policy for every family in turn; what `export` said."""
     i = list(NEW_FAMILIES).index(family) if family in NEW_FAMILIES else 0
     tokenizer = tokenizer_of(kind, bos=False)
-    source = save_source(folder / "source", family, tied=bool(i % 2), tokenizer=tokenizer)
+    # Rows to spare, as real models have: transformers gives Qwen2's tokenizer one more token.
+    rows = len(tokenizer) + 8
+    source = save_source(
+        folder / "source", family, tied=bool(i % 2), tokenizer=tokenizer, vocab_size=rows
+    )
     out = str(folder / "run")
     settings = ["--export-flavour", FLAVOURS[i % 3], "--widths", widths or WIDTHS[i % 2]]
     call("train", "--out", out, "--model", str(source), "--data", str(DATA), *settings, *QUICK)
