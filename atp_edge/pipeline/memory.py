@@ -18,14 +18,14 @@ from atp_edge.settings import with_values
 
 CUDA_RUNTIME = 0.6e9
 """Of a CUDA context (not measured)."""
-PRIMITIVES = 1024 * 0.6e6
-"""What oneDNN compiles for bf16 products of new shapes, and keeps: 0.6 MB each (measured), 1,024 of
-them at most (its default). A decision that moves fills it: 300 for each one of SmolLM2-135M's."""
+PRODUCT, MOST_PRODUCTS, PRODUCTS_OF_A_LAYER = 0.6e6, 1024, 10
+"""What oneDNN compiles for bf16 products of new shapes, and keeps: bytes of each one, how many at
+most (its default), and how many new ones a layer has after a decision moved. Measured."""
 
 
 KEPT_SHARE = 0.5
 """Of activations and loss, that a step has freed and glibc holds for the next one beside what it
-could not be used again for (measured on SmolLM2-135M)."""
+could not be used again for (measured)."""
 _STEPS = ("dense baseline", "joint steps", "recovery")
 _BEFORE_THE_DECISION_MOVES = ("dense baseline", "before the joint steps")
 
@@ -35,7 +35,8 @@ def needs_of(config: Config, model: Model, device: DeviceKind, ranks: int = 1) -
     them, and what a pass reads, and with `train.shard` the frozen weights."""
     shared = ranks if config.train.shard else 1
     found = [*training_parts(_of_a_rank(config, ranks), model, shared), *parts_after(config, model)]
-    return [_on(device, need, config.train.precision) for need in found]
+    products = _products(config, len(model.dense.layers))
+    return [_on(device, need, products) for need in found]
 
 
 def _of_a_rank(config: Config, ranks: int) -> Config:
@@ -50,7 +51,15 @@ def _of_a_rank(config: Config, ranks: int) -> Config:
     )
 
 
-def _on(device: DeviceKind, need: Need, precision: str) -> Need:
+def _products(config: Config, layers: int) -> float:
+    """Bytes of what oneDNN has compiled when the decision is frozen."""
+    if config.train.precision == "no":
+        return 0.0
+    decisions = config.control_steps // config.decision.interval + 2  # The first, and the frozen.
+    return PRODUCT * min(MOST_PRODUCTS, PRODUCTS_OF_A_LAYER * layers * decisions)
+
+
+def _on(device: DeviceKind, need: Need, products: float) -> Need:
     """With what the runtime and its allocator add."""
     if device == "cpu":
         own = dict(need.device) if need.device else dict(need.host)
@@ -58,8 +67,8 @@ def _on(device: DeviceKind, need: Need, precision: str) -> Need:
         if need.part in _STEPS:
             of_a_step = own.get("activations", 0.0) + own.get("loss", 0.0)
             taken["freed, kept for the next step"] = KEPT_SHARE * of_a_step
-        if precision != "no" and need.part not in _BEFORE_THE_DECISION_MOVES:
-            taken["products of new shapes"] = PRIMITIVES
+        if products and need.part not in _BEFORE_THE_DECISION_MOVES:
+            taken["products of new shapes"] = products
         return replace(need, device=taken, host={})
     on_device = {"context": CUDA_RUNTIME} | dict(need.device) if need.device else {}
     host = {"runtime": CPU_RUNTIME} | dict(need.host)

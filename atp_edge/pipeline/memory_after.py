@@ -15,21 +15,26 @@ from atp_edge.pipeline.memory_terms import (
 )
 
 CALIBRATION_TOKENS = 32 * 512
+WRITTEN_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
+"""Of a weight, its share of scales included."""
 
 
 def parts_after(config: Config, model: Model) -> list[Need]:
     """shrink, export and verify: on the CPU, whatever the device. The gate: on the device."""
     dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
-    tensor = 8.0 * largest_tensor(model.dense)
+    stored, largest = model.stored.itemsize, largest_tensor(model.dense)
     calibrated = config.export.quantizer in ("auto", "gptq") and config.export.precision == "int4"
-    export: dict[str, float] = {"two of the largest tensor": tensor}
+    export: dict[str, float] = {
+        "largest tensor": float(stored * largest),
+        "as it is written": WRITTEN_BYTES[config.export.precision] * largest,
+    }
     disk: dict[str, float] = {"onnx/ and onnx-dense/": model.dense_onnx + model.slim_onnx}
     if calibrated:
         wide = widest(model.dense)
         layer = projections(model.dense) / len(model.dense.layers)
         export = {"gptq: a layer, its gram in fp64 three times": 4.0 * layer + 28.0 * wide**2,
                   "logits of a block": 16.0 * config.dataset.block_tokens * model.dense.vocabulary,
-                  "largest tensor": tensor / 2}  # fmt: skip
+                  "largest tensor": 4.0 * largest}  # fmt: skip
         streams = 4.0 * CALIBRATION_TOKENS * model.dense.hidden * (len(model.dense.layers) + 1)
         disk["grams, for a time"] = streams + 4.0 * len(model.dense.layers) * (
             3 * model.dense.hidden**2 + wide**2
@@ -40,7 +45,7 @@ def parts_after(config: Config, model: Model) -> list[Need]:
     gate = judged(model.dense, float(model.slim_onnx))
     one_layer = proof(model.dense, float(model.dense_onnx), 1)
     return [
-        Need(part="shrink", device={}, host=streamed_loss(config, model.slim),
+        Need(part="shrink", device={}, host=streamed_loss(config, model.slim, stored),
              disk={"slim/": model.stored.itemsize * slim}),
         Need(part="export", device={}, host=export, disk=disk),
         Need(part="verify", device={}, host=proven, disk={"fp32 graph, for a time": exact},

@@ -125,14 +125,14 @@ def frozen_copies(shape: ModelShape, kind: Kind, config: Config) -> float:
     return 2.0 * projections(shape) if other else 0.0
 
 
-def streamed_loss(config: Config, shape: ModelShape) -> dict[str, float]:
-    """What the loss of a test split holds that goes through a model layer by layer: the embedding
-    and the head, and either a layer's activations or the logits of a block."""
+def streamed_loss(config: Config, shape: ModelShape, stored: int) -> dict[str, float]:
+    """What the loss of a test split holds that goes through a model layer by layer: the head, as it
+    is stored (bytes a weight) and in fp32, and either a layer's activations or a block's logits."""
     block = config.dataset.block_tokens
     read = min(streamed_blocks(shape, block), config.dataset.test_blocks) * block
     layer = 4.0 * read * (3 * widest(shape) + 4 * shape.hidden)
     return {
-        "two of the largest tensor": 8.0 * largest_tensor(shape),
+        "largest tensor": (4.0 + stored) * largest_tensor(shape),
         "text": max(layer, 8.0 * block * shape.vocabulary),
     }
 

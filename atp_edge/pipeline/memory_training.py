@@ -185,7 +185,8 @@ class _Training:
         device = {"weights": self.weights(self.dense, self.frozen),
                   "LoRA": self.lora(self.dense, trained=False),
                   "loss": loss_bytes(once, self.dense, taught=False)}  # fmt: skip
-        return Need(part="adapter", device=peak(device, {"largest tensor": self.read}),
+        largest = float(self.model.stored.itemsize * largest_tensor(self.dense))
+        return Need(part="adapter", device=peak(device, {"largest tensor": largest}),
                     host=self.host, disk={"adapter/": device["LoRA"]})  # fmt: skip
 
 
