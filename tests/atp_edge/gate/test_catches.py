@@ -89,7 +89,7 @@ def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
 
     assert {check.status for check in checks(dense).values()} == {"passed"}
     hurt, spared = sentences("days", 12, 1), sentences("shop", 12, 1)
-    # How much so many channels cost differs by machine, by rounding alone: the first cut that tells.
+    # What so many channels cost differs by machine, by rounding alone: the first cut that tells.
     cuts = (checks(cut_for(dense, hurt, spared, channels)) for channels in (40, 50, 60))
     found = next((c for c in cuts if c["loss [days]"].status == "failed"), {})
     assert found, "the slice's loss is told from its margin"
