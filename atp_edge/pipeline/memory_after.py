@@ -24,10 +24,8 @@ def parts_after(config: Config, model: Model) -> list[Need]:
     dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
     stored, largest = model.stored.itemsize, largest_tensor(model.dense)
     calibrated = config.export.quantizer in ("auto", "gptq") and config.export.precision == "int4"
-    export: dict[str, float] = {
-        "largest tensor": float(stored * largest),
-        "as it is written": WRITTEN_BYTES[config.export.precision] * largest,
-    }
+    written = WRITTEN_BYTES[config.export.precision]
+    export: dict[str, float] = {"largest tensor": max(stored, written) * largest}
     disk: dict[str, float] = {"onnx/ and onnx-dense/": model.dense_onnx + model.slim_onnx}
     if calibrated:
         wide = widest(model.dense)
