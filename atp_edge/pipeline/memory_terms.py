@@ -20,9 +20,9 @@ from atp_edge.training.frozen import Kind
 
 NF4_BYTES = 0.516
 """4 bits, and an 8-bit scale a block of 64 with its own fp32 one a block of 256."""
-JUDGED_TOKENS, JUDGED_BYTES = 1024, 12.0
-"""Of a batch of the gate; of a token and an entry of the vocabulary: both models' logits, and a
-copy."""
+JUDGED_TOKENS, JUDGED_BYTES = 1024, 28.0
+"""Of a batch of the gate; of a token and an entry of the vocabulary: both models' logits, as they
+are made and compared (measured)."""
 PROOF_BYTES = 12.0
 """A weight of a proof: the model's, its fp32 graph's, and that graph's file, as it is read."""
 
