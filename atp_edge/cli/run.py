@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,11 @@ from atp_edge.cli.flags import Settings, takes_settings
 from atp_edge.cli.shown import Log, Shown, Track
 from atp_edge.config import Config
 from atp_edge.run.records import STAGES, StageName
+
+if TYPE_CHECKING:
+    from atp_edge.data.splits import Splits
+    from atp_edge.pipeline.device import Device
+    from atp_edge.pipeline.memory_need import Need
 
 console = Console(highlight=False, emoji=False)
 Push = Annotated[
@@ -99,7 +104,7 @@ class Call:
 
 def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Config:
     """The settings to run with, when all that can be known before has been checked and shown."""
-    from atp_edge.pipeline.cost_estimate import cost_table, needs_table, sized_model, text_table
+    from atp_edge.pipeline.cost_estimate import sized_model
     from atp_edge.pipeline.device import device_of
     from atp_edge.pipeline.fit import (
         begun_settings,
@@ -139,13 +144,8 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
     needs = needs_of(config, model, device.kind, device.count)
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
-    if shown.log == "json":
-        shown.event(console, "needs", device=device.name, parts=[n.to_dict() for n in needs])
-    elif heard:
-        console.print(cost_table(config))
-        if splits is not None:
-            console.print(text_table(config, splits))
-        console.print(needs_table(needs, device))
+    if heard or shown.log == "json":
+        _show_costs(shown, config, splits, needs, device)
     refuse(config, model, device, begun)
     if heard:
         warnings = (
@@ -159,6 +159,21 @@ def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Con
         for line in time_lines(config, names, splits, device):
             shown.say(console, line)
     return config
+
+
+def _show_costs(
+    shown: Shown, config: Config, splits: Splits | None, needs: list[Need], device: Device
+) -> None:
+    """Parameters, text (where it was read), memory and disk: as tables, or as one line of JSON."""
+    from atp_edge.pipeline.cost_estimate import cost_table, needs_table, text_table
+
+    if shown.log == "json":
+        shown.event(console, "needs", device=device.name, parts=[n.to_dict() for n in needs])
+        return
+    console.print(cost_table(config))
+    if splits is not None:
+        console.print(text_table(config, splits))
+    console.print(needs_table(needs, device))
 
 
 def _stages(settings: Settings, names: tuple[StageName, ...], call: Call) -> dict[str, Any] | None:

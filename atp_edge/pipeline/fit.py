@@ -93,7 +93,7 @@ def refuse(
     found = needs_of(config, model, device.kind, device.count)
     if _fits(found, device):
         return
-    short = "; ".join(_short(need, device) for need in found if not _fits([need], device))
+    short = "; ".join(short_of(need, device) for need in found if not _fits([need], device))
     if not short:
         disk = sum(need.disk_bytes for need in found)
         short = (
@@ -116,14 +116,15 @@ def refuse(
 def left_for_later(needs: Collection[Need], device: Device) -> str | None:
     """That a part which may wait will not be done here; None where all fits."""
     for need in needs:
-        if need.can_wait and not _holds(device, need):
-            return f"{_short(need, device)}: do it on a larger machine, all else is done here"
+        if need.can_wait and not holds(device, need):
+            return f"{short_of(need, device)}: do it on a larger machine, all else is done here"
     return None
 
 
 def crowded(needs: Collection[Need], device: Device) -> str | None:
     """That a part will want memory which other programs hold now; None where none does."""
-    largest = max(needs, key=lambda need: _least(need, need.device_bytes))
+    sure = [need for need in needs if not need.can_wait]
+    largest = max(sure, key=lambda need: _least(need, need.device_bytes))
     wanted = _least(largest, largest.device_bytes)
     if wanted <= device.free:
         return None
@@ -167,12 +168,13 @@ def _without_auto(config: Config) -> Config:
 
 def _fits(found: list[Need], device: Device) -> bool:
     return (
-        all(need.can_wait or _holds(device, need) for need in found)
+        all(need.can_wait or holds(device, need) for need in found)
         and sum(need.disk_bytes for need in found) <= device.disk
     )
 
 
-def _holds(device: Device, need: Need) -> bool:
+def holds(device: Device, need: Need) -> bool:
+    """Whether its memory, or the least that is enough, is there."""
     return (
         _least(need, need.device_bytes) <= USABLE * device.memory
         and _least(need, need.host_bytes) <= USABLE * device.host
@@ -183,7 +185,8 @@ def _least(need: Need, asked: float) -> float:
     return min(asked, need.least or asked)
 
 
-def _short(need: Need, device: Device) -> str:
+def short_of(need: Need, device: Device) -> str:
+    """What a part takes that is not there, of how much, for a person."""
     if _least(need, need.device_bytes) > USABLE * device.memory:
         asked, there, what = need.device_bytes, device.memory, device.name
     elif _least(need, need.host_bytes) > USABLE * device.host:

@@ -15,8 +15,9 @@ from atp_edge.gate.outputs import write_outputs
 from atp_edge.gate.results import GateReport
 from atp_edge.gate.settings import GateSettings, read_gate_settings
 from atp_edge.model.checkpoint import shape_of
-from atp_edge.pipeline.device import USABLE, device_of
-from atp_edge.pipeline.memory_terms import judged
+from atp_edge.pipeline.device import device_of
+from atp_edge.pipeline.fit import holds, short_of
+from atp_edge.pipeline.memory_after import gate_part
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256, value_sha256
@@ -90,12 +91,12 @@ def _check_memory(run: RunFolder, folder: Path) -> None:
     run.require("dense")
     device = device_of(None, run.path)
     shipped = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    wanted = sum(judged(shape_of(run.dense), float(shipped)).values())
-    if wanted > USABLE * device.memory:
+    need = gate_part(shape_of(run.dense), float(shipped))
+    if not holds(device, need):
         raise ValueError(
-            f"the gate holds the dense model in fp32 beside {folder}: {wanted / 1e9:.1f} GB of the "
-            f"{device.memory / 1e9:.1f} GB of {device.name}; run {run.command('gate')} on a larger "
-            f"machine; {run.command('report')} writes the page without it"
+            f"{short_of(need, device)}, for it holds the dense model in fp32 beside {folder}; run "
+            f"{run.command('gate')} on a larger machine; {run.command('report')} writes the page "
+            "without it"
         )
 
 

@@ -21,8 +21,6 @@ CUDA_RUNTIME = 0.6e9
 PRODUCT, MOST_PRODUCTS, PRODUCTS_OF_A_LAYER = 0.6e6, 1024, 10
 """What oneDNN compiles for bf16 products of new shapes, and keeps: bytes of each one, how many at
 most (its default), and how many new ones a layer has after a decision moved. Measured."""
-
-
 KEPT_SHARE = 0.5
 """Of activations and loss, that a step has freed and glibc holds for the next one beside what it
 could not be used again for (measured)."""

@@ -1,8 +1,9 @@
-"""Memory and disk of what comes after training: on the CPU, whatever the device."""
+"""Memory and disk of what comes after training."""
 
 from __future__ import annotations
 
 from atp_edge.config import Config
+from atp_edge.model.families import ModelShape
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.memory_need import CPU_RUNTIME, Model, Need
 from atp_edge.pipeline.memory_terms import (
@@ -15,8 +16,6 @@ from atp_edge.pipeline.memory_terms import (
 )
 
 CALIBRATION_TOKENS = 32 * 512
-WRITTEN_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
-"""Of a weight, its share of scales included."""
 
 
 def parts_after(config: Config, model: Model) -> list[Need]:
@@ -24,8 +23,9 @@ def parts_after(config: Config, model: Model) -> list[Need]:
     dense, slim = (count_parameters(shape).whole for shape in (model.dense, model.slim))
     stored, largest = model.stored.itemsize, largest_tensor(model.dense)
     calibrated = config.export.quantizer in ("auto", "gptq") and config.export.precision == "int4"
-    written = WRITTEN_BYTES[config.export.precision]
-    export: dict[str, float] = {"largest tensor": max(stored, written) * largest}
+    # What is written has no more bytes a weight than what is stored, but for fp32.
+    written = 4.0 if config.export.precision == "fp32" else stored
+    export: dict[str, float] = {"largest tensor": written * largest}
     disk: dict[str, float] = {"onnx/ and onnx-dense/": model.dense_onnx + model.slim_onnx}
     if calibrated:
         wide = widest(model.dense)
@@ -40,7 +40,6 @@ def parts_after(config: Config, model: Model) -> list[Need]:
     exact = 4.0 * dense
     proven = {"model, in fp32": exact, "its fp32 graph": exact, "that graph's file": exact,
               "as shipped": float(model.dense_onnx)}  # fmt: skip
-    gate = judged(model.dense, float(model.slim_onnx))
     one_layer = proof(model.dense, float(model.dense_onnx), 1)
     return [
         Need(part="shrink", device={}, host=streamed_loss(config, model.slim, stored),
@@ -48,5 +47,12 @@ def parts_after(config: Config, model: Model) -> list[Need]:
         Need(part="export", device={}, host=export, disk=disk),
         Need(part="verify", device={}, host=proven, disk={"fp32 graph, for a time": exact},
              least=CPU_RUNTIME + one_layer),
-        Need(part="gate", device=gate, host={"dense model, in fp32": exact}, can_wait=True),
+        gate_part(model.dense, float(model.slim_onnx)),
     ]  # fmt: skip
+
+
+def gate_part(dense: ModelShape, shipped: float) -> Need:
+    """shipped: bytes of the folder that is judged."""
+    held = judged(dense, shipped)
+    in_fp32 = "dense model, in fp32"  # Read by the host, then moved.
+    return Need(part="gate", device=held, host={in_fp32: held[in_fp32]}, can_wait=True)

@@ -9,6 +9,21 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep"
+)
+
+
+def grown(script: str) -> list[float]:
+    """What a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
 _FREED = """
 import json, psutil, torch
 from atp_edge.run.freed_memory import giving_back_freed_memory, keep_freed_memory
@@ -39,13 +54,8 @@ print(json.dumps(grown))
 """MiB by which the process grows while 64 are used and freed, once they are freed."""
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep")
 def test_what_a_step_frees_is_kept_and_what_a_pass_frees_is_given_back() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _FREED], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    in_a_pass, after_a_step, in_the_next_pass, elsewhere = json.loads(done.stdout)
+    in_a_pass, after_a_step, in_the_next_pass, elsewhere = grown(_FREED)
     assert in_a_pass < 16
     assert after_a_step > 48
     assert in_the_next_pass < 16, "what steps left does not stand beside a pass"
@@ -81,12 +91,7 @@ print(json.dumps(grown))
 """MiB by which the process grows while 64 are used and freed in a heap with holes of 128."""
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to keep")
 def test_what_is_freed_in_the_holes_of_a_heap_is_given_back_meanwhile() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _HOLES], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    kept, trimmed = json.loads(done.stdout)
+    kept, trimmed = grown(_HOLES)
     assert kept > 48
     assert trimmed < 16
