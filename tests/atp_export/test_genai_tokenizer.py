@@ -63,6 +63,7 @@ def test_text_that_is_not_named_has_the_same_ids(
         ("gemma", UNBROKEN),
         *((kind, "a  3 copies") for kind in SENTENCEPIECE),
         ("metaspace", " a"),
+        ("metaspace", "a</s>b"),
         ("llama-3", "a. \n Copy"),
     ],
 )
@@ -86,3 +87,20 @@ def test_a_folder_says_which(tmp_path: Path, kind: str, named: str | None) -> No
     tokenizer_of(kind).save_pretrained(tmp_path)
     found = other_ids_in_genai(tmp_path)
     assert found is None if named is None else found is not None and named in found
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False}]}},
+    ],
+    ids=["nfc", "digits"],
+)  # fmt: skip
+def test_what_genai_leaves_out_is_named(tmp_path: Path, more: dict[str, Any]) -> None:
+    tokenizer_of("byte-level").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    assert OF_BYTES in (other_ids_in_genai(tmp_path) or "")

@@ -56,8 +56,8 @@ do not go. `atp-edge export` and the folder's README.md say so of a tokenizer th
 
 | tokenizer | other ids there for |
 | --- | --- |
-| bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini do | none known |
-| bytes, split otherwise | not compared |
+| bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini do, and no more | none known |
+| bytes, otherwise: a normalizer (Qwen's NFC), single digits, tokens that strip | not compared |
 | SentencePiece like Gemma's | {like_gemma} |
 | SentencePiece like Llama 2's, Mistral's, Phi-3's | {like_llama} |
 
