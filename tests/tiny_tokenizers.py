@@ -22,8 +22,9 @@ CORPUS = [
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
-BYTE_LEVEL = ("byte-level", "llama-3", "smaug-bpe", "qwen2", "gpt-4o")
-"""GPT-2's own split, one like Llama 3's, and those of Llama 3's, Qwen's and Phi-4-mini's models."""
+BYTE_LEVEL = ("byte-level", "llama-3", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken")
+"""GPT-2's own split, one like Llama 3's, and those of Llama 3's models (whole words first or not),
+Qwen's, Phi-4-mini's and Mistral's."""
 PIECES = r"▁?\p{L}+|\p{N}|▁?[^▁\p{L}\p{N}]+|▁+(?=▁)|▁"
 """What SentencePiece learns from: spaces alone, words with one before them, digits one by one."""
 RUNS = {char: [char * n for n in range(2, 32)] for char in "\n▁\t"}
@@ -87,6 +88,7 @@ def _trained(kind: str) -> str:
     learner.train_from_iterator(CORPUS, trainer)
     learned, made = json.loads(learner.to_str()), json.loads(tokenizer.to_str())
     made["model"] |= {key: learned["model"][key] for key in ("vocab", "merges")}
+    made["model"]["ignore_merges"] = kind in ("llama-bpe", "tekken")
     special = learned["added_tokens"][: len(SPECIAL)]
     added = [token | {"rstrip": kind == "phi-3"} for token in special]
     runs = [run for runs in RUNS.values() for run in runs] if kind == "gemma" else []

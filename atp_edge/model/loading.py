@@ -21,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from atp_edge.model.families import ModelShape, model_shape
@@ -73,11 +74,16 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises ValueError when there is none that can be read."""
+    """The tokenizer in a folder, which reads texts whole: a length to cut or pad to that its
+    tokenizer.json states is not passed on. Raises ValueError when there is none that can be read.
+    """
     with _named(f"the tokenizer of {folder}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -174,7 +174,8 @@ def _onnx(
     settings = config.export
     progress.say(f"writing {asked.to}: {settings.flavour}, {settings.precision}")
     write_onnx(config, run, run.slim, folder)
-    warn_of_other_ids(folder, progress)
+    if asked.layout == "plain":
+        warn_of_other_ids(folder, progress)
     figures: dict[str, Any] = {
         "format": "onnx",
         "flavour": settings.flavour,

@@ -6,6 +6,9 @@ over pieces that Llama 3's expression cuts, whose last space goes to the next wo
 Gemma's, whose pre-tokenizer splits at a string, is cut between words, those of 10 characters and
 more together, and after 100 in any case (a character without a piece counts its bytes); and a pair
 is merged everywhere in a piece at once, so that long runs of spaces halve.
+
+Only tokenizers of the very shapes that tests compare are described; of any other it is said that
+it was not compared.
 """
 
 from __future__ import annotations
@@ -14,14 +17,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from atp_export.gguf.sentencepiece import is_sentencepiece
+from atp_export.gguf.sentencepiece import AT_SPACES, ESCAPED, PREFIX
 from atp_export.pre_tokenizers import name_of, steps_of
 
 LIKE_GEMMA = "32 or more spaces in a row, and for more than 90 bytes without a space or a new line"
 LIKE_LLAMA = (
-    "two or more spaces in a row, and for a space at the beginning, or text after a special token"
+    "two or more spaces (or '▁') in a row, for a space at the beginning, and for text beside an "
+    "added token"
 )
-OF_BYTES = "text that it splits or normalizes otherwise (a tokenizer like this was not compared)"
+_OTHER = "onnxruntime-genai's own tokenizer gives other ids, and no error, for"
+NOT_COMPARED = (
+    "onnxruntime-genai's own tokenizer was not compared with one like this: it may give other ids "
+    "without an error, or not load it"
+)
+_ADVICE = (
+    "where that matters, give it the ids of tokenizers.Tokenizer.from_file('tokenizer.json'), with "
+    "add_special_tokens=False for what a template has rendered"
+)
+_GEMMA = (ESCAPED, AT_SPACES | {"behavior": "MergedWithPrevious", "invert": False})
+_LLAMA = (
+    ({"type": "Sequence", "normalizers": [PREFIX, ESCAPED]}, None),
+    (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+)
+"""(normalizer, pre-tokenizer)."""
 
 
 def other_ids_in_genai(folder: Path) -> str | None:
@@ -30,34 +48,45 @@ def other_ids_in_genai(folder: Path) -> str | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    if not is_sentencepiece(tokenizer):
-        return None if _compared(tokenizer) else _sentence(OF_BYTES)
-    at_a_string = any("String" in (step.get("pattern") or {}) for step in steps_of(tokenizer))
-    return _sentence(LIKE_GEMMA if at_a_string else LIKE_LLAMA)
+    named = _named(json.loads(path.read_text(encoding="utf-8")))
+    return named and f"{named}: {_ADVICE}"
 
 
-def _compared(tokenizer: dict[str, Any]) -> bool:
-    """Whether a byte-level tokenizer has no more than those whose ids were compared: genai leaves
-    normalizers, single digits, and what added tokens ask of the text beside them out."""
-    steps, model = steps_of(tokenizer), tokenizer["model"]
+def _named(tokenizer: dict[str, Any]) -> str | None:
+    shape = (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
+    if tokenizer["model"]["type"] != "BPE" or not _ends_with_the_text(tokenizer):
+        return NOT_COMPARED
+    if not tokenizer["model"].get("byte_fallback"):
+        return None if _splits_alone(tokenizer) and not _strips(tokenizer) else NOT_COMPARED
+    if shape in _LLAMA:
+        return f"{_OTHER} {LIKE_LLAMA}"
+    return f"{_OTHER} {LIKE_GEMMA}" if shape == _GEMMA and not _strips(tokenizer) else NOT_COMPARED
+
+
+def _ends_with_the_text(tokenizer: dict[str, Any]) -> bool:
+    """Whether no token is put after a text: genai puts one before it, if any."""
+    post = tokenizer.get("post_processor") or {"type": "ByteLevel"}
+    return all(
+        step["type"] == "ByteLevel"
+        or (step["type"] == "TemplateProcessing" and "Sequence" in step["single"][-1])
+        for step in post.get("processors", [post])
+    )
+
+
+def _splits_alone(tokenizer: dict[str, Any]) -> bool:
+    """Whether text is split as by those tokenizers of bytes that were compared, and no more: genai
+    leaves normalizers, single digits and marks of a word's end out."""
+    steps = steps_of(tokenizer)
     return (
         name_of(tokenizer) is not None
         and tokenizer.get("normalizer") is None
-        and not model.get("end_of_word_suffix")
+        and not tokenizer["model"].get("end_of_word_suffix")
         and not any(step.get("type") == "Digits" for step in steps)
         and (len(steps) > 1 or steps[0].get("use_regex", True))
-        and not any(
-            token.get(asked)
-            for token in tokenizer["added_tokens"]
-            for asked in ("lstrip", "rstrip", "single_word")
-        )
     )
 
 
-def _sentence(text: str) -> str:
-    return (
-        f"onnxruntime-genai's own tokenizer gives other ids, and no error, for {text}: where that "
-        "matters, give it the ids of tokenizers.Tokenizer.from_file('tokenizer.json'), with "
-        "add_special_tokens=False for what a template has rendered"
-    )
+def _strips(tokenizer: dict[str, Any]) -> bool:
+    """Whether an added token asks something of the text beside it, which genai leaves out too."""
+    asked = ("lstrip", "rstrip", "single_word")
+    return any(token.get(key) for token in tokenizer["added_tokens"] for key in asked)

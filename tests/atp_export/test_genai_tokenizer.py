@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, OF_BYTES, other_ids_in_genai
+from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, NOT_COMPARED, other_ids_in_genai
+from atp_export.pre_tokenizers import name_of
 
 from atp_edge.data.encoding import prompt_ids
+from atp_edge.run.files import read_json
 from tests.atp_export.runtimes.cells import passages
 from tests.tiny_tokenizers import tokenizer_of
 
@@ -18,10 +20,13 @@ SPACED = [f"a{sign * n}software" for sign in " \n\t" for n in (2, 7, 31)]
 PLAIN = ["You may copy and sell copies", "a\nfree of charge.", *passages(), *SPACED,
          f"a, of the {'software' * 11}of", f"of the {'本ソ' * 13} software",
          "don't I'LL\r\n\r\n\tx = 12,345.67 é e\u0301 日本語の文章 😀\u00a0 "]  # fmt: skip
+BESIDE_TOKENS = ["a</s>b", "a</s> b<s>", "a</s>\u00a0b", "a</s>\u3000b", "a</s>\x0cb", "a▁b ▁"]
 APART = [re.sub(" +", " ", text).strip() for text in PLAIN]
 """The same with one space at a time."""
 LONG_RUN = f"a{' ' * 32}software"
 UNBROKEN = "You" * 40
+COMPARED = ("byte-level", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken")
+"""Tokenizers of bytes."""
 SENTENCEPIECE = ("llama-2", "metaspace", "phi-3")
 
 
@@ -43,9 +48,8 @@ def both_ids(folder: Path, kind: str, texts: list[str], *, bos: bool = True) -> 
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        *((kind, [*PLAIN, LONG_RUN, UNBROKEN]) for kind in ("byte-level", "qwen2", "gpt-4o")),
-        ("smaug-bpe", [*PLAIN, LONG_RUN, UNBROKEN]),
-        ("gemma", PLAIN),
+        *((kind, [*PLAIN, *BESIDE_TOKENS, LONG_RUN, UNBROKEN]) for kind in COMPARED),
+        ("gemma", [*PLAIN, *BESIDE_TOKENS]),
         *((kind, APART) for kind in SENTENCEPIECE),
     ],
 )
@@ -62,8 +66,10 @@ def test_text_that_is_not_named_has_the_same_ids(
         ("gemma", LONG_RUN),
         ("gemma", UNBROKEN),
         *((kind, "a  3 copies") for kind in SENTENCEPIECE),
+        *((kind, "▁▁a") for kind in SENTENCEPIECE),
         ("metaspace", " a"),
         ("metaspace", "a</s>b"),
+        ("phi-3", "a</s>\u3000b"),
         ("llama-3", "a. \n Copy"),
     ],
 )
@@ -76,8 +82,8 @@ def test_text_that_is_named_has_other_ids(tmp_path: Path, kind: str, text: str) 
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        *((kind, None) for kind in ("byte-level", "smaug-bpe", "qwen2", "gpt-4o")),
-        ("llama-3", OF_BYTES),
+        *((kind, None) for kind in COMPARED),
+        ("llama-3", NOT_COMPARED),
         ("gemma", LIKE_GEMMA),
         *((kind, LIKE_LLAMA) for kind in SENTENCEPIECE),
     ],
@@ -85,22 +91,36 @@ def test_text_that_is_named_has_other_ids(tmp_path: Path, kind: str, text: str) 
 def test_a_folder_says_which(tmp_path: Path, kind: str, named: str | None) -> None:
     assert other_ids_in_genai(tmp_path) is None
     tokenizer_of(kind).save_pretrained(tmp_path)
+    assert kind not in COMPARED[1:] or name_of(read_json(tmp_path / "tokenizer.json")) == kind
     found = other_ids_in_genai(tmp_path)
     assert found is None if named is None else found is not None and named in found
 
 
+DIGITS = {"type": "Digits", "individual_digits": True}
+AT_DIGITS = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated",
+             "invert": False}  # fmt: skip
+BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+AFTER = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialToken": {}}]}
+
+
 @pytest.mark.parametrize(
-    "more",
+    ("kind", "more"),
     [
-        {"normalizer": {"type": "NFC"}},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False}]}},
+        ("byte-level", {"normalizer": {"type": "NFC"}}),
+        ("byte-level", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}}),
+        *((kind, {"pre_tokenizer": AT_DIGITS}) for kind in ("gemma", "llama-2")),
+        ("gemma", {"pre_tokenizer": None}),
+        ("metaspace", {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁",
+                                         "prepend_scheme": "never", "split": False}}),
+        *((kind, {"post_processor": AFTER}) for kind in ("byte-level", "gemma", "llama-2")),
+        *(("byte-level", {"model": {"type": kind}}) for kind in ("Unigram", "WordPiece")),
+        ("gemma", {"added_tokens": [{"content": "<s>", "rstrip": True}]}),
     ],
-    ids=["nfc", "digits"],
 )  # fmt: skip
-def test_what_genai_leaves_out_is_named(tmp_path: Path, more: dict[str, Any]) -> None:
-    tokenizer_of("byte-level").save_pretrained(tmp_path)
+def test_what_was_not_compared_is_said_to_be(
+    tmp_path: Path, kind: str, more: dict[str, Any]
+) -> None:
+    tokenizer_of(kind).save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
-    assert OF_BYTES in (other_ids_in_genai(tmp_path) or "")
+    assert NOT_COMPARED in (other_ids_in_genai(tmp_path) or "")

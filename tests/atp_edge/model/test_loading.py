@@ -26,6 +26,7 @@ from atp_edge.model.loading import (
 )
 from tests.sources import WEIGHTS, change, edit, save_source
 from tests.tiny import tiny_model
+from tests.tiny_tokenizers import tokenizer_of
 
 ROOT = Path(__file__).parents[3]
 LOADERS = [load_model, check_model]
@@ -340,3 +341,15 @@ def test_a_checkpoint_of_nothing_we_know_has_no_type(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no embedding"):
         stored_type(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"]
+
+
+def test_a_tokenizer_reads_texts_whole(tmp_path: Path) -> None:
+    """tokenizer.json can state a length to cut and to pad to, which other stacks would obey."""
+    tokenizer = tokenizer_of("byte-level")
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=80)
+    tokenizer.save_pretrained(tmp_path / "source")
+    load_tokenizer(tmp_path / "source").save_pretrained(tmp_path / "shipped")
+    for name, cut in (("source", True), ("shipped", False)):
+        written = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        assert [bool(written[key]) for key in ("truncation", "padding")] == [cut, cut]

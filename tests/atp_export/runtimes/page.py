@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,10 +57,13 @@ do not go. `atp-edge export` and the folder's README.md say so of a tokenizer th
 
 | tokenizer | other ids there for |
 | --- | --- |
-| bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini do, and no more | none known |
-| bytes, otherwise: a normalizer (Qwen's NFC), single digits, tokens that strip | not compared |
+| bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini, Tekken do, and no more | none known |
 | SentencePiece like Gemma's | {like_gemma} |
 | SentencePiece like Llama 2's, Mistral's, Phi-3's | {like_llama} |
+| any other | not compared; some it does not load |
+
+Others have a normalizer (Qwen's NFC), single digits, tokens that strip, a token after every text,
+another split, or are no BPE (Unigram, WordPiece).
 
 By hand, with real vocabularies and the licence texts: Gemma 3's own tokenizer has the same ids in
 391 of 400 (the others have such runs or Japanese sentences), Llama 2's in 343, and in each of
@@ -128,11 +132,15 @@ def render(results: dict[str, Any]) -> str:
         *notes.lines(),
         "",
         TAIL.format(
-            like_gemma=LIKE_GEMMA.replace(", and for", ";"),
-            like_llama=LIKE_LLAMA.replace(", and for", ";"),
+            like_gemma=_listed(LIKE_GEMMA),
+            like_llama=_listed(LIKE_LLAMA),
         ),
     ]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
+
+
+def _listed(text: str) -> str:
+    return re.sub(r",( and)? for", ";", text)
 
 
 def _rows(
