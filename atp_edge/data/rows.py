@@ -87,9 +87,19 @@ def _of_json(path: Path) -> Iterator[Row]:
 def _parsed(text: str) -> dict[str, Any]:
     """The `value` of JSON, or the `fault` in it."""
     try:
-        return {"value": json.loads(text)}
+        return {"value": json.loads(text, object_pairs_hook=_once)}
     except (ValueError, RecursionError) as error:
         return {"fault": f"not JSON ({_reason(error)}); expected one object a line"}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError for a key that it has twice: which is meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
 
 
 def _reason(error: ValueError | RecursionError) -> str:
@@ -100,7 +110,7 @@ def _reason(error: ValueError | RecursionError) -> str:
 
 def _of_array(path: Path) -> Iterator[Row]:
     """Elements one by one, for the line of each."""
-    text, decoder = text_of(path), json.JSONDecoder()
+    text, decoder = text_of(path), json.JSONDecoder(object_pairs_hook=_once)
     at = _after_space(text, text.index("[") + 1)
     line, counted = 1, 0
     ended = text[at : at + 1] == "]"

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from atp_edge.gate.jsonl import jsonl_rows
+from atp_edge.gate.rows import known_rows
 
 SUBJECTS: dict[str, tuple[tuple[str, str], ...]] = {
     "name": (
@@ -143,7 +143,7 @@ def read_pairs(path: Path, first_subject: int) -> list[Pair]:
     file and line."""
     found: list[Pair] = []
     subjects: dict[tuple[str, str], int] = {}
-    for place, row in jsonl_rows(path, known={"a", "b", "attribute"}):
+    for place, row in known_rows(path, known={"a", "b", "attribute"}):
         a, b, attribute = (row.get(key) for key in ("a", "b", "attribute"))
         if not all(isinstance(x, str) and x.strip() for x in (a, b, attribute)):
             raise ValueError(f"{place}: expected the texts a, b and attribute")

@@ -10,8 +10,8 @@ from typing import Any
 
 from atp_edge.data.chat import chat_ids
 from atp_edge.data.encoding import prompt_ids
-from atp_edge.gate.jsonl import jsonl_rows
 from atp_edge.gate.results import Check
+from atp_edge.gate.rows import known_rows
 
 Ask = Callable[[Sequence[str], bool], list[str]]
 """Completions of prompts; True: they are messages of a user, through the chat template."""
@@ -53,7 +53,7 @@ def asked_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
 
 def read_rules(path: Path) -> list[Rule]:
     """Rules of a JSONL file. Raises ValueError naming file and line."""
-    return [_rule(place, row) for place, row in jsonl_rows(path, known=_KNOWN)]
+    return [_rule(place, row) for place, row in known_rows(path, known=_KNOWN)]
 
 
 def _rule(place: str, row: dict[str, Any]) -> Rule:

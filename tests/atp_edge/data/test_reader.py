@@ -72,6 +72,7 @@ def test_json_in_every_wrapping(
     ("line", "message"),
     [
         ("{broken", r"line 2: not JSON"),
+        ('{"text": "a", "text": "b"}', r"line 2: not JSON \(the key 'text' stands twice"),
         ('{"txt": "x"}', r"line 2: found the keys \['txt'\]; expected text"),
         ("[1]", r"line 2: found the keys \[\]"),
         ('{"text": null}', r"line 2: text: null"),

@@ -65,8 +65,9 @@ Read = Any
     ("read", "text", "error"),
     [
         (read_rules, "", "is empty: expected a JSON object a line"),
-        (read_rules, "[1]", "line 1: expected an object, found list"),
-        (read_rules, "{", "line 1 is no JSON"),
+        (read_rules, "[1]", "line 1: expected an object, found int"),
+        (read_rules, "{", "line 1: not JSON"),
+        (read_rules, '{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
         (read_rules, '{"prompt": "a", "contain": "b"}', "unknown field 'contain'; known are chat"),
         (read_rules, '{"prompt": "a"}', "no rule; give one of contains"),
         (read_rules, '{"prompt": 1, "contains": "b"}', "prompt: expected a text"),
@@ -88,11 +89,11 @@ def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, e
     with pytest.raises(ValueError, match=re.escape(error)) as raised:
         read(file)
     assert str(file) in str(raised.value)
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    file.write_bytes(b"\xe9")
+    with pytest.raises(ValueError, match=r"is not? UTF-8"):
         read(file)
-    with pytest.raises(OSError, match=re.escape(str(tmp_path / "nowhere"))):
-        read(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "nowhere.jsonl"))):
+        read(tmp_path / "nowhere.jsonl")
 
 
 @pytest.mark.parametrize("domain", ["legal", "health", "own.jsonl"])
@@ -150,3 +151,11 @@ def test_the_gate_is_done_again_when_a_file_of_its_thresholds_changes(
     assert found[0] != found[1]
     file.write_text("one")
     assert digest(config) == found[0]
+
+
+def test_rules_are_json(tmp_path: Path) -> None:
+    """A table's empty cell would be a rule that any answer meets."""
+    file = tmp_path / "given.csv"
+    file.write_text("prompt,contains,regex\na,b,\n")
+    with pytest.raises(ValueError, match=r"given\.csv: expected \.jsonl"):
+        read_rules(file)
