@@ -140,8 +140,9 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
         whole = False
     if not whole:
         raise ValueError(
-            f"{path} is damaged: it is not what was written there; put it back, or delete it, and "
-            "it is made again of model and data, if they are what they were"
+            f"{path} is damaged: not what was written there, or stages.json is another run's; "
+            "put back which was replaced, or delete inputs.json, and it is made again of model and "
+            "data, if they are what they were"
         )
     return inputs
 
