@@ -46,6 +46,8 @@ const tokenizer = await AutoTokenizer.from_pretrained("FOLDER");
 const model = await AutoModelForCausalLM.from_pretrained("FOLDER");
 const tokens = await model.generate({ ...tokenizer("Text"), max_new_tokens: 32 });
 console.log(tokenizer.batch_decode(tokens, { skip_special_tokens: true })[0]);"""
+PLAIN_JS = '{ subfolder: "", dtype: "fp32" }'
+"""Options of transformers.js in Node for a folder that is not laid out for it, of any precision."""
 SERVERS = (
     "vLLM 0.32 or later serves these widths with `--trust-remote-code`; SGLang and llama.cpp's "
     "converter do not read them."
@@ -77,6 +79,12 @@ def how_to_use() -> list[tuple[str, str]]:
         ("onnxruntime-genai", GENAI),
         ("ONNX Runtime alone, Python", "python examples/onnx/generate.py FOLDER 32 ID ID ID"),
         ("ONNX Runtime alone, Node", "node examples/onnx/generate.mjs FOLDER 32 ID ID ID"),
+        (
+            "transformers.js, Node",
+            TRANSFORMERS_JS.replace(
+                'LM.from_pretrained("FOLDER")', f'LM.from_pretrained("FOLDER", {PLAIN_JS})'
+            ),
+        ),
         ("check the files", "atp-edge verify --manifest FOLDER"),
     ]
 
@@ -102,7 +110,8 @@ def _onnx(layout: Layout) -> str:
         return f"With transformers.js:\n\n```js\n{TRANSFORMERS_JS}\n```\n\n{CHECKED}"
     return (
         f"With atp-edge:\n\n{_python(GENERATOR)}\n\nWith onnxruntime-genai:\n\n{_python(GENAI)}"
-        f"\n\nONNX Runtime alone, in Python and Node: atp-edge's `examples/onnx/`. {CHECKED}"
+        "\n\nONNX Runtime alone, in Python and Node: atp-edge's `examples/onnx/`. transformers.js, "
+        f'Node: `AutoModelForCausalLM.from_pretrained("FOLDER", {PLAIN_JS})`.\n\n{CHECKED}'
     )
 
 

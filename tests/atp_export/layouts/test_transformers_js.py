@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from transformers import AutoTokenizer
 
 from atp_edge.model.checkpoint import save_narrow
 from atp_edge.model.narrow import narrow_model
+from atp_edge.pipeline.model_card_use import PLAIN_JS
 from tests.tiny import PLANS, tiny_model
 
 TEXT, NEW = "The licence of 2024: free software, naïve and", 8
@@ -33,8 +35,17 @@ NODE = Path(os.environ.get("ATP_NODE_FOLDER_LARGE", "build/large/node")).absolut
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
-def laid_out(root: Path, real_folder: Path, widths: str, precision: str) -> tuple[Path, list[int]]:
-    """(folder, greedy tokens of the model before its files were renamed)."""
+PLAIN: dict[str, Any] = json.loads(re.sub(r"(\w+):", r'"\1":', PLAIN_JS))
+"""A browser wants the data file named too (docs/deploy.md)."""
+IN_BROWSER = PLAIN | {
+    "session_options": {"externalData": [{"path": "model.onnx.data", "data": "model.onnx.data"}]}
+}
+
+
+def laid_out(
+    root: Path, real_folder: Path, widths: str, precision: str, *, plain: bool = False
+) -> tuple[Path, list[int]]:
+    """(folder, greedy tokens of the model before its files were renamed, unless plain)."""
     tokenizer = AutoTokenizer.from_pretrained(real_folder)
     dense = tiny_model("llama", tied=True, vocab_size=len(tokenizer))
     save_narrow(narrow_model(dense, PLANS[widths](dense)), tokenizer, root / "slim")
@@ -42,7 +53,8 @@ def laid_out(root: Path, real_folder: Path, widths: str, precision: str) -> tupl
     export_onnx(root / "slim", folder, flavour="portable", precision=precision)  # type: ignore[arg-type]
     ids = tokenizer(TEXT)["input_ids"]
     (tokens,) = generate_tokens(Session(folder), [ids], max_new_tokens=NEW)
-    to_transformers_js(folder, precision)
+    if not plain:
+        to_transformers_js(folder, precision)
     return folder, tokens
 
 
@@ -70,20 +82,22 @@ def need_package() -> None:
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(
     ("widths", "precision"), [("per-layer", "fp32"), ("per-layer", "int4"), ("uniform", "fp16")]
 )
 def test_its_own_generate_gives_the_same_tokens(
-    tmp_path: Path, real_folder: Path, widths: str, precision: str
+    tmp_path: Path, real_folder: Path, widths: str, precision: str, plain: bool
 ) -> None:
     need_package()
     if shutil.which("node") is None:
         pytest.skip("needs node")
-    folder, tokens = laid_out(tmp_path, real_folder, widths, precision)
+    folder, tokens = laid_out(tmp_path, real_folder, widths, precision, plain=plain)
     script = Path(__file__).with_name("transformers_js.mjs").absolute()
     done = subprocess.run(
         ["node", str(script), str(folder), str(NEW), TEXT],
         cwd=NODE, capture_output=True, text=True, check=False,
+        env=os.environ | ({"OPTIONS": json.dumps(PLAIN)} if plain else {}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = json.loads(done.stdout.splitlines()[-1])
@@ -131,18 +145,20 @@ def answers_of(model: Path) -> Iterator[tuple[str, queue.Queue[str]]]:
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("widths", "precision"), [("per-layer", "fp32"), ("per-layer", "int4")])
 def test_a_real_browser_gives_the_same_tokens(
-    tmp_path: Path, real_folder: Path, widths: str, precision: str
+    tmp_path: Path, real_folder: Path, widths: str, precision: str, plain: bool
 ) -> None:
     """Headless Chromium on WASM, one thread."""
     need_package()
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("needs Chromium: on Debian, apt-get install chromium-headless-shell")
-    folder, tokens = laid_out(tmp_path, real_folder, widths, precision)
+    folder, tokens = laid_out(tmp_path, real_folder, widths, precision, plain=plain)
+    options = json.dumps(IN_BROWSER if plain else {})
     with answers_of(folder) as (address, answers):
-        page = f"{address}?{urlencode({'text': TEXT, 'new': NEW})}"
+        page = f"{address}?{urlencode({'text': TEXT, 'new': NEW, 'options': options})}"
         profile = f"--user-data-dir={tmp_path / 'profile'}"
         asked = [browser, "--headless", "--no-sandbox", "--disable-gpu", profile,
                  "--remote-debugging-port=0", page]  # fmt: skip

@@ -1,5 +1,5 @@
 // node transformers_js.mjs FOLDER NEW TEXT ...: transformers.js's ids of texts and its greedy tokens,
-// as a line of JSON: [{ids, tokens}].
+// as a line of JSON: [{ids, tokens}]. OPTIONS: those of from_pretrained, as JSON.
 import path from "node:path";
 import { createRequire } from "node:module";
 
@@ -10,7 +10,9 @@ env.allowRemoteModels = false;
 env.localModelPath = path.dirname(folder);
 const name = path.basename(folder);
 const tokenizer = await AutoTokenizer.from_pretrained(name);
-const model = await AutoModelForCausalLM.from_pretrained(name); // all it needs is in config.json
+const model = await AutoModelForCausalLM.from_pretrained(
+  name, JSON.parse(process.env.OPTIONS ?? "{}"),
+);
 const answers = [];
 for (const text of texts) {
   const inputs = tokenizer(text);
