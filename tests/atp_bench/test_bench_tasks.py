@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,15 +89,22 @@ def test_no_form_reads_beyond_the_exported_context(
     record(short, "export")
     windows: list[int] = []
 
-    def harness(*_: Any, window: int) -> None:
+    def harness(*_: Any, window: int) -> Any:
         windows.append(window)
+        return SimpleNamespace(notes=["3 prompts were cut"])
 
     monkeypatch.setattr(lm_eval_adapter, "HarnessModel", harness)
     monkeypatch.setattr(lm_eval_adapter, "harness_scores", lambda *_, **__: [])
     monkeypatch.setattr(tasks, "evaluate", lambda *_: {})
     monkeypatch.setattr(tasks, "recovery_where_able", lambda *_: None)
-    score_run(short, Silent(), items=1, outside=["a task"])
+    heard: list[str] = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "say", heard.append)
+    # The prompts of the domain's tasks have about 60 tokens, and so have some with what is asked.
+    score_run(short, progress, items=20, outside=["a task"])
     assert windows == [64, 64, 64]
+    assert re.match(r"left out, longer than the 64 tokens that are read: \d+ items", heard[0])
+    assert heard.count("3 prompts were cut") == 1
 
 
 def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> None:
