@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from atp_edge.data.encoding import Encoder
-from atp_edge.evaluation.items import NEW_TOKENS, ChoiceItem, ChoiceTask, Task, TextItem
+from atp_edge.evaluation.items import NEW_TOKENS, ChoiceItem, Task, TextItem
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Fits:
 def fitting(tasks: Sequence[Task], fits: Fits) -> tuple[list[Task], list[str]]:
     """The tasks with the items that fit, without those that no item is left of; and what is to be
     said of the others."""
-    found: list[Task] = []
-    for task in tasks:
-        if isinstance(task, ChoiceTask):
-            found.append(replace(task, items=tuple(x for x in task.items if fits.item(x))))
-        else:
-            found.append(replace(task, items=tuple(x for x in task.items if fits.item(x))))
+    found = [_without_long(task, fits) for task in tasks]
     left_out = sum(len(task.items) for task in tasks) - sum(len(task.items) for task in found)
     return [task for task in found if task.items], fits.said(left_out, "items")
+
+
+def _without_long(task: Task, fits: Fits) -> Task:
+    items: Any = tuple(x for x in task.items if fits.item(x))
+    return replace(task, items=items)
 
 
 def check_fitting(tasks: Sequence[Task], fits: Fits) -> None:
