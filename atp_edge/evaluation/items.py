@@ -11,6 +11,8 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 
 Scoring = Literal["sum", "calibrated"]
+NEW_TOKENS = 20
+"""Written after the prompt of a `TextItem`."""
 
 
 @dataclass(frozen=True, kw_only=True)

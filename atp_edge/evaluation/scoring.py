@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from atp_edge.model.families import check_reads, longest_text
 from atp_edge.run.watched import underway
 
 Tokens = Sequence[int]
@@ -24,10 +25,15 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 # A shorter context costs less to read again than a pass of its own: of one row, a pass takes the
 # time that reading the weights takes.
 _SHARED_TOKENS = 32
+SHORTEN = "shorten it, or leave it out"
 
 
 class LanguageModel(Protocol):
-    """What scoring asks of a model."""
+    """What scoring asks of a model. More tokens than its window are refused."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that it reads at once; None: any number."""
 
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         """Next-token logits [B, last, V] of the last positions of tokens [B, S], padded on the
@@ -47,14 +53,20 @@ class TorchModel:
 
     model: Any
 
+    @property
+    def window(self) -> int:
+        return longest_text(self.model.config)
+
     @torch.no_grad()
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
+        self._check(tokens.shape[1])
         device = next(self.model.parameters()).device
         inputs = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
         return self.model(**inputs, use_cache=False, logits_to_keep=last).logits
 
     @torch.no_grad()
     def logits_after(self, prompt: Tokens, rows: Sequence[Tokens]) -> list[Tensor]:
+        self._check(len(prompt) + max(map(len, rows)))
         device = next(self.model.parameters()).device
         read = torch.tensor([prompt], device=device)
         past = self.model(input_ids=read, use_cache=True, logits_to_keep=1).past_key_values
@@ -66,6 +78,7 @@ class TorchModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
+        self._check(max(map(len, prompts)) + new_tokens - 1)  # The last new one is not read.
         device = next(self.model.parameters()).device
         tokens, mask = padded(prompts, end, side="left")
         made = self.model.generate(
@@ -79,6 +92,9 @@ class TorchModel:
         )
         rows = made[:, tokens.shape[1] :].tolist()
         return [row[: row.index(end)] if end in row else row for row in rows]
+
+    def _check(self, tokens: int) -> None:
+        check_reads(self.window, tokens, "a batch's longest text", SHORTEN)
 
 
 def language_model(model: nn.Module | LanguageModel) -> LanguageModel:
@@ -116,11 +132,14 @@ def likelihoods(
     """Of every (context, continuation), both of one token or more. Equal pairs are scored once, and
     a long context that several continuations follow is read once.
 
-    batch_tokens: padded tokens of a forward pass at most (or one row), its past among them.
+    batch_tokens: padded tokens of a forward pass at most (or one row), its past among them. Raises
+    ValueError, before anything is read, for an empty part and for a pair beyond the window.
     """
     keyed = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
     if any(not context or not continuation for context, continuation in keyed):
         raise ValueError("a context or a continuation is empty; each needs one token or more")
+    for number, pair in enumerate(keyed, start=1):
+        check_reads(model.window, _read(pair), f"text {number} of {len(keyed)}", SHORTEN)
     # Longest first: memory is used up at the start or never; the order is fixed, so scores are too.
     distinct = sorted(set(keyed), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
     groups = _of_one_context(distinct, batch_tokens)

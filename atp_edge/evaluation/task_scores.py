@@ -14,13 +14,19 @@ from torch import nn
 
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.bootstrap import Floats, bootstrap
-from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextTask
+from atp_edge.evaluation.fitting import Fits, check_fitting
+from atp_edge.evaluation.items import (
+    NEW_TOKENS,
+    ChoiceItem,
+    ChoiceTask,
+    Option,
+    Task,
+    TextTask,
+)
 from atp_edge.evaluation.scoring import LanguageModel, batches_of, language_model, likelihoods
 from atp_edge.run.watched import counted
 
 CALIBRATION_BINS = 15
-
-NEW_TOKENS = 20
 
 # Tokens of what is generated at once, prompts and padding included: fixed, so that scores do not
 # move with the memory at hand.
@@ -55,11 +61,16 @@ def evaluate(
     *,
     batch_tokens: int = 2048,
 ) -> dict[str, TaskScore]:
-    """Scores by task, of a module of torch (under the caller's autocast) or any LanguageModel."""
+    """Scores by task, of a module of torch (under the caller's autocast) or any LanguageModel.
+
+    Raises ValueError, before anything is scored, for an item that the model does not read whole
+    (`fitting` leaves such out).
+    """
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
     scored = language_model(model)
+    check_fitting(tasks, Fits(Encoder(tokenizer), scored.window))
     choices = [task for task in tasks if isinstance(task, ChoiceTask)]
     scores = choice_scores(scored, tokenizer, choices, batch_tokens)
     chosen = [_choose(task, of) for task, of in zip(choices, scores, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,13 @@ from torch import nn
 from atp_edge.data.blocks import Blocks
 from atp_edge.losses import language_loss, sum_cross_entropy
 from atp_edge.model.checkpoint import streamed_narrow
-from atp_edge.model.families import ModelShape, model_shape, scales_of
+from atp_edge.model.families import (
+    ModelShape,
+    check_reads,
+    longest_text,
+    model_shape,
+    scales_of,
+)
 from atp_edge.model.loading import tensor_files
 from atp_edge.model.stream import reader_of
 from atp_edge.run.watched import counted
@@ -46,7 +53,9 @@ class TextLoss:
 
 @torch.no_grad()
 def text_loss(model: nn.Module, blocks: Blocks) -> TextLoss:
-    """What a model loses on blocks [N, T]; those without a labelled token are left out."""
+    """What a model loses on blocks [N, T]; those without a labelled token are left out. Raises
+    ValueError for blocks of more tokens than it reads."""
+    _check_blocks(model.config, blocks)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -72,6 +81,7 @@ def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
     """The same of a checkpoint, in fp32 on the CPU, one layer's weights in memory at a time."""
     device = torch.device("cpu")
     model, read = streamed_narrow(folder, device), reader_of(tensor_files(folder))
+    _check_blocks(model.config, blocks)
     scales = scales_of(model.config)
     at_once = streamed_blocks(model_shape(model.config), blocks.input_ids.shape[1])
     nats, counts = [], []
@@ -87,6 +97,11 @@ def streamed_text_loss(folder: Path, blocks: Blocks) -> TextLoss:
                 nats.append(sum_cross_entropy(states[:-1][labelled], head, chosen, scales))
                 counts.append(count)
     return TextLoss(nats=tuple(nats), tokens=tuple(counts))
+
+
+def _check_blocks(config: Any, blocks: Blocks) -> None:
+    tokens = blocks.input_ids.shape[1]
+    check_reads(longest_text(config), tokens, "a block of text", "take shorter blocks")
 
 
 def perplexity(model: nn.Module, blocks: Blocks) -> float:

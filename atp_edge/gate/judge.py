@@ -83,7 +83,7 @@ def judge(
         config=config, window=window,
     )  # fmt: skip
     integrity = check_integrity(run, settings.form, folder)
-    checks, flips, figures = _answered(rivals, say)
+    checks, flips, figures, notes = _answered(rivals, say)
     report = GateReport(
         profile=settings.profile,
         form=settings.form,
@@ -94,7 +94,7 @@ def judge(
         files=files_sha256(folder.parent, [folder.name]) | files_sha256(run.path, ["dense"]),
         settings=asdict(settings),
         seconds=time.perf_counter() - began,
-        notes=material.notes,
+        notes=(*material.notes, *notes),
         undecided_fails=settings.undecided == "fail",
         changed=changed_of(settings),
     )
@@ -103,10 +103,11 @@ def judge(
 
 def _answered(
     rivals: Rivals, say: Callable[[str], None]
-) -> tuple[list[Check], tuple[Flip, ...], dict[str, Any]]:
-    """Checks of all that both models are asked, the flips, and the figures behind them."""
+) -> tuple[list[Check], tuple[Flip, ...], dict[str, Any], list[str]]:
+    """Checks of all that both models are asked, the flips, the figures behind them, and notes."""
     material, settings = rivals.material, rivals.settings
     figures: dict[str, Any] = {}
+    notes: list[str] = []
     say(f"reading {len(material.texts)} documents with both models")
     checks = _text(rivals, figures)
     say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
@@ -114,10 +115,11 @@ def _answered(
     checks += found
     if material.lm_eval:
         say(f"answering {len(material.lm_eval)} tasks of lm-eval")
-        checks += check_outside(
+        found, notes = check_outside(
             rivals.dense, rivals.slim, rivals.tokenizer, material.lm_eval, settings.tasks,
             settings.level, rivals.window,
         )  # fmt: skip
+        checks += found
     say(f"comparing {len(material.pairs)} pairs of texts for bias")
     checks += _bias(rivals, figures)
     say("looking at prompts, memorization and refusals")
@@ -128,7 +130,7 @@ def _answered(
     checks += _refusals(rivals, items)
     checks += check_fail_safe(material.profile_errors)
     figures["fail_safe"] = material.profile_errors
-    return checks, flips, figures
+    return checks, flips, figures, notes
 
 
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:

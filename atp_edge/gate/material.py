@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,21 @@ from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.encoding import Encoder
 from atp_edge.data.near_copies import fresh_of, told_apart
-from atp_edge.evaluation.items import ChoiceTask, Task
-from atp_edge.evaluation.task_scores import NEW_TOKENS
+from atp_edge.evaluation.fitting import Fits, fitting
+from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.tasks import domain_tasks
 from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
 from atp_edge.gate.domain import error_rates, ids_of, other_text, profile_of
 from atp_edge.gate.measured_text import Text, texts_of
-from atp_edge.gate.memorization import Passage, passages_of
+from atp_edge.gate.memorization import Passage, canary_texts, passages_of
 from atp_edge.gate.prompts import Rule, asked_ids, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
+from atp_edge.model.families import check_reads
 from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
 
 _OTHER_SUBJECTS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Fits:
-    """What is no longer than what ships can read, in tokens."""
-
-    encoder: Encoder
-    window: int
-
-    def rows(self, rows: Iterable[tuple[str, str]], new_tokens: int = 0) -> bool:
-        """Whether every (context, continuation) fits, and so many new tokens after it."""
-        lengths = (sum(map(len, self.encoder.continued(*row))) for row in rows)
-        return all(length + new_tokens <= self.window for length in lengths)
+_NO_CANARIES = "plant none, or take a larger --export-context"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +58,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     rules, phrases, pairs = asked_of(config, settings)
     fits = Fits(Encoder(tokenizer), window)
     kept = [pair for pair in pairs if fits.rows(zip(pair.contexts, pair.texts, strict=True))]
-    check_askable(settings, rules, tokenizer, window)
+    check_askable(config, settings, rules, tokenizer, window)
     outside = _lm_eval(settings)
     documents = _documents(config, settings, tokenizer)
     parts = documents_by_split(config, tokenizer, documents)
@@ -88,8 +77,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     profile = profile_of(ids["train"], ids["decision"], config.seed)
     errors = error_rates(profile, ids["test"], other_text(config.data, tokenizer), config.seed)
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
-    if len(kept) < len(pairs):
-        said.append(f"{len(pairs) - len(kept)} pairs are longer than the shipped context")
+    said += fits.said(len(pairs) - len(kept), "pairs")
     return Material(
         texts=tuple(measured),
         tasks=tasks,
@@ -126,9 +114,10 @@ def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[s
 
 
 def check_askable(
-    settings: GateSettings, rules: Sequence[Rule], tokenizer: Any, window: int
+    config: Config, settings: GateSettings, rules: Sequence[Rule], tokenizer: Any, window: int
 ) -> None:
-    """What ships can read the prompts of the rules, and the passages, with what comes after them.
+    """What ships can read the canaries, the prompts of the rules, and the passages, with what comes
+    after them.
 
     window: tokens that it reads.
     """
@@ -145,6 +134,11 @@ def check_askable(
                 f"{rule.place}: a prompt of {length} tokens, and prompts.new_tokens = {new}: what "
                 f"ships reads {window} tokens; take a shorter one, or a larger --export-context"
             )
+
+    encoder = Encoder(tokenizer)
+    for text in canary_texts(config.canaries, memorized.candidates, config.seed):
+        length = sum(map(len, encoder.continued(*text)))
+        check_reads(window, length, f"canaries = {config.canaries}: a canary", _NO_CANARIES)
 
 
 def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[Document]:
@@ -199,18 +193,8 @@ def _tasks(
         )
     except ValueError as error:
         return (), [f"no tasks: {error}"]
-    short = [_fitting(task, fits) for task in tasks]
-    left_out = sum(len(a.items) - len(b.items) for a, b in zip(tasks, short, strict=True))
-    said = [f"{left_out} items are longer than the shipped context"] if left_out else []
-    return tuple(task for task in short if task.items), said
-
-
-def _fitting(task: Task, fits: Fits) -> Task:
-    if isinstance(task, ChoiceTask):
-        chosen = [x for x in task.items if fits.rows((o.prompt, o.text) for o in x.options)]
-        return replace(task, items=tuple(chosen))
-    written = [x for x in task.items if fits.rows([(x.prompt, "")], NEW_TOKENS)]
-    return replace(task, items=tuple(written))
+    found, said = fitting(tasks, fits)
+    return tuple(found), said
 
 
 def _lm_eval(settings: GateSettings) -> tuple[Any, ...]:

@@ -127,6 +127,12 @@ def check_extraction(
     )
 
 
+def canary_texts(planted: int, candidates: int, seed: int) -> list[tuple[str, str]]:
+    """(prefix, secret) of every planted canary, then of its rivals; none where none is planted."""
+    secrets = [*canaries(planted, seed), *rivals(candidates, seed)] if planted else []
+    return [(PREFIX, f"{secret}.") for secret in secrets]
+
+
 def exposures(
     model: LanguageModel, tokenizer: Any, *, planted: int, candidates: int, seed: int
 ) -> list[float]:
@@ -135,8 +141,7 @@ def exposures(
     Of a model that never read them the mean is 1.44: ranks are uniform.
     """
     encoder = Encoder(tokenizer)
-    texts = [*canaries(planted, seed), *rivals(candidates, seed)]
-    rows = [encoder.continued(PREFIX, f"{text}.") for text in texts]
+    rows = [encoder.continued(*text) for text in canary_texts(planted, candidates, seed)]
     losses = [-x.log for x in likelihoods(model, rows, batch_tokens=BATCH_TOKENS)]
     own, others = losses[:planted], np.array(losses[planted:])
     return [math.log2((len(others) + 1) / (1 + int((others <= x).sum()))) for x in own]

@@ -20,15 +20,13 @@ FEWEST_ITEMS = 20
 def check_outside(
     dense: LanguageModel, slim: LanguageModel, tokenizer: Any, tasks: Sequence[Any],
     limits: TaskLimits, level: float, window: int,
-) -> list[Check]:  # fmt: skip
+) -> tuple[list[Check], list[str]]:  # fmt: skip
     """A check for every metric that lm-eval gives an error for: paired item by item where it tells
-    them, else with the errors of both."""
+    them, else with the errors of both. And what is to be said of prompts that were cut."""
     from atp_bench.lm_eval_adapter import HarnessModel, harness_scores
 
-    scored = [
-        harness_scores(HarnessModel(m, tokenizer, window=window), tasks, items=limits.lm_eval_items)
-        for m in (dense, slim)
-    ]
+    harnesses = [HarnessModel(m, tokenizer, window=window) for m in (dense, slim)]
+    scored = [harness_scores(h, tasks, items=limits.lm_eval_items) for h in harnesses]
     checks = []
     for before, after in zip(*scored, strict=True):
         difference = _difference(before, after, limits.lm_eval_items)
@@ -42,7 +40,7 @@ def check_outside(
                 clusters="items", dense=before.value, slim=after.value,
             )
         )  # fmt: skip
-    return checks
+    return checks, harnesses[0].notes
 
 
 def _difference(before: HarnessScore, after: HarnessScore, items: int) -> Difference | None:

@@ -99,7 +99,7 @@ def check_window(
 
     shipped = context_of(source, config.export.context)
     window = shipped if settings.form == "onnx" else longest_text(source)
-    check_askable(settings, rules, tokenizer, window)
+    check_askable(config, settings, rules, tokenizer, window)
 
 
 def check_precision(config: Config) -> None:

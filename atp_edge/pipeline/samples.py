@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from atp_edge.config import Config
 from atp_edge.data.blocks import Blocks
 from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.families import longest_text
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.run.watched import counted
@@ -77,9 +78,8 @@ def prompt_of(blocks: Blocks, index: int) -> list[int]:
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """New tokens [N] after a prompt, the likeliest each."""
-    limit = model.config.max_position_embeddings
-    new = min(NEW_TOKENS, limit - len(ids))
+    """New tokens [N] after a prompt, the likeliest each, as many as the model reads."""
+    new = min(NEW_TOKENS, longest_text(model.config) - len(ids))
     tokens = torch.tensor([ids], device=model.device)
     made = model.generate(
         input_ids=tokens,

@@ -34,7 +34,8 @@ _NEW_TOKENS = 256
 
 
 class HarnessModel(TemplateLM):
-    """A LanguageModel for lm-eval. window: tokens it can read; longer contexts lose their start.
+    """A LanguageModel for lm-eval. window: tokens it can read; longer contexts lose their start,
+    as in lm-eval itself, which `notes` say.
 
     A text without context starts as a document does in training. Generation is greedy.
     """
@@ -45,6 +46,13 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.window, self.batch_tokens = window, batch_tokens
+        self._cut: set[tuple[int, ...]] = set()
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of prompts that lost their start so far."""
+        said = f"lm-eval prompts longer than the {self.window} tokens that are read, start cut off"
+        return [f"{said}: {len(self._cut)}"] if self._cut else []
 
     @property
     def eot_token_id(self) -> int:
@@ -77,7 +85,12 @@ class HarnessModel(TemplateLM):
                 f"a continuation of {len(continuation)} tokens does not fit the model's window of "
                 f"{self.window}; shorten the task's answers"
             )
-        return context[-room:], continuation
+        return self._last(context, room), continuation
+
+    def _last(self, context: Tokens, room: int) -> Tokens:
+        if len(context) > room:
+            self._cut.add(tuple(context))
+        return context[-room:]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows that do not overlap in what they predict."""
@@ -121,7 +134,7 @@ class HarnessModel(TemplateLM):
                 f"max_gen_toks of {new_tokens} leaves no room for a prompt in the model's window "
                 f"of {self.window}; lower it in the task's generation_kwargs"
             )
-        rows = [(self.tok_encode(p) or [self.prefix_token_id])[-room:] for p in prompts]
+        rows = [self._last(self.tok_encode(p) or [self.prefix_token_id], room) for p in prompts]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         made: dict[int, list[int]] = {}
         for batch in batches_of(order, lambda i: len(rows[i]) + new_tokens, self.batch_tokens):

@@ -19,6 +19,11 @@ class OnnxModel:
 
     session: Session
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that it reads at once: the exported context."""
+        return self.session.context
+
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         """Next-token logits [B, last, V] of the last positions of tokens [B, S], padded on the
         right (mask 0)."""

@@ -18,7 +18,8 @@ from atp_export.runtime import perplexity as onnx_perplexity
 from atp_edge.config import Quantizer
 from atp_edge.evaluation.text_loss import perplexity
 from atp_edge.model.checkpoint import load_narrow
-from atp_edge.model.storage import BITS
+from atp_edge.model.loading import load_config
+from atp_edge.model.storage import BITS, context_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
 from atp_edge.training.setup import splits_of
@@ -46,6 +47,9 @@ def bench_rounding(
     splits = splits_of(config)
     blocks, calibration = splits.test, splits.calibration
     found = []
+    slim = load_config(run.slim)
+    # The default is 8,192 tokens at most, and a block may have more.
+    context = context_of(slim, max(context_of(slim, 0), blocks.input_ids.shape[1]))
     exact = perplexity(load_narrow(run.slim), blocks)
     pairs: Any = itertools.product(precisions or ["int4"], quantizers or get_args(Quantizer))
     for precision, quantizer in pairs:
@@ -59,6 +63,7 @@ def bench_rounding(
                 precision=precision,
                 quantizer=quantizer,
                 calibration=calibration if quantizer == "gptq" else None,
+                context=context,
             )
             rounded = onnx_perplexity(
                 Session(folder), blocks.input_ids.numpy(), blocks.labels.numpy()

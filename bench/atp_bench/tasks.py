@@ -16,6 +16,8 @@ from rich.table import Table
 
 from atp_bench.onnx_model import OnnxModel
 from atp_edge.config import Config
+from atp_edge.data.encoding import Encoder
+from atp_edge.evaluation.fitting import Fits, fitting
 from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.recovery import Recovery, recovery
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
@@ -32,13 +34,21 @@ if TYPE_CHECKING:  # lm-eval is an extra
     from atp_bench.lm_eval_adapter import HarnessScore
 
 
-def tasks_of(config: Config, items: int) -> list[Task]:
-    """The domain's tasks from the documents of the run's own test split."""
+def tasks_of(config: Config, items: int, window: int) -> tuple[list[Task], list[str]]:
+    """The domain's tasks from the documents of the run's own test split; and what is to be said of
+    items that are left out, for they are longer than what is read at once (window, tokens).
+
+    Raises ValueError where no item is left.
+    """
     tokenizer = tokenizer_of(config)
     parts = documents_by_split(config, tokenizer, corpus_of(config, tokenizer).documents)
-    return domain_tasks(
+    every = domain_tasks(
         config.data, parts["test"], train=parts["train"], items=items, seed=config.seed
     )
+    tasks, notes = fitting(every, Fits(Encoder(tokenizer), window))
+    if not tasks:
+        raise ValueError(f"tasks of {config.data!r}: nothing is left to ask ({notes[0]})")
+    return tasks, notes
 
 
 def recovery_where_able(dense: Mapping[str, TaskScore], slim: Mapping[str, TaskScore]) -> Recovery:
@@ -68,10 +78,13 @@ def score_run(
     outside: tasks of `lm_eval_adapter.load_tasks`. Raises ValueError when a form is not there yet.
     """
     config, forms = run.config(), _forms(run)
-    tokenizer, tasks = tokenizer_of(config), tasks_of(config, items)
     # One window, so that all forms read the same: the exported context may be the shorter one.
     positions = longest_text(load_config(run.dense))
     window = min(positions, described(run.onnx).context or positions)
+    tokenizer, (tasks, notes) = tokenizer_of(config), tasks_of(config, items, window)
+    for note in notes:
+        progress.say(note)
+    cut: list[str] = []
 
     # A function, so that one form's memory is free before the next is loaded.
     def scored(model: LanguageModel) -> tuple[dict[str, TaskScore], dict[str, HarnessScore]]:
@@ -82,12 +95,15 @@ def score_run(
 
         harness = HarnessModel(model, tokenizer, window=window)
         theirs = harness_scores(harness, outside, items=items)
+        cut.extend(harness.notes)
         return found, {f"{s.task} {s.metric}": s for s in theirs}
 
     scores = {}
     for form, load in forms.items():
         progress.say(f"scoring {form} on {len(tasks) + len(outside)} tasks")
         scores[form] = scored(load())
+    for note in dict.fromkeys(cut):
+        progress.say(note)
     domain = {form: score[0] for form, score in scores.items()}
     return RunScores(
         domain=domain,

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,8 @@ from atp_edge.decision.regularizer import proximal_step
 from atp_edge.losses import language_loss
 from atp_edge.masking.apply import set_decision
 from atp_edge.masking.lora import add_lora
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import check_reads, longest_text, model_shape
+from atp_edge.model.loading import load_config
 from atp_edge.model.structures import Masks
 from atp_edge.run.environment import environment
 from atp_edge.run.freed_memory import keep_freed_memory
@@ -81,7 +83,10 @@ class TrainingBench:
 
 
 def make_bench(folder: str, *, kept: float, tokens: int, rank: int, device: str) -> TrainingBench:
-    """A per-layer decision of random scores that keeps `kept` of the decoder's parameters."""
+    """A per-layer decision of random scores that keeps `kept` of the decoder's parameters. Raises
+    ValueError for more tokens than the model reads."""
+    longest = longest_text(load_config(Path(folder)))
+    check_reads(longest, tokens, f"--tokens {tokens}", "take fewer")
     if device == "cpu":
         keep_freed_memory()
     dense = AutoModelForCausalLM.from_pretrained(

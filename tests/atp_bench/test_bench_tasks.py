@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,19 +85,26 @@ def test_no_form_reads_beyond_the_exported_context(
 ) -> None:
     short = RunFolder(tmp_path)
     shutil.copytree(run.path, short.path, dirs_exist_ok=True)
-    export_onnx(short.slim, short.onnx, context=64)
+    export_onnx(short.slim, short.onnx, context=80)
     record(short, "export")
     windows: list[int] = []
 
-    def harness(*_: Any, window: int) -> None:
+    def harness(*_: Any, window: int) -> Any:
         windows.append(window)
+        return SimpleNamespace(notes=["3 prompts were cut"])
 
     monkeypatch.setattr(lm_eval_adapter, "HarnessModel", harness)
     monkeypatch.setattr(lm_eval_adapter, "harness_scores", lambda *_, **__: [])
     monkeypatch.setattr(tasks, "evaluate", lambda *_: {})
     monkeypatch.setattr(tasks, "recovery_where_able", lambda *_: None)
-    score_run(short, Silent(), items=1, outside=["a task"])
-    assert windows == [64, 64, 64]
+    progress = Silent()
+    score_run(short, progress, items=20, outside=["a task"])
+    assert windows == [80, 80, 80]
+    said = progress.said
+    assert re.match(r"left out, longer than the 80 tokens that are read: \d+ items", said[0])
+    assert said.count("3 prompts were cut") == 1
+    with pytest.raises(ValueError, match=r"nothing is left to ask \(left out, longer than the 20"):
+        tasks.tasks_of(short.config(), 1, 20)
 
 
 def test_what_is_not_there_is_said_before_anything_is_scored(run: RunFolder) -> None:

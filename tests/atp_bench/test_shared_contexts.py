@@ -34,6 +34,10 @@ class Counted:
     model: LanguageModel
     read: list[int] = field(default_factory=list)
 
+    @property
+    def window(self) -> int | None:
+        return self.model.window
+
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         self.read.append(int(mask.sum()))
         return self.model.logits(tokens, mask, last=last)

@@ -118,12 +118,23 @@ def rope_settings(config: Any) -> dict[str, dict[str, Any]]:
 def longest_text(config: Any) -> int:
     """Tokens of a text that the model reads by one and the same arithmetic: its own context, or
     the length beyond which RoPE's angles (longrope) or the scores' scale (Llama 4's, as Ministral 3
-    has it) become others."""
+    has it) become others.
+
+    Of longrope and of a `dynamic` RoPE transformers takes the angles by the longest text of a
+    batch: beyond this length, what is said of a text depends on what is read beside it.
+    """
     longest: int = config.max_position_embeddings
     for rope in rope_settings(config).values():
         if rope and (rope["rope_type"] == "longrope" or rope.get("llama_4_scaling_beta")):
             longest = min(longest, rope["original_max_position_embeddings"])
     return longest
+
+
+def check_reads(longest: int | None, tokens: int, what: str, remedy: str) -> None:
+    """Raises ValueError for a text of more tokens than a model reads: `longest_text`, or the
+    context of what ships. None: nobody says."""
+    if longest is not None and tokens > longest:
+        raise ValueError(f"{what}: {tokens} tokens, and the model reads {longest}; {remedy}")
 
 
 def _layer_shape(config: Any, layer: int, family: Family) -> LayerShape:

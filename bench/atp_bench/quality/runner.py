@@ -30,7 +30,7 @@ from atp_edge.decision.baselines import without_least_layers
 from atp_edge.evaluation.items import Task
 from atp_edge.evaluation.task_scores import TaskScore, evaluate
 from atp_edge.model.checkpoint import load_narrow
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.narrow import merge
 from atp_edge.model.plan import shares
 from atp_edge.run.errors import TakenError
@@ -133,7 +133,10 @@ def _run_cell(
         scores = known.tasks
     else:
         progress.say("scoring the tasks")
-        scores = _task_recovery(dense, slim, _tasks(base, items), config, accelerator)
+        tasks, notes = _tasks(base, items, longest_text(slim.config))
+        for note in notes:
+            progress.say(note)
+        scores = _task_recovery(dense, slim, tasks, config, accelerator)
     return Result(
         cell=cell,
         dense_perplexity=reference["perplexity"],

@@ -24,7 +24,7 @@ from gguf import GGUFReader, quants
 from torch import Tensor
 
 from atp_edge.model.checkpoint import load_narrow
-from atp_edge.model.families import model_shape
+from atp_edge.model.families import check_reads, longest_text, model_shape
 from atp_export.gguf.architecture import architecture_of
 from atp_export.gguf.bounds import fault
 from atp_export.gguf.llama_cpp import Answers, ask
@@ -81,8 +81,11 @@ def prove_gguf(
     node: Path | None,
     new_tokens: int = 64,
 ) -> GgufProof:
-    """blocks: token ids [N, T] of text for the perplexity. node: see `node_folder`."""
+    """blocks: token ids [N, T] of text for the perplexity. node: see `node_folder`. new_tokens: at
+    most, as the model reads. Raises ValueError for text that it does not read whole."""
     model: Any = load_narrow(checkpoint)
+    longest = longest_text(model.config)
+    check_reads(longest, blocks.shape[1], "a block of text", "take shorter blocks")
     count = blocks[:, 1:].numel()
     exact = math.exp(_nats(model, blocks) / count)
     checks = [_hold(model, file)]
@@ -91,6 +94,9 @@ def prove_gguf(
         return GgufProof(checks=tuple(checks), exact_perplexity=exact, torch_perplexity=perplexity)
     texts = [*prompts, *TEXTS]
     rows = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    longest_prompt = max(map(len, rows), default=0)
+    check_reads(longest, longest_prompt + 1, "a prompt and a new token", "take shorter prompts")
+    new_tokens = min(new_tokens, longest - longest_prompt)
     ends = kept_ends(tokenizer.eos_token_id, ends_of(checkpoint))
     answers = ask(file, node, texts=texts, prompts=rows, new_tokens=new_tokens,
                   blocks=blocks.tolist(), ends=ends)  # fmt: skip

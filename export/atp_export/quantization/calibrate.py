@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from atp_edge.losses import scaled
 from atp_edge.model.checkpoint import load_narrow_parts
-from atp_edge.model.families import PARTS, Projection, scales_of
+from atp_edge.model.families import PARTS, Projection, check_reads, longest_text, scales_of
 from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.model.storage import EMBEDDING, HEAD
 from atp_edge.model.stream import Read, drop, fill
@@ -68,11 +68,13 @@ def input_grams(checkpoint: Path, ids: Tensor, scratch: Path | None = None) -> G
     token's row meets. Where both are one matrix, lm_head holds the sum.
 
     scratch: a folder for what waits, which must outlive the grams: 4 bytes times K^2 a matrix, and
-    N T H a layer. Without one it waits in memory. Raises ValueError when there are no blocks.
+    N T H a layer. Without one it waits in memory. Raises ValueError when there are no blocks, and
+    for longer ones than the model reads.
     """
     if not len(ids):
         raise ValueError("there is no block to calibrate on: give longer documents or more of them")
     model, read = load_narrow_parts(checkpoint)
+    check_reads(longest_text(model.config), ids.shape[1], "a block of text", "take shorter blocks")
     model.requires_grad_(False)
     scales = scales_of(model.config)
     grams = Grams(scratch)

@@ -36,6 +36,7 @@ class Constant:
     """A model that gives every token a fixed logit, and writes a fixed text."""
 
     row: Tensor
+    window: int | None = None
 
     def logits(self, tokens: Tensor, mask: Tensor, *, last: int) -> Tensor:
         return self.row.expand(len(tokens), last, -1)

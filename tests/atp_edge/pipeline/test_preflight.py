@@ -282,6 +282,10 @@ def test_what_the_gate_asks_is_no_longer_than_what_ships_reads(tmp_path: Path) -
     toml.write_text(own + "continued_tokens = 128\n")
     with pytest.raises(ValueError, match="continued_tokens = 128: what ships reads 128 tokens"):
         checked(source, gate__config=str(toml), export__context=128)
+    toml.write_text("[memorization]\nprefix_tokens = 8\ncontinued_tokens = 8\n")
+    checked(source, gate__config=str(toml), export__context=32)
+    with pytest.raises(ValueError, match=r"^canaries = 2: a canary: \d+ tokens, .* reads 32; "):
+        checked(source, gate__config=str(toml), export__context=32, canaries=2)
 
 
 def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> None:
