@@ -1,7 +1,7 @@
 """What weights, activations, losses and closed-form steps take, in bytes: arithmetic from sizes.
 
-Bytes a token and layer that a backward pass needs were counted by torch's saved-tensor hooks under
-bf16 autocast (tests/atp_edge/pipeline/test_memory.py counts them again).
+Bytes a token and layer that a backward pass needs were counted by torch's saved-tensor hooks, under
+bf16 autocast and in fp32 (tests/atp_edge/pipeline/test_memory.py counts them again).
 """
 
 from __future__ import annotations
@@ -89,23 +89,29 @@ def activations(
 ) -> float:
     """Bytes that a step's backward pass needs of its layers."""
     tokens = tokens_at_once(config)
-    wide = 2 if config.train.precision == "no" else 1
+    in_fp32 = config.train.precision == "no"
+    wide = 2 if in_fp32 else 1
     tuned = config.recovery.retrain and kind != "dense"
     # A token of a layer: bytes times channels, times hidden size (queries are as wide).
-    by_channel, by_hidden = {
-        "dense": (8.4, 22.0),
-        "lora": (8.0, 16.0),
-        "generator": (13.4, 34.0) if tuned else (10.4, 24.0),
-    }[kind]
+    if in_fp32:
+        by_channel, by_hidden = (20.0, 31.0) if kind == "generator" else (16.0, 27.0)
+    else:
+        by_channel, by_hidden = {
+            "dense": (8.4, 22.0),
+            "lora": (8.0, 16.0),
+            "generator": (13.4, 34.0) if tuned else (10.4, 24.0),
+        }[kind]
     layers = [
-        by_channel * layer.channels + by_hidden * shape.hidden + 4 * layer.kv_heads * layer.head_dim
+        by_channel * layer.channels
+        + by_hidden * shape.hidden
+        + 4 * wide * layer.kv_heads * layer.head_dim
         for layer in shape.layers
     ]
     if config.train.checkpointing == "true":
         kept = 4.0 * shape.hidden * len(layers)
         scored = 2.0 * sum(layer.channels + shape.hidden for layer in shape.layers)
-        return tokens * (kept + wide * max(layers) + (scored if kind == "generator" else 0))
-    return tokens * wide * sum(layers)
+        return tokens * (kept + max(layers) + wide * (scored if kind == "generator" else 0))
+    return tokens * sum(layers)
 
 
 def loss_bytes(config: Config, shape: ModelShape, *, taught: bool) -> float:
