@@ -123,8 +123,8 @@ def refuse(
 
 def left_for_later(needs: Collection[Need], device: Device) -> str | None:
     """That a part which may wait will not be done here; None where all fits."""
-    for need in needs:
-        if need.can_wait and not holds(device, need):
+    for need in (done_here(device, need) for need in needs if need.can_wait):
+        if not holds(device, need):
             return f"{short_of(need, device)}: do it on a larger machine, all else is done here"
     return None
 
@@ -187,6 +187,11 @@ def holds(device: Device, need: Need) -> bool:
         _least(need, need.device_bytes) <= USABLE * device.memory
         and _least(need, need.host_bytes) <= USABLE * device.host
     )
+
+
+def done_here(device: Device, need: Need) -> Need:
+    """The part as it is done on a device: instead of itself where its memory is not there."""
+    return need.instead if need.instead and not holds(device, need) else need
 
 
 def _least(need: Need, asked: float) -> float:

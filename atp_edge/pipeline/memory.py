@@ -63,6 +63,8 @@ def _products(config: Config, layers: int) -> float:
 
 def _on(device: DeviceKind, need: Need, products: float) -> Need:
     """With what the runtime and its allocator add."""
+    if need.instead is not None:
+        need = replace(need, instead=_on(device, need.instead, products))
     if device == "cpu":
         own = dict(need.device) if need.device else dict(need.host)
         taken = {"runtime": CPU_RUNTIME} | own
