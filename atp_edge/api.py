@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,13 +15,13 @@ from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model, narrow_peft
 from atp_edge.model.plan import Plan, read_plan
 from atp_edge.pipeline.fit import begun_settings
-from atp_edge.pipeline.preflight import check_run
+from atp_edge.pipeline.foresee import foresee
 from atp_edge.pipeline.stages import run_stages
 from atp_edge.pipeline.verdict import Verdict, verdict_of
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Logged, Progress
 from atp_edge.run.records import STAGES, StageName
-from atp_edge.settings import configured, keys, with_values
+from atp_edge.settings import configured, keys, values_of, with_values
 from atp_edge.training.decision_learner import DecisionLearner
 
 __all__ = [
@@ -43,10 +44,20 @@ class Run:
 
     Raises what the command line ends with: ValueError and OSError for bad input,
     FloatingPointError where training diverges, NotProvenError where the export is not its model.
+
+    said: the settings that stay as they are, by default all; others are chosen to fit the device's
+    memory. What does not fit is refused before any work.
     """
 
-    def __init__(self, config: Config, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        progress: Progress | None = None,
+        *,
+        said: Collection[str] | None = None,
+    ) -> None:
         self.config = config
+        self.said = frozenset(values_of(config) if said is None else said)
         self.folder = RunFolder(Path(config.out))
         self.progress = progress or Logged()
 
@@ -63,8 +74,10 @@ class Run:
         there = RunFolder(Path(path))
         if there.config_toml.exists():
             config = there.config()
-            return cls(begun_settings(with_values(config, given), given, there), progress)
-        return cls(configured(given), progress)
+            config = begun_settings(with_values(config, given), given, there)
+        else:
+            config = configured(given)
+        return cls(config, progress, said=given)
 
     def train(self) -> Self:
         """LoRA and the decision: plan.json, dense/ and, where it is worth it, adapter/."""
@@ -115,7 +128,11 @@ class Run:
 
     def _until(self, last: StageName) -> Self:
         names = STAGES[: STAGES.index(last) + 1]
-        check_run(self.config, names)
+        foreseen = foresee(self.config, self.said, names)
+        foreseen.refuse()
+        for line in filter(None, (foreseen.chosen, *foreseen.warnings())):
+            self.progress.say(line)
+        self.config = foreseen.config
         run_stages(self.config, names, self.progress)
         return self
 

@@ -104,59 +104,36 @@ class Call:
 
 def _fitted(settings: Settings, names: tuple[StageName, ...], call: Call) -> Config:
     """The settings to run with, when all that can be known before has been checked and shown."""
-    from atp_edge.pipeline.cost_estimate import sized_model
-    from atp_edge.pipeline.device import device_of
-    from atp_edge.pipeline.fit import (
-        begun_settings,
-        begun_with,
-        crowded,
-        fitted,
-        left_for_later,
-        refuse,
-    )
+    from atp_edge.pipeline.foresee import foresee
     from atp_edge.pipeline.inputs import inputs_of
-    from atp_edge.pipeline.launch import check_ranks
-    from atp_edge.pipeline.memory import needs_of
-    from atp_edge.pipeline.preflight import check_run
     from atp_edge.pipeline.time_estimate import time_lines
-    from atp_edge.run.folder import RunFolder
-    from atp_edge.run.precision import what_is_slow
     from atp_edge.training.setup import model_source, shapes_alone, splits_of
 
-    config, said, shown = settings.config, settings.said, call.shown
+    shown = call.shown
     heard = shown.log != "quiet" or call.dry_run
-    out = Path(config.out)
-    device = device_of(call.device_memory, out)
-    config = begun_settings(config, said, RunFolder(out))
-    alone = call.dry_run and shapes_alone(model_source(config.model))
-    check_ranks(config, device.count)
-    check_run(config, names, weights=not alone, elsewhere=call.device_memory is not None)
+    alone = call.dry_run and shapes_alone(model_source(settings.config.model))
+    foreseen = foresee(
+        settings.config, settings.said, names,
+        device_memory=call.device_memory, weights=not alone,
+    )  # fmt: skip
+    config = foreseen.config
     if alone:
         inputs_of(config)  # That the text is there.
         shown.say(
             console, "no weights there: checked on the model's shapes alone, and no text read"
         )
-    model = sized_model(config)
-    begun = begun_with(config, RunFolder(out))
-    config, chosen = fitted(config, model, said | begun, device)
-    if chosen and heard:
-        shown.say(console, chosen)
-    needs = needs_of(config, model, device.kind, device.count)
+    if foreseen.chosen and heard:
+        shown.say(console, foreseen.chosen)
     # What a run would read next, and refuse.
     splits = splits_of(config) if call.dry_run and not alone else None
     if heard or shown.log == "json":
-        _show_costs(shown, config, splits, needs, device)
-    refuse(config, model, device, begun)
+        _show_costs(shown, config, splits, foreseen.needs, foreseen.device)
+    foreseen.refuse()
     if heard:
-        warnings = (
-            what_is_slow(config, device.kind),
-            left_for_later(needs, device) if "gate" in names else None,
-            crowded(needs, device),
-        )
-        for warning in filter(None, warnings):
+        for warning in foreseen.warnings():
             shown.say(console, warning, "yellow")
     if splits is not None and call.device_memory is None:
-        for line in time_lines(config, names, splits, device):
+        for line in time_lines(config, names, splits, foreseen.device):
             shown.say(console, line)
     return config
 

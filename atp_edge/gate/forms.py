@@ -16,7 +16,7 @@ from atp_edge.config import Config
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
 from atp_edge.gate.prompts import Ask, asked_ids
 from atp_edge.gate.settings import Form
-from atp_edge.model.checkpoint import load_narrow
+from atp_edge.model.checkpoint import load_as_stored, load_narrow
 from atp_edge.model.families import longest_text
 from atp_edge.model.loading import load_config
 from atp_edge.run.folder import RunFolder
@@ -36,7 +36,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dense_model(run: RunFolder) -> LanguageModel:
+def dense_model(run: RunFolder, *, as_stored: bool = False) -> LanguageModel:
+    """as_stored: held in its checkpoint's type; it says the same, and takes longer."""
+    if as_stored:
+        return TorchModel(load_as_stored(run.dense, _device()))
     return TorchModel(load_narrow(run.dense).to(_device()))
 
 

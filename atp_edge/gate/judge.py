@@ -63,10 +63,13 @@ def judge(
     settings: GateSettings,
     say: Callable[[str], None],
     exported: Path | None = None,
+    *,
+    as_stored: bool = False,
 ) -> tuple[GateReport, DomainProfile]:
     """The whole gate on a run, and the profile of its domain.
 
     exported: a folder that `export --to` wrote of the run, judged in place of the run's own.
+    as_stored: how the dense model is held (see `dense_model`).
     Raises ValueError, before a model is loaded, for files that cannot be read.
     """
     began = time.perf_counter()
@@ -76,7 +79,7 @@ def judge(
     say("reading what the gate asks")
     window = window_of(run, settings.form, folder)
     material = material_of(config, settings, tokenizer, window)
-    dense = dense_model(run)
+    dense = dense_model(run, as_stored=as_stored)
     slim, ask = shipped(folder, config, settings.form, settings.prompts.new_tokens)
     rivals = Rivals(
         dense=dense, slim=slim, ask=ask, tokenizer=tokenizer, material=material, settings=settings,

@@ -29,6 +29,8 @@ from atp_edge.model.narrow import build_model
 from atp_edge.model.stream import (
     MAX_SHARD,
     Read,
+    computing_in_fp32,
+    fill,
     reader_of,
     streamed,
     without_weights,
@@ -142,6 +144,18 @@ def streamed_narrow(folder: Path, device: torch.device) -> PreTrainedModel:
     model.requires_grad_(False)  # Else autocast keeps a copy of every weight that went by.
     streamed(model, read, device)
     model.get_submodule("model.rotary_emb").to(device)
+    return model
+
+
+def load_as_stored(folder: Path, device: torch.device | str) -> PreTrainedModel:
+    """A checkpoint to evaluate that computes what `load_narrow`'s does, in fp32 a layer at a time,
+    and holds weights in the type that they are stored in."""
+    model, read = load_narrow_parts(folder)
+    model.requires_grad_(False).tie_weights()
+    names = [name for name, _ in model.named_parameters()]
+    fill(model, names, lambda name: read(name).to(device))
+    model.tie_weights()
+    computing_in_fp32(model.to(device))
     return model
 
 

@@ -138,6 +138,24 @@ def _drop_weights(leaves: list[str], module: nn.Module, *_: Any) -> None:
         put(module, leaf, module.get_parameter(leaf).detach().to("meta"))
 
 
+def computing_in_fp32(model: nn.Module) -> nn.Module:
+    """A model whose every layer has its own weights in fp32 only while it computes (forward passes
+    alone); between, they lie in the type that they are held in."""
+    for module in model.modules():
+        held = dict(module.named_parameters(recurse=False))
+        if held:
+            module.register_forward_pre_hook(partial(_put_all, held, torch.float32))
+            module.register_forward_hook(partial(_put_all, held, None))
+    return model
+
+
+def _put_all(
+    held: Mapping[str, nn.Parameter], dtype: torch.dtype | None, module: nn.Module, *_: Any
+) -> None:
+    for leaf, own in held.items():  # The very parameter afterwards: it may be another layer's, too.
+        put(module, leaf, own.detach().to(dtype) if dtype else own)
+
+
 def drop(module: nn.Module) -> None:
     """Let go of a module's parameters; `fill` gives them back."""
     for path, part in module.named_modules():

@@ -17,6 +17,7 @@ from atp_edge.model.plan import Plan, narrow_shape, plan_of
 from atp_edge.model.storage import context_of
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.device import ROOM, Device
+from atp_edge.pipeline.fit import done_here
 from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.pipeline.summary import millions
 from atp_edge.training.frozen import source_type
@@ -102,7 +103,7 @@ def needs_table(found: list[Need], device: Device) -> Table:
     for name in ("device", "host", "disk") if apart else ("memory", "disk"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("most of it")
-    for need in found:
+    for need in (done_here(device, need) for need in found):
         most = need.device or need.host
         largest = sorted(most, key=lambda name: -most[name])[:2]
         taken: tuple[float, ...] = (need.device_bytes,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 from atp_edge.config import Config
@@ -86,11 +87,18 @@ def begun_with(config: Config, run: RunFolder) -> frozenset[str]:
 
 
 def refuse(
-    config: Config, model: Model, device: Device, begun: Collection[str] = frozenset()
+    config: Config,
+    model: Model,
+    device: Device,
+    begun: Collection[str] = frozenset(),
+    *,
+    trained: bool = False,
 ) -> None:
     """Raises ValueError for a run that does not fit, with the nearest settings that do; begun:
-    those that it has begun with, and that only another run can change."""
-    found = needs_of(config, model, device.kind, device.count)
+    those that it has begun with, and that only another run can change; trained: as
+    in `needs_of`."""
+    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, trained=trained)
+    found = wanted(config)
     if _fits(found, device):
         return
     short = "; ".join(short_of(need, device) for need in found if not _fits([need], device))
@@ -103,7 +111,7 @@ def refuse(
     advice = "no settings known here fit: take a smaller model, or a larger device"
     for changes in _ways(config, device):
         tried = with_values(config, changes)
-        if _go_together(tried) and _fits(needs_of(tried, model, device.kind, device.count), device):
+        if _go_together(tried) and _fits(wanted(tried), device):
             flags = " ".join(_flag(k, v) for k, v in changes.items())
             advice = f"take {flags}"
             before = values_of(config)
@@ -115,8 +123,8 @@ def refuse(
 
 def left_for_later(needs: Collection[Need], device: Device) -> str | None:
     """That a part which may wait will not be done here; None where all fits."""
-    for need in needs:
-        if need.can_wait and not holds(device, need):
+    for need in (done_here(device, need) for need in needs if need.can_wait):
+        if not holds(device, need):
             return f"{short_of(need, device)}: do it on a larger machine, all else is done here"
     return None
 
@@ -179,6 +187,11 @@ def holds(device: Device, need: Need) -> bool:
         _least(need, need.device_bytes) <= USABLE * device.memory
         and _least(need, need.host_bytes) <= USABLE * device.host
     )
+
+
+def done_here(device: Device, need: Need) -> Need:
+    """The part as it is done on a device: instead of itself where its memory is not there."""
+    return need.instead if need.instead and not holds(device, need) else need
 
 
 def _least(need: Need, asked: float) -> float:

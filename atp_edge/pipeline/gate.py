@@ -15,8 +15,9 @@ from atp_edge.gate.outputs import write_outputs
 from atp_edge.gate.results import GateReport
 from atp_edge.gate.settings import GateSettings, read_gate_settings
 from atp_edge.model.checkpoint import shape_of
+from atp_edge.model.loading import stored_type
 from atp_edge.pipeline.device import device_of
-from atp_edge.pipeline.fit import holds, short_of
+from atp_edge.pipeline.fit import done_here, holds, short_of
 from atp_edge.pipeline.memory_after import gate_part
 from atp_edge.run.files import file_atomically
 from atp_edge.run.folder import RunFolder
@@ -79,25 +80,32 @@ def _judge(
     settings: GateSettings,
     exported: Path | None = None,
 ) -> tuple[GateReport, DomainProfile]:
-    _check_memory(run, exported or run.path / settings.form)
-    report, profile = judge(run, config, settings, progress.say, exported)
+    as_stored = _short_of_fp32(run, exported or run.path / settings.form)
+    if as_stored:
+        progress.say("memory does not hold the dense model in fp32: it is held as it is stored")
+    report, profile = judge(run, config, settings, progress.say, exported, as_stored=as_stored)
     for note in report.notes:
         progress.say(note)
     return report, profile
 
 
-def _check_memory(run: RunFolder, folder: Path) -> None:
-    """Raises ValueError where the device cannot hold what the gate does: before a model is read."""
+def _short_of_fp32(run: RunFolder, folder: Path) -> bool:
+    """Whether the device holds what the gate does only with the dense model as it is stored.
+
+    Raises ValueError where it does not hold that, before a model is read.
+    """
     run.require("dense")
     device = device_of(None, run.path)
     shipped = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    need = gate_part(shape_of(run.dense), float(shipped))
+    asked = gate_part(shape_of(run.dense), stored_type(run.dense), float(shipped))
+    need = done_here(device, asked)
     if not holds(device, need):
         raise ValueError(
-            f"{short_of(need, device)}, for it holds the dense model in fp32 beside {folder}; run "
+            f"{short_of(need, device)}, for it holds the dense model beside {folder}; run "
             f"{run.command('gate')} on a larger machine; {run.command('report')} writes the page "
             "without it"
         )
+    return need is not asked
 
 
 def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> GateSettings:

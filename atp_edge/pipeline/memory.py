@@ -28,11 +28,15 @@ _STEPS = ("dense baseline", "joint steps", "recovery")
 _BEFORE_THE_DECISION_MOVES = ("dense baseline", "before the joint steps")
 
 
-def needs_of(config: Config, model: Model, device: DeviceKind, ranks: int = 1) -> list[Need]:
+def needs_of(
+    config: Config, model: Model, device: DeviceKind, ranks: int = 1, *, trained: bool = False
+) -> list[Need]:
     """Every part of a run in its order, of one of so many ranks: a step's text is shared out over
-    them, and what a pass reads, and with `train.shard` the frozen weights."""
+    them, and what a pass reads, and with `train.shard` the frozen weights. trained: only what comes
+    after training."""
     shared = ranks if config.train.shard else 1
-    found = [*training_parts(_of_a_rank(config, ranks), model, shared), *parts_after(config, model)]
+    training = [] if trained else training_parts(_of_a_rank(config, ranks), model, shared)
+    found = [*training, *parts_after(config, model)]
     products = _products(config, len(model.dense.layers))
     return [_on(device, need, products) for need in found]
 
@@ -59,6 +63,8 @@ def _products(config: Config, layers: int) -> float:
 
 def _on(device: DeviceKind, need: Need, products: float) -> Need:
     """With what the runtime and its allocator add."""
+    if need.instead is not None:
+        need = replace(need, instead=_on(device, need.instead, products))
     if device == "cpu":
         own = dict(need.device) if need.device else dict(need.host)
         taken = {"runtime": CPU_RUNTIME} | own

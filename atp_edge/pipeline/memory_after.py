@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from atp_edge.config import Config
+from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.model.families import ModelShape
 from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.memory_need import CPU_RUNTIME, Model, Need
 from atp_edge.pipeline.memory_terms import (
-    judged,
     largest_tensor,
     projections,
     proof,
@@ -16,6 +18,9 @@ from atp_edge.pipeline.memory_terms import (
 )
 
 CALIBRATION_TOKENS = 32 * 512
+JUDGED_BYTES = 28.0
+"""Of a token of the gate's batch and an entry of the vocabulary: both models' logits, as they are
+made and compared (measured)."""
 
 
 def parts_after(config: Config, model: Model) -> list[Need]:
@@ -47,12 +52,19 @@ def parts_after(config: Config, model: Model) -> list[Need]:
         Need(part="export", device={}, host=export, disk=disk),
         Need(part="verify", device={}, host=proven, disk={"fp32 graph, for a time": exact},
              least=CPU_RUNTIME + one_layer),
-        gate_part(model.dense, float(model.slim_onnx)),
+        gate_part(model.dense, model.stored, float(model.slim_onnx)),
     ]  # fmt: skip
 
 
-def gate_part(dense: ModelShape, shipped: float) -> Need:
-    """shipped: bytes of the folder that is judged."""
-    held = judged(dense, shipped)
-    in_fp32 = "dense model, in fp32"  # Read by the host, then moved.
-    return Need(part="gate", device=held, host={in_fp32: held[in_fp32]}, can_wait=True)
+def gate_part(shape: ModelShape, stored: torch.dtype, shipped: float) -> Need:
+    """With the dense model in fp32; instead, where that is less, in the type of its checkpoint and
+    a tensor at a time in fp32. shipped: bytes of the folder that is judged."""
+    count, largest = count_parameters(shape).whole, largest_tensor(shape)
+    beside = {"as shipped": shipped, "logits": JUDGED_BYTES * BATCH_TOKENS * shape.vocabulary}
+    in_fp32 = {"dense model, in fp32": 4.0 * count}  # Read by the host, then moved.
+    as_stored = {"dense model, as stored": float(stored.itemsize * count),
+                 "largest tensor, in fp32": 4.0 * largest}  # fmt: skip
+    read = {"largest tensor": float(stored.itemsize * largest)}
+    instead = Need(part="gate", device=as_stored | beside, host=read, can_wait=True)
+    return Need(part="gate", device=in_fp32 | beside, host=in_fp32, can_wait=True,
+                instead=instead if stored.itemsize < 4 else None)  # fmt: skip

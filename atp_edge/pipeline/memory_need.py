@@ -36,7 +36,8 @@ class Need:
 
     On a CPU the device is the host, and `host` is empty. disk: what the part leaves or needs there.
     least: what is enough, of a part that takes less where there is less (0: it does not). can_wait:
-    it may be done later, on another machine, and nothing else of the run waits for it.
+    it may be done later, on another machine, and nothing else of the run waits for it. instead: how
+    it is done where this does not fit.
     """
 
     part: str
@@ -45,6 +46,7 @@ class Need:
     disk: Bytes = field(default_factory=dict)
     least: float = 0.0
     can_wait: bool = False
+    instead: Need | None = None
 
     @property
     def device_bytes(self) -> float:

@@ -13,7 +13,6 @@ import torch
 from atp_edge.config import Config
 from atp_edge.decision.generator import WIDTH
 from atp_edge.evaluation.text_loss import streamed_blocks
-from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.losses import CHUNK_TOKENS
 from atp_edge.model.families import READER_OF, ModelShape
 from atp_edge.model.structures import count_parameters
@@ -21,9 +20,6 @@ from atp_edge.training.frozen import Kind
 
 NF4_BYTES = 0.516
 """4 bits, and an 8-bit scale a block of 64 with its own fp32 one a block of 256."""
-JUDGED_BYTES = 28.0
-"""Of a token of the gate's batch and an entry of the vocabulary: both models' logits, as they are
-made and compared (measured)."""
 PROOF_BYTES = 12.0
 """A weight of a proof: the model's, its fp32 graph's, and that graph's file, as it is read."""
 
@@ -198,16 +194,6 @@ def proof(shape: ModelShape, shipped: float, layers: int) -> float:
     count = count_parameters(shape)
     part = count.around + count.decoder * layers / len(shape.layers)
     return part * (PROOF_BYTES + shipped / count.whole)
-
-
-def judged(shape: ModelShape, shipped: float) -> dict[str, float]:
-    """What the gate holds: the dense model, what ships (bytes of its folder), and what both say of
-    the tokens that go through at once."""
-    return {
-        "dense model, in fp32": 4.0 * count_parameters(shape).whole,
-        "as shipped": shipped,
-        "logits": JUDGED_BYTES * BATCH_TOKENS * shape.vocabulary,
-    }
 
 
 def layers_at_once(shape: ModelShape, shipped: float, room: float) -> int:

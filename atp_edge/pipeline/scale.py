@@ -246,9 +246,10 @@ _TAIL = """
   tensor in fp32 and the runtime's own. verify is not counted in the table: it takes
   12 bytes a weight and what ships, of the whole model or, where the host has less, of as many
   layers at a time as it holds.
-- **the gate** is not counted either: it holds the dense model in fp32 beside what ships, 4 bytes a
-  weight and more. A run that fits but for its gate is begun, says so, and ends before its gate; on
-  a larger machine the same line goes on.
+- **the gate** is not counted either: it holds the dense model beside what ships, in fp32, 4 bytes a
+  weight and more, or, where that is not there, as its checkpoint stores it: each layer is fp32
+  while it computes, so that the figures are the same, and takes longer. A run that fits but for its
+  gate is begun, says so, and ends before its gate; on a larger machine the same line goes on.
 - **disk**: dense/, slim/, onnx/ and onnx-dense/ in fp32, and the checkpoints.
 
 The formulas are in `atp_edge/pipeline/memory_terms.py`, and what stands beside what in

@@ -22,11 +22,10 @@ from torch import Tensor
 
 from atp_edge.model.families import ModelShape
 from atp_export.verification.embedding import refer
-from atp_export.verification.places import Place
+from atp_export.verification.places import EMBEDDING, HEAD, Place
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DATA = "faint.data"
 
 

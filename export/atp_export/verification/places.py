@@ -17,6 +17,7 @@ from torch import Tensor
 from atp_edge.model.storage import projections_named
 from atp_export.verification.widen import Widened, attributes
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SCALE = "scale."
 """Of a head_dim: what attention scores are multiplied by, where the operator does not know it."""
 _PACKED = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.(?:(?:qkv|q|k|v|o|gate|up|down)_?)+$")
@@ -42,9 +43,9 @@ def places_of(widened: Widened, parameters: Mapping[str, Tensor]) -> dict[str, P
     found = {name: Place(tensor=name) for name in parameters if name in names}
     nodes = {node.name: node for node in widened.graph.node}
     if "embed" in nodes and nodes["embed"].op_type == "Gather":
-        found["model.embed_tokens.weight"] = Place(tensor=nodes["embed"].input[0])
+        found[EMBEDDING] = Place(tensor=nodes["embed"].input[0])
     if "lm_head" in nodes:
-        found |= _matrix(nodes["lm_head"], ["lm_head.weight"], parameters)
+        found |= _matrix(nodes["lm_head"], [HEAD], parameters)
     for name, node in nodes.items():
         weights = weights_of(name)
         found |= _matrix(node, weights, parameters)

@@ -29,6 +29,7 @@ from atp_export.verification.observe import (
     asked_of,
     observe,
 )
+from atp_export.verification.places import EMBEDDING
 from atp_export.verification.reference import Reference
 from atp_export.verification.stored import Stored, stored_in
 from atp_export.verification.widen import widen
@@ -98,7 +99,7 @@ class Proof:
             self.asked,
         )
         self.checks += checks
-        self.checks.append(read_rows(self.beside, self.stored.state["model.embed_tokens.weight"]))
+        self.checks.append(read_rows(self.beside, self.stored.state[EMBEDDING]))
         if not all(check.passed for check in checks):
             self.departs = self._sought(
                 lambda: first_divergence(

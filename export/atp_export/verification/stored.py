@@ -8,7 +8,8 @@ zeroed matrix would be its own reference.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from atp_edge.model.storage import rotary_names
 from atp_export.quantization.gptq import MOST_MOVED
 from atp_export.verification.blocks import Quantized
 from atp_export.verification.checks import Check, at_most, none_of
-from atp_export.verification.places import SCALE, Place, places_of
+from atp_export.verification.places import EMBEDDING, HEAD, SCALE, Place, places_of
 from atp_export.verification.tensors import Tensors
 from atp_export.verification.widen import Widened
 
@@ -63,8 +64,7 @@ def stored_in(widened: Widened, model: Any) -> Stored:
     state: dict[str, Tensor] = dict(own)
     differing: list[str] = []
     rounded: list[tuple[float, str]] = [(0.0, "no weight is rounded to levels")]
-    for name, place in places.items():
-        held: Tensor = place.of(torch.from_numpy(tensors(place.tensor)))
+    for name, place, held in _parts(places, tensors):
         # A projection without a bias, packed with one that has some, has zeros there.
         expected = own[name].cpu() if name in own else torch.zeros(held.shape)
         if held.shape != expected.shape:
@@ -83,6 +83,9 @@ def stored_in(widened: Widened, model: Any) -> Stored:
             right = moved <= 1
         if right and name in own:
             state[name] = held
+    # A graph that gathers levels has the head's table apart, with the same values.
+    if own.get(HEAD) is own[EMBEDDING] and torch.equal(state[HEAD], state[EMBEDDING]):
+        state[HEAD] = state[EMBEDDING]
     worst = max(rounded, key=lambda pair: np.nan_to_num(pair[0], nan=np.inf))
     shape = said_shape(model.config)
     tables, wrong = _tables(widened, tensors, model, shape)
@@ -102,6 +105,17 @@ def stored_in(widened: Widened, model: Any) -> Stored:
         tables=tables,
         scales=scales,
     )
+
+
+def _parts(places: Mapping[str, Place], tensors: Tensors) -> Iterator[tuple[str, Place, Tensor]]:
+    """What lies at every place. A tensor is mapped once for all parameters that lie in it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        names[place.tensor].append(name)
+    for tensor, within in names.items():
+        whole = torch.from_numpy(tensors(tensor))
+        for name in within:
+            yield name, places[name], places[name].of(whole)
 
 
 def _type(widened: Widened, tensor: str) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from atp_edge.pipeline.fit import (
     begun_settings,
     begun_with,
     crowded,
+    done_here,
     fitted,
     left_for_later,
     refuse,
@@ -211,8 +213,21 @@ def test_a_gate_that_does_not_fit_is_told_and_refuses_nothing() -> None:
     config, _ = fitted(asked, model, (), device)
     needs = needs_of(config, model, "cuda")
     refuse(config, model, device)
-    assert (left_for_later(needs, device) or "").startswith("gate takes 5")
-    assert left_for_later(needs, device_of_card(CARDS[2])) is None
+    assert left_for_later(needs, device) is None
+    small = replace(device, memory=40e9)
+    assert (left_for_later(needs, small) or "").startswith("gate takes 4")
+
+
+def test_a_gate_short_of_fp32_holds_the_dense_model_as_it_is_stored() -> None:
+    asked, model = model_of("8B (Llama 3)")
+
+    def done(card: int, stored: torch.dtype) -> Mapping[str, float]:
+        needs = needs_of(asked, replace(model, stored=stored), "cuda")
+        return done_here(device_of_card(CARDS[card]), needs[-1]).device
+
+    in_fp32 = done(2, torch.bfloat16)["dense model, in fp32"]
+    assert in_fp32 == 2 * done(1, torch.bfloat16)["dense model, as stored"]
+    assert done(1, torch.float32)["dense model, in fp32"] == in_fp32
 
 
 def test_a_small_model_keeps_its_settings() -> None:

@@ -197,3 +197,19 @@ def test_a_tensor_that_is_the_models_own_is_held_once(tmp_path: Path) -> None:
         own = dict(model.named_parameters())
         shared = [name for name in own if state[name].data_ptr() == own[name].data_ptr()]
         assert shared == (list(own) if precision == "fp32" else [])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_what_the_head_shares_with_the_embedding_is_held_once(
+    tmp_path: Path, flavour: str, precision: str
+) -> None:
+    """Where the graph gathers levels and multiplies by another tensor of the same values, too."""
+    from atp_export.verification.stored import stored_in
+
+    model: Any = tiny_model("qwen3", tied=True)
+    form = widened(tmp_path, model, flavour=flavour, precision=precision)
+    state = stored_in(form, model).state
+    head, table = state["lm_head.weight"], state["model.embed_tokens.weight"]
+    assert head.data_ptr() == table.data_ptr()
+    assert head.stride() == table.stride()
