@@ -58,6 +58,7 @@ def write(
     """Write, prove and measure; the figures. Raises NotProvenError."""
     from atp_export.gguf.llama_cpp import node_folder
     from atp_export.gguf.proof import prove_gguf
+    from atp_export.gguf.vocabulary import other_ids_in_llama_cpp
     from atp_export.gguf.write import write_gguf
 
     progress.say(f"writing {named}: GGUF, {precision}")
@@ -66,6 +67,8 @@ def write(
         run.slim, folder, precision=precision, calibration=calibration, context=context,
         name=named.resolve().name,
     )  # fmt: skip
+    if warning := other_ids_in_llama_cpp(run.slim):
+        progress.say(warning)
     kind = {"format": "gguf", "precision": precision}
     write_manifest(folder, kind | provenance(config, run))
     tokenizer, prompts, test = what_is_read(config, run)

@@ -25,6 +25,7 @@ import onnxruntime_genai as og
 
 model = og.Model("FOLDER")
 tokenizer = og.Tokenizer(model)
+tokenizer.update_options(add_special_tokens="true")  # not for a rendered chat
 options = og.GeneratorParams(model)
 options.set_search_options(max_length=64)
 generator = og.Generator(model, options)

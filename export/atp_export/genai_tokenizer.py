@@ -19,6 +19,7 @@ from typing import Any
 
 from atp_export.gguf.sentencepiece import AT_SPACES, ESCAPED, PREFIX
 from atp_export.pre_tokenizers import name_of, steps_of
+from atp_export.put_around import put_around, special_token, token_ids
 
 LIKE_GEMMA = "32 or more spaces in a row, and for more than 90 bytes without a space or a new line"
 LIKE_LLAMA = (
@@ -42,35 +43,51 @@ _LLAMA = (
 """(normalizer, pre-tokenizer)."""
 
 
+_BY_CLASS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+"""Classes by whose names genai puts BOS, whatever the tokenizer does."""
+_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
+_CLASSES_OF_BYTES = ("GPT2Tokenizer", "Qwen2Tokenizer")
+
+
 def other_ids_in_genai(folder: Path) -> str | None:
     """For what text it gives other ids than the tokenizer of an exported folder, as a sentence;
     None: for none that is known."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    named = _named(json.loads(path.read_text(encoding="utf-8")))
+    settings = folder / "tokenizer_config.json"
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in (path, settings)]
+    named = _named(*read)
     return named and f"{named}: {_ADVICE}"
 
 
-def _named(tokenizer: dict[str, Any]) -> str | None:
-    shape = (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
-    if tokenizer["model"]["type"] != "BPE" or not _ends_with_the_text(tokenizer):
+def _named(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    model, shape = tokenizer["model"], (tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"))
+    if model["type"] != "BPE" or not _puts_bos_alone(tokenizer, settings):
         return NOT_COMPARED
-    if not tokenizer["model"].get("byte_fallback"):
+    twice = len({*map(str, model["merges"])}) < len(model["merges"])
+    if twice or settings.get("split_special_tokens"):
+        return NOT_COMPARED
+    if not model.get("byte_fallback"):
         return None if _splits_alone(tokenizer) and not _strips(tokenizer) else NOT_COMPARED
+    if any(f"<0x{i:02X}>" not in model["vocab"] for i in range(256)):
+        return NOT_COMPARED
     if shape in _LLAMA:
         return f"{_OTHER} {LIKE_LLAMA}"
     return f"{_OTHER} {LIKE_GEMMA}" if shape == _GEMMA and not _strips(tokenizer) else NOT_COMPARED
 
 
-def _ends_with_the_text(tokenizer: dict[str, Any]) -> bool:
-    """Whether no token is put after a text: genai puts one before it, if any."""
-    post = tokenizer.get("post_processor") or {"type": "ByteLevel"}
-    return all(
-        step["type"] == "ByteLevel"
-        or (step["type"] == "TemplateProcessing" and "Sequence" in step["single"][-1])
-        for step in post.get("processors", [post])
-    )
+def _puts_bos_alone(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether BOS or nothing is put before a text, as genai does it, and nothing after one."""
+    try:
+        before, after = put_around(tokenizer)
+    except ValueError:
+        return False
+    bos = token_ids(tokenizer).get(special_token(settings, "bos_token") or "")
+    kind = settings.get("tokenizer_class", "").removesuffix("Fast")
+    plain = _CLASSES if tokenizer["model"].get("byte_fallback") else _CLASSES + _CLASSES_OF_BYTES
+    expected = [[bos]] if kind in _BY_CLASS else [[], [bos]] if kind in plain else []
+    return before in expected and not after
 
 
 def _splits_alone(tokenizer: dict[str, Any]) -> bool:

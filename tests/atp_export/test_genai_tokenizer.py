@@ -100,7 +100,15 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 AT_DIGITS = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated",
              "invert": False}  # fmt: skip
 BYTES = {"type": "ByteLevel", "add_prefix_space": False}
-AFTER = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialToken": {}}]}
+TOLD = {"<s>": {"ids": [0]}, "</s>": {"ids": [1]}}
+
+
+def around(before: list[str], after: list[str]) -> dict[str, Any]:
+    """A tokenizer that puts tokens before and after a text."""
+    first, last = ([{"SpecialToken": {"id": t}} for t in tokens] for tokens in (before, after))
+    single = [*first, {"Sequence": {"id": "A"}}, *last]
+    template = {"type": "TemplateProcessing", "single": single, "special_tokens": TOLD}
+    return {"post_processor": template}
 
 
 @pytest.mark.parametrize(
@@ -112,9 +120,13 @@ AFTER = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialTok
         ("gemma", {"pre_tokenizer": None}),
         ("metaspace", {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁",
                                          "prepend_scheme": "never", "split": False}}),
-        *((kind, {"post_processor": AFTER}) for kind in ("byte-level", "gemma", "llama-2")),
+        *((kind, around([], ["</s>"])) for kind in ("byte-level", "gemma", "llama-2")),
+        ("llama-bpe", around(["<s>", "</s>"], [])),  # GLM-4's [gMASK] <sop>
+        ("llama-bpe", around(["</s>"], [])),
+        ("byte-level", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"], ["a", "b"]]}}),
+        ("gemma", {"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}),
         *(("byte-level", {"model": {"type": kind}}) for kind in ("Unigram", "WordPiece")),
-        ("gemma", {"added_tokens": [{"content": "<s>", "rstrip": True}]}),
+        ("gemma", {"added_tokens": [{"content": "<s>", "id": 0, "rstrip": True}]}),
     ],
 )  # fmt: skip
 def test_what_was_not_compared_is_said_to_be(
@@ -124,3 +136,23 @@ def test_what_was_not_compared_is_said_to_be(
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
     assert NOT_COMPARED in (other_ids_in_genai(tmp_path) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bos", "settings", "named"),
+    [
+        ("byte-level", False, {"tokenizer_class": "GPT2Tokenizer"}, False),
+        ("llama-bpe", True, {"tokenizer_class": "LlamaTokenizerFast"}, False),
+        ("llama-bpe", False, {"tokenizer_class": "LlamaTokenizer"}, True),  # genai puts BOS
+        ("llama-2", False, {"tokenizer_class": "LlamaTokenizer"}, True),
+        ("gemma", True, {"tokenizer_class": "GPT2Tokenizer"}, True),
+        ("llama-bpe", True, {"split_special_tokens": True}, True),
+    ],
+)
+def test_what_the_configuration_says_counts(
+    tmp_path: Path, kind: str, bos: bool, settings: dict[str, Any], named: bool
+) -> None:
+    tokenizer_of(kind, bos=bos).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert (NOT_COMPARED in (other_ids_in_genai(tmp_path) or "")) == named

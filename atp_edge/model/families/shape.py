@@ -111,7 +111,7 @@ def module_path(layer: int, projection: str) -> str:
 
 def rope_settings(config: Any) -> dict[str, dict[str, Any]]:
     """transformers' `rope_parameters` by the name of the rotary table, "" where there is one."""
-    found = config.rope_parameters
+    found = getattr(config, "rope_parameters", None) or {}
     return {"": found} if "rope_type" in found else dict(found)
 
 

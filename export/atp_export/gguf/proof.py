@@ -23,6 +23,7 @@ import torch
 from gguf import GGUFReader, quants
 from torch import Tensor
 
+from atp_edge.data.encoding import added_around
 from atp_edge.model.checkpoint import load_narrow
 from atp_edge.model.families import check_reads, longest_text, model_shape
 from atp_export.gguf.architecture import architecture_of
@@ -167,10 +168,9 @@ def _other_ends(tokenizer: Any, ends: Sequence[int], answers: Answers) -> list[s
         for end, ended in zip(ends, answers.ended, strict=True)
         if not ended
     ]
-    first, plain = (tokenizer("a", add_special_tokens=s)["input_ids"][0] for s in (True, False))
-    puts = first != plain
-    if puts != answers.first:
-        faults.append(f"a first token is put {'by the tokenizer alone' if puts else 'there alone'}")
+    before, _ = added_around(tokenizer)
+    if list(before) != ([tokenizer.bos_token_id] if answers.first else []):
+        faults.append(f"{list(before)} is put before a text by the tokenizer, and not there")
     return faults
 
 

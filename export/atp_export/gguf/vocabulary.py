@@ -18,6 +18,9 @@ from gguf import GGUFWriter, TokenType
 
 from atp_export.gguf.sentencepiece import NOT_MERGED, is_sentencepiece, scores, space_prefix
 from atp_export.pre_tokenizers import PRE_TOKENIZERS, name_of, steps_of
+from atp_export.put_around import put_around, special_token, token_ids
+
+NFC = {"type": "NFC"}
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence[int]) -> None:
@@ -35,7 +38,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence
         _write_scores(writer, tokenizer, names, size)
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre_tokenizer(folder))
+        writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
         merges = tokenizer["model"]["merges"]
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
@@ -61,11 +64,10 @@ def _write_scores(
 def _write_special(
     writer: GGUFWriter, folder: Path, ids: dict[str, int], ends: Sequence[int]
 ) -> None:
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = _settings(folder)
     named = {}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        token = settings.get(key)
-        text = token["content"] if isinstance(token, dict) else token
+        text = special_token(settings, key)
         if text in ids:
             named[key] = ids[text]
     for key, add in (
@@ -88,20 +90,66 @@ def kept_ends(own: int | None, ends: Sequence[int]) -> list[int]:
 def check_vocabulary(folder: Path) -> None:
     """Raise ValueError for a tokenizer that llama.cpp has no rule for."""
     tokenizer = _tokenizer(folder)
-    stripping = [t["content"] for t in tokenizer["added_tokens"] if t["lstrip"] or t["rstrip"]]
-    if stripping:
-        raise ValueError(
-            f"{folder / 'tokenizer.json'}: {stripping[0]} takes white space beside it away, which "
-            "llama.cpp does for tokens of a few models by their names alone"
-        )
-    if not is_sentencepiece(tokenizer):
-        pre_tokenizer(folder)
-        return
     try:
-        space_prefix(tokenizer)
-        scores(tokenizer)
+        _check_added(tokenizer)
+        _check_first(tokenizer, special_token(_settings(folder), "bos_token"))
+        if is_sentencepiece(tokenizer):
+            space_prefix(tokenizer)
+            scores(tokenizer)
+        else:
+            _check_bytes(tokenizer)
     except ValueError as error:
         raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
+
+
+def _check_added(tokenizer: dict[str, Any]) -> None:
+    for token in tokenizer["added_tokens"]:
+        if token["lstrip"] or token["rstrip"]:
+            raise ValueError(
+                f"{token['content']} takes white space beside it away, which llama.cpp does for "
+                "tokens of a few models by their names alone"
+            )
+        if token["single_word"]:
+            raise ValueError(
+                f"{token['content']} stands for whole words alone, which llama.cpp does not ask"
+            )
+
+
+def _check_first(tokenizer: dict[str, Any], bos: str | None) -> None:
+    before, _ = put_around(tokenizer)
+    ids = token_ids(tokenizer)
+    if before and before != [ids.get(bos or "")]:
+        texts = {i: text for text, i in ids.items()}
+        raise ValueError(
+            f"it puts {' '.join(texts[i] for i in before)} before every text, and a GGUF file has "
+            f"room for its bos_token ({bos}) alone"
+        )
+
+
+def _check_bytes(tokenizer: dict[str, Any]) -> None:
+    _pre_tokenizer(tokenizer)
+    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
+    if normalizer not in (None, NFC):
+        raise ValueError(f"its normalizer ({normalizer['type']}) is none that llama.cpp has")
+    for key in ("end_of_word_suffix", "continuing_subword_prefix"):
+        if model.get(key):
+            raise ValueError(f"its {key} ({model[key]!r}) is nothing that llama.cpp knows")
+
+
+def other_ids_in_llama_cpp(folder: Path) -> str | None:
+    """For what text llama.cpp gives other ids, without an error, as a sentence; None: for none
+    that is known."""
+    if _tokenizer(folder).get("normalizer") != NFC:
+        return None
+    return (
+        "llama.cpp gives other ids, and no error, for text that is not in NFC (letters with "
+        "combining marks, as some systems write them): normalize it first"
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    return read
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
@@ -112,28 +160,21 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     return read
 
 
-def pre_tokenizer(folder: Path) -> str:
+def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
     """The name of llama.cpp's rule. Raises ValueError where none is known to be the same."""
-    tokenizer = _tokenizer(folder)
     known = name_of(tokenizer)
     if known is None:
         steps = [step.get("type") for step in steps_of(tokenizer)]
         raise ValueError(
-            f"{folder / 'tokenizer.json'}: its pre-tokenizer ({steps}) is none that llama.cpp is "
-            f"known to split alike; known are those of {', '.join(PRE_TOKENIZERS.values())}"
+            f"its pre-tokenizer ({steps}) is none that llama.cpp is known to split alike; known "
+            f"are those of {', '.join(PRE_TOKENIZERS.values())}"
         )
     return known
 
 
 def adds_bos(folder: Path) -> bool:
-    """Whether the tokenizer itself puts a first token before a text."""
-    post = _tokenizer(folder).get("post_processor") or {}
-    steps = post.get("processors", [post])
-    return any(
-        "SpecialToken" in (step.get("single") or [{}])[0]
-        for step in steps
-        if step.get("type") == "TemplateProcessing"
-    )
+    """Whether the tokenizer itself puts its first token before a text."""
+    return bool(put_around(_tokenizer(folder))[0])
 
 
 def _type(i: int, names: dict[int, str], added: dict[int, Any], unknown: str | None) -> TokenType:

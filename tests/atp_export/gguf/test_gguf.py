@@ -15,7 +15,7 @@ from atp_export.gguf import architecture, vocabulary
 from atp_export.gguf.llama_cpp import Answers, ask, node_folder
 from atp_export.gguf.proof import GgufProof, _greedy, prove_gguf
 from atp_export.gguf.tensors import GgufPrecision, packed_q4
-from atp_export.gguf.vocabulary import pre_tokenizer
+from atp_export.gguf.vocabulary import check_vocabulary, other_ids_in_llama_cpp
 from atp_export.gguf.write import write_gguf
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from safetensors import safe_open
@@ -28,6 +28,7 @@ from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
 from tests.atp_export.gguf.cut_models import CHECKS
 from tests.tiny import PAIR_PLANS, PLANS, tiny_model
+from tests.tiny_tokenizers import tokenizer_of
 
 
 def slim(folder: Path, real_folder: Path, family: str, policy: str, **sizes: Any) -> Path:
@@ -116,11 +117,51 @@ def test_what_llama_cpp_has_no_place_for_is_refused_by_name(
 
 def test_a_tokenizer_without_a_rule_in_llama_cpp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.json is not there"):
-        pre_tokenizer(tmp_path)
-    odd = {"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Whitespace"}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(odd))
-    with pytest.raises(ValueError, match=r"its pre-tokenizer \(\['Whitespace'\]\) is none that"):
-        pre_tokenizer(tmp_path)
+        check_vocabulary(tmp_path)
+
+
+def before_texts(*first: str) -> dict[str, Any]:
+    ids = {"<s>": 0, "<|im_start|>": 2}
+    told = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in first}
+    items = [*({"SpecialToken": {"id": t}} for t in first), {"Sequence": {"id": "A"}}]
+    template = {"type": "TemplateProcessing", "single": items, "special_tokens": told}
+    return {"post_processor": template}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("", {"pre_tokenizer": {"type": "Whitespace"}}, r"\(\['Whitespace'\]\) is none that"),
+        ("", {"normalizer": {"type": "Lowercase"}}, r"its normalizer \(Lowercase\) is none"),
+        ("model", {"end_of_word_suffix": "</w>"}, r"end_of_word_suffix \('</w>'\) is nothing"),
+        # GLM-4 has [gMASK] <sop>.
+        ("", before_texts("<s>", "<|im_start|>"), r"puts <s> <\|im_start\|> before every text"),
+        ("", before_texts("<|im_start|>"), r"room for its bos_token \(<s>\) alone"),
+        ("", {"post_processor": {"type": "RobertaProcessing"}}, "RobertaProcessing is none whose"),
+        ("token", {"single_word": True}, "<s> stands for whole words alone"),
+    ],
+)
+def test_what_a_tokenizer_does_beyond_llama_cpps_rules_is_refused(
+    tmp_path: Path, part: str, change: dict[str, Any], message: str
+) -> None:
+    tokenizer_of("qwen2").save_pretrained(tmp_path)
+    check_vocabulary(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    read = json.loads(path.read_text())
+    {"": read, "model": read["model"], "token": read["added_tokens"][0]}[part].update(change)
+    path.write_text(json.dumps(read))
+    with pytest.raises(ValueError, match=message):
+        check_vocabulary(tmp_path)
+
+
+def test_text_that_is_not_in_nfc_is_named(tmp_path: Path) -> None:
+    """Qwen's normalizer: llama.cpp has none."""
+    tokenizer_of("qwen2").save_pretrained(tmp_path)
+    assert other_ids_in_llama_cpp(tmp_path) is None
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    check_vocabulary(tmp_path)
+    assert "not in NFC" in (other_ids_in_llama_cpp(tmp_path) or "")
 
 
 NODE = node_folder()

@@ -62,8 +62,9 @@ do not go. `atp-edge export` and the folder's README.md say so of a tokenizer th
 | SentencePiece like Llama 2's, Mistral's, Phi-3's | {like_llama} |
 | any other | not compared; some it does not load |
 
-Others have a normalizer (Qwen's NFC), single digits, tokens that strip, a token after every text,
-another split, or are no BPE (Unigram, WordPiece).
+Others have a normalizer (Qwen's NFC), single digits, tokens that strip, more around a text than BOS
+before it, merges twice, another split, or are no BPE (Unigram, WordPiece). Of any, it reads no
+further than U+0000.
 
 By hand, with real vocabularies and the licence texts: Gemma 3's own tokenizer has the same ids in
 391 of 400 (the others have such runs or Japanese sentences), Llama 2's in 343, and in each of
