@@ -231,7 +231,7 @@ def test_a_wrong_file_is_noticed(
     elif what == "first":
         monkeypatch.setattr(vocabulary, "adds_bos", lambda folder: True)
     else:
-        monkeypatch.setattr(vocabulary, "pre_tokenizer", lambda folder: "llama-bpe")
+        monkeypatch.setattr(vocabulary, "_pre_tokenizer", lambda folder: "llama-bpe")
     file = write_gguf(folder, tmp_path / "gguf", precision="f32")
     proof = proof_of(folder, file, "f32", NODE)
     assert failed in {check.name for check in proof.checks if not check.passed}
