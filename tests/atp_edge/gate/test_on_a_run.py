@@ -74,20 +74,24 @@ def test_null_comparisons_of_real_answers(
     assert any_slice <= high
 
 
+@pytest.mark.timeout(2400)
 def test_a_slice_that_was_cut_away_is_caught_where_the_average_is_not(
     texts: list[Text], record_property: Callable[[str, object], None]
 ) -> None:
     """The slim model against itself without MLP channels that this slice needs and the others would
-    rather lose, in two rounds, for what a channel does changes with those that go."""
+    rather lose, in rounds, for what a channel does changes with those that go."""
     slim: Any = load_narrow(RunFolder(Path(RUN)).slim)
     damaged = copy.deepcopy(slim)
     own, others = ([t for t in texts if (t.slice == SLICE) == of] for of in (True, False))
-    for channels in (250, 200):
+    statuses: dict[str, str] = {}
+    for channels in (250, 40, 40, 40, 40):
         zero(damaged, effects(damaged, own)[0], *effects(damaged, others), channels=channels)
-    found = measure(TorchModel(slim), TorchModel(damaged), texts)
-    checks, _ = check_quality(found, QualityLimits(), LEVEL)
-    statuses = {check.key: check.status for check in checks}
-    record_property("checks", [check.text for check in checks])
+        found = measure(TorchModel(slim), TorchModel(damaged), texts)
+        checks, _ = check_quality(found, QualityLimits(), LEVEL)
+        statuses = {check.key: check.status for check in checks}
+        record_property("checks", [check.text for check in checks])
+        if statuses[f"loss [{SLICE}]"] == "failed":
+            break
     assert statuses["loss"] == "passed"
     assert statuses[f"loss [{SLICE}]"] == "failed"
 
