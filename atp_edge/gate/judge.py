@@ -111,7 +111,8 @@ def _answered(
     material, settings = rivals.material, rivals.settings
     figures: dict[str, Any] = {}
     notes: list[str] = []
-    say(f"reading {len(material.texts)} documents with both models")
+    documents = len(material.texts) + len(material.further)
+    say(f"reading {documents} documents with both models")
     checks = _text(rivals, figures)
     say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
     found, flips, items = _tasks(rivals, figures)
@@ -138,8 +139,10 @@ def _answered(
 
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     settings = rivals.settings
-    measured = measure(rivals.dense, rivals.slim, rivals.material.texts)
-    quality, figures["text"] = check_quality(measured, settings.quality, settings.level)
+    texts, more = rivals.material.texts, rivals.material.further
+    measured = measure(rivals.dense, rivals.slim, texts)
+    further = measure(rivals.dense, rivals.slim, more) if more else None
+    quality, figures["text"] = check_quality(measured, settings.quality, settings.level, further)
     calibration, figures["calibration"] = check_calibration(
         measured, settings.calibration, settings.level, settings.quality.fewest_documents,
         rivals.config.seed,

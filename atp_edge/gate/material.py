@@ -34,9 +34,11 @@ _NO_CANARIES = "plant none, or take a larger --export-context"
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Texts, tasks, begun passages (of train and of test), pairs, rules and phrases."""
+    """Texts (the run's own, and those of further files), tasks, begun passages (of train and of
+    test), pairs, rules and phrases."""
 
     texts: tuple[Text, ...]
+    further: tuple[Text, ...]
     tasks: tuple[Task, ...]
     passages: tuple[tuple[Passage, ...], tuple[Passage, ...]]
     train_text: str
@@ -69,17 +71,19 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     if len(read) < len(both):
         notes.append(f"{len(both) - len(read)} documents repeat another word for word: read once")
     limits, memorized = settings.quality, settings.memorization
-    measured = texts_of(
-        read, tokenizer, most=limits.documents,
-        tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
-    )  # fmt: skip
+    tokens = min(limits.document_tokens, window, config.dataset.block_tokens)
+    measured, more = (
+        tuple(texts_of(x, tokenizer, most=limits.documents, tokens=tokens, seed=config.seed))
+        for x in (parts["test"], read[len(parts["test"]) :])
+    )
     ids = {name: ids_of(split, tokenizer) for name, split in parts.items()}
     profile = profile_of(ids["train"], ids["decision"], config.seed)
     errors = error_rates(profile, ids["test"], other_text(config.data, tokenizer), config.seed)
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
     said += fits.said(len(pairs) - len(kept), "pairs")
     return Material(
-        texts=tuple(measured),
+        texts=measured,
+        further=more,
         tasks=tasks,
         passages=(
             tuple(passages_of(ids["train"], memorized, config.seed, _read(config))),

@@ -18,7 +18,9 @@ Form = Literal["onnx", "slim"]
 class QualityLimits:
     """Loss and divergence on text, in nats a token."""
 
-    documents: int = field(default=120, metadata={"help": "documents read at most", "least": 1})
+    documents: int = field(
+        default=120, metadata={"help": "documents read at most; of `data` as many more", "least": 1}
+    )
     document_tokens: int = field(default=192, metadata={"help": "tokens of each", "least": 2})
     fewest_documents: int = field(
         default=8, metadata={"help": "a slice of fewer is undecided", "least": 2}

@@ -156,6 +156,31 @@ def made_up(draw: np.random.Generator, slices: tuple[str, ...]) -> Measured:
     )  # fmt: skip
 
 
+def shifted(slices: tuple[str, ...], by: float) -> Measured:
+    """Two models of which one loses `by` nats on every token."""
+    made = made_up(np.random.default_rng(0), slices)
+    return Measured(**(vars(made) | {"nats": (made.nats[0], made.nats[0] + by)}))
+
+
+def test_further_text_makes_up_for_no_loss_on_the_runs_own() -> None:
+    own, easy = shifted(("all",) * 20, 0.2), shifted(("more/all",) * 200, 0.0)
+    alone, both = (
+        {c.key: c for c in check_quality(own, QualityLimits(), LEVEL, further)[0]}
+        for further in (None, easy)
+    )
+    assert alone["loss"].status == both["loss"].status == "failed"
+    assert (alone["loss"], alone["kl"]) == (both["loss"], both["kl"])
+    assert (both.keys() - alone.keys()) == {"loss [more/all]"}
+    assert both["loss [more/all]"].status == "passed"
+    # A family of its own: many slices more raise no bar of the run's.
+    two, many = shifted(("a", "b") * 9, 0.3), shifted(tuple(map(str, range(200))) * 9, 0.0)
+    found = [
+        {c.key: c.p_value for c in check_quality(two, QualityLimits(), LEVEL, further)[0]}
+        for further in (None, many)
+    ]
+    assert found[0]["loss [a]"] == found[1]["loss [a]"]
+
+
 def swapped(measured: Measured, draw: np.random.Generator) -> Measured:
     """Dense and slim answers exchanged at random, document by document."""
     turn = (draw.random(len(measured.slices)) < 0.5)[measured.text]
