@@ -142,7 +142,9 @@ def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     texts, more = rivals.material.texts, rivals.material.further
     measured = measure(rivals.dense, rivals.slim, texts)
     further = measure(rivals.dense, rivals.slim, more) if more else None
-    quality, figures["text"] = check_quality(measured, settings.quality, settings.level, further)
+    quality, figures["text"] = check_quality(
+        measured, settings.quality, settings.level, further, rivals.material.unread
+    )
     calibration, figures["calibration"] = check_calibration(
         measured, settings.calibration, settings.level, settings.quality.fewest_documents,
         rivals.config.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ _NO_CANARIES = "plant none, or take a larger --export-context"
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Texts (the run's own, and those of further files), tasks, begun passages (of train and of
+    """Texts (the run's own, and those of further files), slices of which none is read, tasks, begun passages (of train and of
     test), pairs, rules and phrases."""
 
     texts: tuple[Text, ...]
     further: tuple[Text, ...]
+    unread: tuple[str, ...]
     tasks: tuple[Task, ...]
     passages: tuple[tuple[Passage, ...], tuple[Passage, ...]]
     train_text: str
@@ -64,7 +65,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     outside = _lm_eval(settings)
     documents = _documents(config, settings, tokenizer)
     parts = documents_by_split(config, tokenizer, documents)
-    further, notes = _further(config, settings, tokenizer, parts)
+    further, listed, notes = _further(config, settings, tokenizer, parts)
     # A document read twice is one: errors are clustered by documents.
     both = [*parts["test"], *further]
     parts["test"], read = told_apart(parts["test"]), told_apart(both)
@@ -84,6 +85,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     return Material(
         texts=measured,
         further=more,
+        unread=unread_of([*(d.slice for d in documents), *listed], [*measured, *more]),
         tasks=tasks,
         passages=(
             tuple(passages_of(ids["train"], memorized, config.seed, _read(config))),
@@ -98,6 +100,11 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         profile_errors=errors,
         notes=(*notes, *said),
     )
+
+
+def unread_of(named: Sequence[str], texts: Sequence[Text]) -> tuple[str, ...]:
+    """The slices of these names that no text is of, in order."""
+    return tuple(sorted(set(named) - {text.slice for text in texts}))
 
 
 def _read(config: Config) -> Blocks:
@@ -161,10 +168,12 @@ def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[D
 
 def _further(
     config: Config, settings: GateSettings, tokenizer: Any, parts: dict[str, list[Document]]
-) -> tuple[list[Document], list[str]]:
-    """Documents of the further files, without those that training read, or nearly; and how many
-    those are."""
-    found, notes = [], []
+) -> tuple[list[Document], list[str], list[str]]:
+    """Documents of the further files, without those that training read, or nearly; the slices of
+    all; and how many were left out."""
+    found: list[Document] = []
+    slices: list[str] = []
+    notes: list[str] = []
     for source in settings.data:
         documents = corpus_of(
             config, tokenizer, source=source, slice_by=settings.slice_by
@@ -179,10 +188,9 @@ def _further(
                 f"{source}: training read {len(documents) - len(fresh)} rows, or nearly: left out"
             )
         name = Path(source).stem
-        found += [
-            Document(d.segments, f"{name}/{d.slice}", d.written, d.words, d.rendered) for d in fresh
-        ]
-    return found, notes
+        slices += [f"{name}/{d.slice}" for d in documents]
+        found += [replace(d, slice=f"{name}/{d.slice}") for d in fresh]
+    return found, slices, notes
 
 
 def _tasks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,20 @@ from atp_edge.gate.results import Check, of_judged
 from atp_edge.gate.settings import QualityLimits
 from atp_edge.gate.statistics import Difference, clustered, judged, judged_family
 
+_SHOWN = 20
+
 
 def check_quality(
-    measured: Measured, limits: QualityLimits, level: float, further: Measured | None = None
+    measured: Measured,
+    limits: QualityLimits,
+    level: float,
+    further: Measured | None = None,
+    unread: Sequence[str] = (),
 ) -> tuple[list[Check], dict[str, Any]]:
     """Loss against its margin, KL against its limit, every slice against the slices' margin.
 
     measured: the run's own text; what is easy in `further` cannot make up for a loss there.
+    unread: slices of both of which no document is read.
     """
     tokens, fewest = measured.tokens, limits.fewest_documents
     dense, slim = (measured.by_text(nats) for nats in measured.nats)
@@ -38,8 +46,9 @@ def check_quality(
         ),
         of_judged("kl", kl, what="KL divergence from the dense model", unit="nats a token"),
         # Of one slice alone there is nothing more to say.
-        *(check_slices(measured, limits, level) if len(set(measured.slices)) > 1 else ()),
+        *(check_slices(measured, limits, level) if len({*measured.slices, *unread}) > 1 else ()),
         *(check_slices(further, limits, level) if further else ()),
+        *unread_slices(unread),
     ]  # fmt: skip
     figures = {
         "perplexity": {"dense": perplexities[0], "slim": perplexities[1]},
@@ -68,6 +77,21 @@ def check_slices(measured: Measured, limits: QualityLimits, level: float) -> lis
         )
         for name, one in found.items()
     ]
+
+
+def unread_slices(names: Sequence[str]) -> list[Check]:
+    """Slices without a document are undecided: the first of them by name, the others by count."""
+    shown = {name: repr(name) for name in names[:_SHOWN]}
+    if others := names[_SHOWN:]:
+        shown[f"{len(others)} more"] = f"{len(others)} more slices"
+    return [
+        Check(
+            name="loss", status="undecided", slice=name, required=False,
+            text=f"loss on {said}: 0 documents are read; give more text, or more of them "
+            "(quality.documents)",
+        )
+        for name, said in shown.items()
+    ]  # fmt: skip
 
 
 def difference_in(worse: Any, tokens: Any, chosen: Any) -> Difference:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from atp_edge.gate.measured_text import Measured
+from atp_edge.gate.material import unread_of
+from atp_edge.gate.measured_text import Measured, Text
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.settings import QualityLimits
 from atp_edge.gate.statistics import (
@@ -179,6 +180,26 @@ def test_further_text_makes_up_for_no_loss_on_the_runs_own() -> None:
         for further in (None, many)
     ]
     assert found[0]["loss [a]"] == found[1]["loss [a]"]
+
+
+def test_a_slice_without_a_document_is_undecided() -> None:
+    texts = [Text(ids=(1, 2), labels=(1, 2), slice=name) for name in ("ward", "more/all")]
+    unread = unread_of(["ward", "rare", "more/all", "more/x", "rare"], texts)
+    assert unread == ("more/x", "rare")
+    own = shifted(("ward",) * 20, 0.0)
+    found = {c.key: c for c in check_quality(own, QualityLimits(), LEVEL, unread=unread)[0]}
+    assert found["loss [ward]"].status == "passed", "of two slices"
+    for name in unread:
+        assert (found[f"loss [{name}]"].status, found[f"loss [{name}]"].clusters) == (
+            "undecided",
+            0,
+        )
+        assert "0 documents" in found[f"loss [{name}]"].text
+    many = [f"s{i:03}" for i in range(140)]
+    checks = check_quality(own, QualityLimits(), LEVEL, unread=many)[0]
+    assert {c.status for c in checks if c.slice and c.slice != "ward"} == {"undecided"}
+    assert checks[-1].key == "loss [120 more]"
+    assert len(checks) == 2 + 1 + 20 + 1
 
 
 def swapped(measured: Measured, draw: np.random.Generator) -> Measured:
