@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -145,6 +146,13 @@ def gate_settings(values: Mapping[str, Any]) -> GateSettings:
     found = with_values(named, dict(PROFILES[named.profile]) | dict(values))
     if found.level >= 0.5:
         raise ValueError(f"level = {found.level}: expected less than 0.5")
+    held, most = found.memorization, math.log2(found.memorization.candidates + 1)
+    if held.exposure >= most:
+        raise ValueError(
+            f"memorization.exposure = {held.exposure:g}: expected less than {most:.2f}, the most "
+            f"that {held.candidates} rivals can show, or the check could not fail; take a smaller "
+            "one, or more memorization.candidates"
+        )
     return found
 
 
