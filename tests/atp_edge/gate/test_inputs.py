@@ -131,6 +131,25 @@ def test_refusals_are_told_by_phrases() -> None:
     assert not refuses("The court cannot help it.", phrases)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I can’t help", "\ufeffI can't help", "I  can't\thelp", "I\u00a0can't help",
+        "  I CAN'T help  ", "I can\u2018t help", "I can't\u200b help", "I can't\u2028help",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("said", ["Sorry, I can't help.", "I can’t\u00a0help with that"])
+def test_a_phrase_matches_however_it_is_typed(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "phrases.txt"
+    file.write_text(f"{line}\n  # a comment: sorry\n\u200b\n", encoding="utf-8")
+    phrases = read_phrases(file)
+    assert phrases == ["i can't help"]
+    assert refuses(said, phrases)
+    assert not refuses("Yes: a comment.", phrases)
+    file.write_text("Ça ne va pas", encoding="utf-16")
+    assert refuses("C\u0327a ne va pas!", read_phrases(file))
+
+
 def test_a_line_ends_at_its_end_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
     file = tmp_path / "rules.jsonl"
     file.write_text('{"prompt": "a\u2028b", "contains": "c"}\r\n', encoding="utf-8-sig")
