@@ -83,6 +83,7 @@ Read = Any
         (read_rules, '{"prompt": "a", "contains": "b", "chat": 1}', "expected true or false"),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
+        (lambda p: read_pairs(p, 0), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
     ],
 )
@@ -123,6 +124,12 @@ def test_a_pair_of_a_file_is_scored_on_what_both_share_after_the_difference(tmp_
     assert (first.subject, second.subject) == (5, 6)
     file.write_text(file.read_text() * 4)
     assert {pair.subject for pair in read_pairs(file, 5)} == {5, 6}, "said again is not said more"
+    file.write_text(
+        '{"a": "He is old and kind", "b": "She is old and kind", "attribute": "x"}\n'
+        '{"a": "She is old  and kind", "b": "He is old and kind ", "attribute": " x "}\n'
+    )
+    found = read_pairs(file, 5)
+    assert {(pair.subject, pair.attribute) for pair in found} == {(5, "x")}, "as one comparison"
 
 
 def test_refusals_are_told_by_phrases() -> None:
