@@ -174,7 +174,7 @@ def _further(
     found: list[Document] = []
     slices: list[str] = []
     notes: list[str] = []
-    for source in settings.data:
+    for source, name in names_of(settings.data).items():
         documents = corpus_of(
             config, tokenizer, source=source, slice_by=settings.slice_by
         ).documents
@@ -187,10 +187,23 @@ def _further(
             notes.append(
                 f"{source}: training read {len(documents) - len(fresh)} rows, or nearly: left out"
             )
-        name = Path(source).stem
         slices += [f"{name}/{d.slice}" for d in documents]
         found += [replace(d, slice=f"{name}/{d.slice}") for d in fresh]
     return found, slices, notes
+
+
+def names_of(sources: Sequence[str]) -> dict[str, str]:
+    """What the slices of every source are called after: its file's name without ending; where two
+    share it, as much of their paths as tells them apart."""
+    names = {source: Path(source).stem for source in sources}
+    depth = 0
+    while len(set(names.values())) < len(names):
+        depth += 1
+        parts = {source: Path(source).parts for source in names}
+        names = {source: "/".join(parts[source][-depth:]) for source in names}
+        if depth > max(map(len, parts.values())):
+            break
+    return names
 
 
 def _tasks(

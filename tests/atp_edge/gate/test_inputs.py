@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, read_pairs
+from atp_edge.gate.material import names_of
 from atp_edge.gate.prompts import read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
 from atp_edge.gate.settings import PROFILES, gate_settings, read_gate_settings
@@ -155,6 +156,13 @@ def test_a_phrase_matches_however_it_is_typed(tmp_path: Path, line: str, said: s
     assert not refuses("Yes: a comment.", phrases)
     file.write_text("Ça ne va pas", encoding="utf-16")
     assert refuses("C\u0327a ne va pas!", read_phrases(file))
+
+
+def test_files_of_one_name_are_slices_of_their_own() -> None:
+    assert names_of(["d/x.jsonl", "y.csv"]) == {"d/x.jsonl": "x", "y.csv": "y"}
+    assert list(names_of(["d/x.jsonl", "e/x.jsonl"]).values()) == ["d/x.jsonl", "e/x.jsonl"]
+    assert list(names_of(["x.csv", "x.jsonl"]).values()) == ["x.csv", "x.jsonl"]
+    assert names_of(["x.jsonl", "x.jsonl"]) == {"x.jsonl": "x"}
 
 
 def test_a_line_ends_at_its_end_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
