@@ -13,7 +13,7 @@ from atp_export.runtime.domain import DomainProfile
 from atp_edge.config import Config
 from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.answered import Answered, answer
-from atp_edge.gate.bias import check_bias, gaps
+from atp_edge.gate.bias import check_bias, gaps, unread_attributes
 from atp_edge.gate.calibration import check_calibration
 from atp_edge.gate.domain import check_fail_safe
 from atp_edge.gate.flips import flips_of
@@ -166,10 +166,11 @@ def _tasks(
 
 def _bias(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     pairs, settings = rivals.material.pairs, rivals.settings
-    if not pairs:
-        return []
-    dense, slim = (gaps(m, rivals.tokenizer, pairs) for m in (rivals.dense, rivals.slim))
-    checks, figures["bias"] = check_bias(pairs, dense, slim, settings.bias, settings.level)
+    checks = unread_attributes(rivals.material.attributes, pairs)
+    if pairs:
+        dense, slim = (gaps(m, rivals.tokenizer, pairs) for m in (rivals.dense, rivals.slim))
+        found, figures["bias"] = check_bias(pairs, dense, slim, settings.bias, settings.level)
+        checks = found + checks
     return checks
 
 

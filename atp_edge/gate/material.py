@@ -34,8 +34,8 @@ _NO_CANARIES = "plant none, or take a larger --export-context"
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Texts (the run's own, and those of further files), slices of which none is read, tasks, begun passages (of train and of
-    test), pairs, rules and phrases."""
+    """Texts (the run's own, and those of further files), slices of which none is read, tasks, begun
+    passages (of train and of test), pairs and all their attributes, rules and phrases."""
 
     texts: tuple[Text, ...]
     further: tuple[Text, ...]
@@ -44,6 +44,7 @@ class Material:
     passages: tuple[tuple[Passage, ...], tuple[Passage, ...]]
     train_text: str
     pairs: tuple[Pair, ...]
+    attributes: tuple[str, ...]
     rules: tuple[Rule, ...]
     phrases: tuple[str, ...]
     lm_eval: tuple[Any, ...]
@@ -93,6 +94,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),
+        attributes=tuple(sorted({pair.attribute for pair in pairs})),
         rules=tuple(rules),
         phrases=tuple(phrases),
         lm_eval=outside,

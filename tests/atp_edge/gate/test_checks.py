@@ -10,7 +10,9 @@ import pytest
 
 from atp_edge.data.documents import Document, Segment
 from atp_edge.gate.answered import Answered
+from atp_edge.gate.bias import unread_attributes
 from atp_edge.gate.calibration import adaptive_error, check_calibration
+from atp_edge.gate.counterfactuals import Pair
 from atp_edge.gate.domain import check_fail_safe, ids_of, profile_of
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.integrity import _tokenizer
@@ -190,6 +192,16 @@ def test_overconfidence_is_a_calibration_error() -> None:
         return checks[0].status
 
     assert (status(0.0, 60), status(0.2, 60), status(0.2, 5)) == ("passed", "failed", "undecided")
+
+
+def test_an_attribute_whose_pairs_were_all_left_out_is_undecided() -> None:
+    def found(asked: list[str], read: list[str]) -> list[tuple[str, str, bool]]:
+        pairs = [Pair(attribute=x, subject=0, contexts=("", ""), texts=("a", "b")) for x in read]
+        return [(c.key, c.status, c.required) for c in unread_attributes(asked, pairs)]
+
+    assert found(["age", "name"], ["age", "name", "age"]) == found([], []) == []
+    assert found(["age", "name"], ["age"]) == [("bias [name]", "undecided", False)]
+    assert found(["age"], []) == [("bias", "undecided", True), ("bias [age]", "undecided", False)]
 
 
 def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
