@@ -34,6 +34,9 @@ from atp_edge.settings import configured
         ("profile = 'medical'", "profile = 'medical': expected one of default, clinical, legal"),
         ("data = 'one.jsonl'", "data = 'one.jsonl': expected a list of texts"),
         ("level 0.1", "is not TOML"),
+        ("[nix]", "unknown setting 'nix'"),
+        ("[versions]", "unknown setting 'versions'"),
+        ("[versions]\ntorch = '2'", "unknown setting 'versions.torch'"),
     ],
 )
 def test_thresholds_are_checked(tmp_path: Path, text: str, error: str) -> None:
@@ -41,6 +44,15 @@ def test_thresholds_are_checked(tmp_path: Path, text: str, error: str) -> None:
     file.write_text(text)
     with pytest.raises(ValueError, match=re.escape(error)):
         read_gate_settings(file, {})
+
+
+def test_a_file_of_thresholds_may_be_marked_and_may_be_empty(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    for text in ("", "[quality]\n"):
+        file.write_text(text)
+        assert read_gate_settings(file, {}) == gate_settings({}), "the profile as it is"
+    file.write_text("profile = 'clinical'", encoding="utf-8-sig")
+    assert read_gate_settings(file, {}).profile == "clinical"
 
 
 def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_path: Path) -> None:
