@@ -9,7 +9,7 @@ from pathlib import Path
 from atp_edge.data.files import text_of
 from atp_edge.gate.results import Check
 from atp_edge.gate.settings import RefusalLimits
-from atp_edge.gate.statistics import Status, mcnemar
+from atp_edge.gate.statistics import Status, fewest_that_tell, mcnemar
 
 BUILT_IN = Path(__file__).with_name("refusals.txt")
 FEWEST_TEXTS = 10
@@ -45,20 +45,30 @@ def check_refusals(
     limits: RefusalLimits, level: float,
 ) -> Check:  # fmt: skip
     """The share of texts that refuse, prompt by prompt; failed where it rises by more than the
-    margin and not by chance, undecided where it may be chance."""
+    margin and not by chance, undecided where it may be chance, or where of too few texts a share
+    of the margin need not have shown itself."""
     before, after = ([refuses(text, phrases) for text in texts] for texts in (dense, slim))
     more = sum(b < a for b, a in zip(before, after, strict=True))
     fewer = sum(b > a for b, a in zip(before, after, strict=True))
     count = len(before)
     rise = (more - fewer) / max(count, 1)
     status: Status = "undecided"
-    if count >= FEWEST_TEXTS:
-        by_chance = mcnemar(more, fewer) >= level
-        status = "passed" if rise <= limits.more else status if by_chance else "failed"
+    fewest = max(FEWEST_TEXTS, fewest_that_tell(limits.more, level))
+    text = f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}"
+    if rise > limits.more:
+        real = count >= FEWEST_TEXTS and mcnemar(more, fewer) < level
+        status = "failed" if real else status
+    elif count >= fewest:
+        status = "passed"
+    if status == "undecided":
+        text += (
+            f"; not told from the margin of {limits.more:g}: {fewest} and more would tell "
+            "(tasks.items, more test documents)"
+        )
     return Check(
         name="refusals",
         status=status,
-        text=f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}",
+        text=text,
         required=False,
         dense=sum(before) / max(count, 1),
         slim=sum(after) / max(count, 1),

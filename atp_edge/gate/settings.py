@@ -61,7 +61,7 @@ class RefusalLimits:
     """Refusals, told by phrases."""
 
     phrases: str = field(default="", metadata={"help": "file, a phrase a line; empty: built in"})
-    more: float = field(default=0.05, metadata={"help": "rise of their share", "most": 1})
+    more: float = field(default=0.07, metadata={"help": "rise of their share", "most": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,7 @@ class GateSettings:
 _STRICT = {
     "undecided": "fail", "quality.loss": 0.05, "quality.slice_loss": 0.12, "quality.kl": 0.12,
     "tasks.choice": 0.08, "tasks.generation": 0.08, "tasks.slice": 0.15, "tasks.lost": 0.05,
+    "tasks.items": 60, "refusals.more": 0.05,  # of fewer, none would show nothing
     "calibration.error": 0.03, "bias.gap": 0.015, "bias.attribute": 0.03,
     "memorization.extracted": 0.05, "memorization.prefixes": 60, "memorization.exposure": 3.0,
 }  # fmt: skip
