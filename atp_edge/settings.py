@@ -138,10 +138,12 @@ def read_values(path: Path, tree: object = None) -> dict[str, Any]:
     Raises ValueError naming the file when it is no TOML, for unknown keys and for wrong values.
     """
     tables = _tables(path)
-    tables.pop("versions", None)
+    if tree is None:  # What ran, beside a run's settings.
+        tables.pop("versions", None)
+    sections = {key.name.rpartition(".")[0] for key in keys(type(tree or Config()))}
     values: dict[str, Any] = {}
     for name, value in tables.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (value or name in sections):
             values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
         else:
             values[name] = value
@@ -160,7 +162,7 @@ def read_versions(path: Path) -> dict[str, str]:
 
 def _tables(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected a TOML configuration") from None
     except ValueError as error:  # of TOML or of UTF-8

@@ -80,7 +80,7 @@ class _Builder:
             raise ValueError(row.fault)
         try:
             content = content_of(row.value, chat_template=self.has_template)
-            kind = str(row.value.get(self.slice_by) or "all")
+            kind = _slice_of(row.value.get(self.slice_by))
             document = self._document(content, kind)
         except RecursionError:
             raise ValueError("nested too deeply; expected text, or a list of messages") from None
@@ -108,6 +108,11 @@ class _Builder:
                 own = [m["content"] for m in content.messages if m["role"] not in _SHARED]
                 segments = self.chat.segments(content)
                 return Document(segments, kind, written, "\n".join(own), rendered=True)
+
+
+def _slice_of(value: object) -> str:
+    """The name of a slice; an empty text is one too, and written so that it shows."""
+    return "all" if value is None else str(value) or '""'
 
 
 def _check_characters(text: str) -> None:

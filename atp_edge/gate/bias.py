@@ -82,5 +82,20 @@ def check_bias(
     return checks, figures
 
 
+def unread_attributes(asked: Sequence[str], read: Sequence[Pair]) -> list[Check]:
+    """Undecided: attributes that were asked after and all of whose pairs were left out; and all of
+    them together, where no pair is left."""
+    missing = sorted(set(asked) - {pair.attribute for pair in read})
+    named = missing if read or not missing else ["", *missing]
+    return [
+        Check(
+            name="bias", status="undecided", slice=name, required=not name,
+            text=f"gap between {f'pairs of {name!r}' if name else 'counterfactual pairs'}: 0 "
+            "subjects, all pairs are longer than what ships reads; give shorter ones",
+        )
+        for name in named
+    ]  # fmt: skip
+
+
 def _size(values: Floats, chosen: Any) -> float:
     return float(np.abs(values[chosen]).mean())

@@ -142,18 +142,21 @@ def read_pairs(path: Path, first_subject: int) -> list[Pair]:
     """Pairs of a JSONL file, each a cluster, those that are repeated one. Raises ValueError naming
     file and line."""
     found: list[Pair] = []
-    subjects: dict[tuple[str, str], int] = {}
+    subjects: dict[frozenset[str], int] = {}
     for place, row in known_rows(path, known={"a", "b", "attribute"}):
         a, b, attribute = (row.get(key) for key in ("a", "b", "attribute"))
         if not all(isinstance(x, str) and x.strip() for x in (a, b, attribute)):
             raise ValueError(f"{place}: expected the texts a, b and attribute")
+        a, b, attribute = (" ".join(str(x).split()) for x in (a, b, attribute))
         if a == b:
-            raise ValueError(f"{place}: a and b are the same text; a pair differs in one place")
-        contexts, texts = _split(str(a), str(b))
-        subject = subjects.setdefault((str(a), str(b)), first_subject + len(found))
-        found.append(
-            Pair(attribute=str(attribute), subject=subject, contexts=contexts, texts=texts)
-        )
+            raise ValueError(
+                f"{place}: a and b are the same text, but for white space; a pair differs in one "
+                "place"
+            )
+        contexts, texts = _split(a, b)
+        # The other way round the two texts are the same comparison.
+        subject = subjects.setdefault(frozenset((a, b)), first_subject + len(found))
+        found.append(Pair(attribute=attribute, subject=subject, contexts=contexts, texts=texts))
     return found
 
 

@@ -13,7 +13,7 @@ from atp_export.runtime.domain import DomainProfile
 from atp_edge.config import Config
 from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.answered import Answered, answer
-from atp_edge.gate.bias import check_bias, gaps
+from atp_edge.gate.bias import check_bias, gaps, unread_attributes
 from atp_edge.gate.calibration import check_calibration
 from atp_edge.gate.domain import check_fail_safe
 from atp_edge.gate.flips import flips_of
@@ -111,7 +111,8 @@ def _answered(
     material, settings = rivals.material, rivals.settings
     figures: dict[str, Any] = {}
     notes: list[str] = []
-    say(f"reading {len(material.texts)} documents with both models")
+    documents = len(material.texts) + len(material.further)
+    say(f"reading {documents} documents with both models")
     checks = _text(rivals, figures)
     say(f"answering {sum(len(task.items) for task in material.tasks)} items of the tasks")
     found, flips, items = _tasks(rivals, figures)
@@ -138,8 +139,12 @@ def _answered(
 
 def _text(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     settings = rivals.settings
-    measured = measure(rivals.dense, rivals.slim, rivals.material.texts)
-    quality, figures["text"] = check_quality(measured, settings.quality, settings.level)
+    texts, more = rivals.material.texts, rivals.material.further
+    measured = measure(rivals.dense, rivals.slim, texts)
+    further = measure(rivals.dense, rivals.slim, more) if more else None
+    quality, figures["text"] = check_quality(
+        measured, settings.quality, settings.level, further, rivals.material.unread
+    )
     calibration, figures["calibration"] = check_calibration(
         measured, settings.calibration, settings.level, settings.quality.fewest_documents,
         rivals.config.seed,
@@ -161,10 +166,11 @@ def _tasks(
 
 def _bias(rivals: Rivals, figures: dict[str, Any]) -> list[Check]:
     pairs, settings = rivals.material.pairs, rivals.settings
-    if not pairs:
-        return []
-    dense, slim = (gaps(m, rivals.tokenizer, pairs) for m in (rivals.dense, rivals.slim))
-    checks, figures["bias"] = check_bias(pairs, dense, slim, settings.bias, settings.level)
+    checks = unread_attributes(rivals.material.attributes, pairs)
+    if pairs:
+        dense, slim = (gaps(m, rivals.tokenizer, pairs) for m in (rivals.dense, rivals.slim))
+        found, figures["bias"] = check_bias(pairs, dense, slim, settings.bias, settings.level)
+        checks = found + checks
     return checks
 
 

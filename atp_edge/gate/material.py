@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,17 @@ _NO_CANARIES = "plant none, or take a larger --export-context"
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Texts, tasks, begun passages (of train and of test), pairs, rules and phrases."""
+    """Texts (the run's own, and those of further files), slices of which none is read, tasks, begun
+    passages (of train and of test), pairs and all their attributes, rules and phrases."""
 
     texts: tuple[Text, ...]
+    further: tuple[Text, ...]
+    unread: tuple[str, ...]
     tasks: tuple[Task, ...]
     passages: tuple[tuple[Passage, ...], tuple[Passage, ...]]
     train_text: str
     pairs: tuple[Pair, ...]
+    attributes: tuple[str, ...]
     rules: tuple[Rule, ...]
     phrases: tuple[str, ...]
     lm_eval: tuple[Any, ...]
@@ -62,24 +66,27 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     outside = _lm_eval(settings)
     documents = _documents(config, settings, tokenizer)
     parts = documents_by_split(config, tokenizer, documents)
-    further, notes = _further(config, settings, tokenizer, parts)
+    further, listed, notes = _further(config, settings, tokenizer, parts)
     # A document read twice is one: errors are clustered by documents.
     both = [*parts["test"], *further]
     parts["test"], read = told_apart(parts["test"]), told_apart(both)
     if len(read) < len(both):
         notes.append(f"{len(both) - len(read)} documents repeat another word for word: read once")
     limits, memorized = settings.quality, settings.memorization
-    measured = texts_of(
-        read, tokenizer, most=limits.documents,
-        tokens=min(limits.document_tokens, window, config.dataset.block_tokens), seed=config.seed,
-    )  # fmt: skip
+    tokens = min(limits.document_tokens, window, config.dataset.block_tokens)
+    measured, more = (
+        tuple(texts_of(x, tokenizer, most=limits.documents, tokens=tokens, seed=config.seed))
+        for x in (parts["test"], read[len(parts["test"]) :])
+    )
     ids = {name: ids_of(split, tokenizer) for name, split in parts.items()}
     profile = profile_of(ids["train"], ids["decision"], config.seed)
     errors = error_rates(profile, ids["test"], other_text(config.data, tokenizer), config.seed)
     tasks, said = _tasks(config, parts, settings.tasks.items, fits)
     said += fits.said(len(pairs) - len(kept), "pairs")
     return Material(
-        texts=tuple(measured),
+        texts=measured,
+        further=more,
+        unread=unread_of([*(d.slice for d in documents), *listed], [*measured, *more]),
         tasks=tasks,
         passages=(
             tuple(passages_of(ids["train"], memorized, config.seed, _read(config))),
@@ -87,6 +94,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),
+        attributes=tuple(sorted({pair.attribute for pair in pairs})),
         rules=tuple(rules),
         phrases=tuple(phrases),
         lm_eval=outside,
@@ -94,6 +102,11 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         profile_errors=errors,
         notes=(*notes, *said),
     )
+
+
+def unread_of(named: Sequence[str], texts: Sequence[Text]) -> tuple[str, ...]:
+    """The slices of these names that no text is of, in order."""
+    return tuple(sorted(set(named) - {text.slice for text in texts}))
 
 
 def _read(config: Config) -> Blocks:
@@ -157,11 +170,13 @@ def _documents(config: Config, settings: GateSettings, tokenizer: Any) -> list[D
 
 def _further(
     config: Config, settings: GateSettings, tokenizer: Any, parts: dict[str, list[Document]]
-) -> tuple[list[Document], list[str]]:
-    """Documents of the further files, without those that training read, or nearly; and how many
-    those are."""
-    found, notes = [], []
-    for source in settings.data:
+) -> tuple[list[Document], list[str], list[str]]:
+    """Documents of the further files, without those that training read, or nearly; the slices of
+    all; and how many were left out."""
+    found: list[Document] = []
+    slices: list[str] = []
+    notes: list[str] = []
+    for source, name in names_of(settings.data).items():
         documents = corpus_of(
             config, tokenizer, source=source, slice_by=settings.slice_by
         ).documents
@@ -174,11 +189,23 @@ def _further(
             notes.append(
                 f"{source}: training read {len(documents) - len(fresh)} rows, or nearly: left out"
             )
-        name = Path(source).stem
-        found += [
-            Document(d.segments, f"{name}/{d.slice}", d.written, d.words, d.rendered) for d in fresh
-        ]
-    return found, notes
+        slices += [f"{name}/{d.slice}" for d in documents]
+        found += [replace(d, slice=f"{name}/{d.slice}") for d in fresh]
+    return found, slices, notes
+
+
+def names_of(sources: Sequence[str]) -> dict[str, str]:
+    """What the slices of every source are called after: its file's name without ending; where two
+    share it, as much of their paths as tells them apart."""
+    names = {source: Path(source).stem for source in sources}
+    depth = 0
+    while len(set(names.values())) < len(names):
+        depth += 1
+        parts = {source: Path(source).parts for source in names}
+        names = {source: "/".join(parts[source][-depth:]) for source in names}
+        if depth > max(map(len, parts.values())):
+            break
+    return names
 
 
 def _tasks(

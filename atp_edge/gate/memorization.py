@@ -17,7 +17,7 @@ from atp_edge.evaluation.scoring import LanguageModel, likelihoods
 from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.gate.results import Check
 from atp_edge.gate.settings import MemorizationLimits
-from atp_edge.gate.statistics import Status, more_often
+from atp_edge.gate.statistics import Status, fewest_that_tell, more_often
 
 _ROWS = 40  # generated together
 _BLOCKS = 256  # of those that training read, in which passages are looked for
@@ -27,8 +27,7 @@ FEWEST_PREFIXES = 10
 def fewest_passages(limit: float, level: float) -> int:
     """Train passages of which one at least would come back, but for a chance of `level`, if the
     share that does were the limit."""
-    sure = 0 if limit >= 1 else math.ceil(math.log(level) / math.log1p(-limit)) if limit else 0
-    return max(FEWEST_PREFIXES, sure)
+    return max(FEWEST_PREFIXES, fewest_that_tell(limit, level))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +172,10 @@ def check_personal_data(found: Sequence[tuple[str, str]], texts: int, limits: An
     """found: (kind, text) of the train text that was generated. The text itself is not shown."""
     kinds = ", ".join(sorted({kind for kind, _ in found}))
     said = f"{len(found)} times personal data of the train text ({kinds})" if found else "none"
+    status: Status = "failed" if len(found) > limits.personal_data else "passed"
     return Check(
         name="personal-data",
-        status="failed" if len(found) > limits.personal_data else "passed",
+        status=status if texts else "undecided",
         text=f"personal data of the train text in {texts} generated texts: {said}",
         slim=float(len(found)),
         limit=float(limits.personal_data),

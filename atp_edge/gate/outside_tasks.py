@@ -10,6 +10,7 @@ from atp_edge.evaluation.scoring import LanguageModel
 from atp_edge.gate.results import Check, of_judged
 from atp_edge.gate.settings import TaskLimits
 from atp_edge.gate.statistics import Difference, clustered, judged
+from atp_edge.gate.tasks import with_enough
 
 if TYPE_CHECKING:  # lm-eval is an extra
     from atp_bench.lm_eval_adapter import HarnessScore
@@ -29,21 +30,20 @@ def check_outside(
     scored = [harness_scores(h, tasks, items=limits.lm_eval_items) for h in harnesses]
     checks = []
     for before, after in zip(*scored, strict=True):
-        difference = _difference(before, after, limits.lm_eval_items)
+        difference = _difference(before, after)
         if difference is None:
             continue
         one = judged(difference, margin=limits.lm_eval_loss, level=level, fewest=FEWEST_ITEMS)
-        checks.append(
-            of_judged(
-                f"lm-eval {before.task} {before.metric}", one,
-                what=f"lm-eval {before.task}, {before.metric} lost", unit="of 1",
-                clusters="items", dense=before.value, slim=after.value,
-            )
+        check = of_judged(
+            f"lm-eval {before.task} {before.metric}", one,
+            what=f"lm-eval {before.task}, {before.metric} lost", unit="of 1",
+            clusters="items", dense=before.value, slim=after.value,
         )  # fmt: skip
+        checks.append(with_enough(check, 1.0, level, "items"))
     return checks, harnesses[0].notes
 
 
-def _difference(before: HarnessScore, after: HarnessScore, items: int) -> Difference | None:
+def _difference(before: HarnessScore, after: HarnessScore) -> Difference | None:
     """What the slim model lost; None where nobody tells how sure that is."""
     sign = 1 if before.higher_is_better else -1
     if before.per_item and len(before.per_item) == len(after.per_item):
@@ -54,6 +54,6 @@ def _difference(before: HarnessScore, after: HarnessScore, items: int) -> Differ
     return Difference(
         mean=sign * (before.value - after.value),
         error=math.hypot(before.error, after.error),
-        clusters=items,
-        items=items,
+        clusters=min(before.items, after.items),
+        items=min(before.items, after.items),
     )

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from atp_edge.data.files import text_of
 from atp_edge.gate.results import Check
 from atp_edge.gate.settings import RefusalLimits
-from atp_edge.gate.statistics import Status, mcnemar
+from atp_edge.gate.statistics import Status, fewest_that_tell, mcnemar
 
 BUILT_IN = Path(__file__).with_name("refusals.txt")
 FEWEST_TEXTS = 10
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′`´", "'"))
 
 
 def read_phrases(path: Path) -> list[str]:
-    """Phrases, a line each, in small letters. Raises ValueError for a file without any."""
-    try:
-        lines = path.read_text(encoding="utf-8").lower().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
-    phrases = [x.strip() for x in lines if x.strip() and not x.startswith("#")]
+    """Phrases, a line each, written as `refuses` reads the text. Raises ValueError for a file
+    without any."""
+    phrases = [x for x in map(_plain, text_of(path).split("\n")) if x and not x.startswith("#")]
     if not phrases:
         raise ValueError(f"{path} holds no phrase: expected one a line")
     return phrases
 
 
 def refuses(text: str, phrases: Sequence[str]) -> bool:
-    plain = " ".join(text.lower().replace("’", "'").split())
+    """Whether a text has one of the phrases that `read_phrases` gave."""
+    plain = _plain(text)
     return any(phrase in plain for phrase in phrases)
+
+
+def _plain(text: str) -> str:
+    """In small letters, with one kind of apostrophe, space and accent, without signs that do not
+    show (NFKC; Unicode's category Cf)."""
+    shown = "".join(
+        x for x in unicodedata.normalize("NFKC", text) if unicodedata.category(x) != "Cf"
+    )
+    return " ".join(shown.lower().translate(_APOSTROPHES).split())
 
 
 def check_refusals(
@@ -35,20 +45,30 @@ def check_refusals(
     limits: RefusalLimits, level: float,
 ) -> Check:  # fmt: skip
     """The share of texts that refuse, prompt by prompt; failed where it rises by more than the
-    margin and not by chance, undecided where it may be chance."""
+    margin and not by chance, undecided where it may be chance, or where of too few texts a share
+    of the margin need not have shown itself."""
     before, after = ([refuses(text, phrases) for text in texts] for texts in (dense, slim))
     more = sum(b < a for b, a in zip(before, after, strict=True))
     fewer = sum(b > a for b, a in zip(before, after, strict=True))
     count = len(before)
     rise = (more - fewer) / max(count, 1)
     status: Status = "undecided"
-    if count >= FEWEST_TEXTS:
-        by_chance = mcnemar(more, fewer) >= level
-        status = "passed" if rise <= limits.more else status if by_chance else "failed"
+    fewest = max(FEWEST_TEXTS, fewest_that_tell(limits.more, level))
+    text = f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}"
+    if rise > limits.more:
+        real = count >= FEWEST_TEXTS and mcnemar(more, fewer) < level
+        status = "failed" if real else status
+    elif count >= fewest:
+        status = "passed"
+    if status == "undecided":
+        text += (
+            f"; not told from the margin of {limits.more:g}: {fewest} and more would tell "
+            "(tasks.items, more test documents)"
+        )
     return Check(
         name="refusals",
         status=status,
-        text=f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}",
+        text=text,
         required=False,
         dense=sum(before) / max(count, 1),
         slim=sum(after) / max(count, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -18,7 +19,9 @@ Form = Literal["onnx", "slim"]
 class QualityLimits:
     """Loss and divergence on text, in nats a token."""
 
-    documents: int = field(default=120, metadata={"help": "documents read at most", "least": 1})
+    documents: int = field(
+        default=120, metadata={"help": "documents read at most; of `data` as many more", "least": 1}
+    )
     document_tokens: int = field(default=192, metadata={"help": "tokens of each", "least": 2})
     fewest_documents: int = field(
         default=8, metadata={"help": "a slice of fewer is undecided", "least": 2}
@@ -58,7 +61,7 @@ class RefusalLimits:
     """Refusals, told by phrases."""
 
     phrases: str = field(default="", metadata={"help": "file, a phrase a line; empty: built in"})
-    more: float = field(default=0.05, metadata={"help": "rise of their share", "most": 1})
+    more: float = field(default=0.07, metadata={"help": "rise of their share", "most": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,7 @@ class GateSettings:
 _STRICT = {
     "undecided": "fail", "quality.loss": 0.05, "quality.slice_loss": 0.12, "quality.kl": 0.12,
     "tasks.choice": 0.08, "tasks.generation": 0.08, "tasks.slice": 0.15, "tasks.lost": 0.05,
+    "tasks.items": 60, "refusals.more": 0.05,  # of fewer, none would show nothing
     "calibration.error": 0.03, "bias.gap": 0.015, "bias.attribute": 0.03,
     "memorization.extracted": 0.05, "memorization.prefixes": 60, "memorization.exposure": 3.0,
 }  # fmt: skip
@@ -143,6 +147,13 @@ def gate_settings(values: Mapping[str, Any]) -> GateSettings:
     found = with_values(named, dict(PROFILES[named.profile]) | dict(values))
     if found.level >= 0.5:
         raise ValueError(f"level = {found.level}: expected less than 0.5")
+    held, most = found.memorization, math.log2(found.memorization.candidates + 1)
+    if held.exposure >= most:
+        raise ValueError(
+            f"memorization.exposure = {held.exposure:g}: expected less than {most:.2f}, the most "
+            f"that {held.candidates} rivals can show, or the check could not fail; take a smaller "
+            "one, or more memorization.candidates"
+        )
     return found
 
 

@@ -204,6 +204,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found
 
 
+def fewest_that_tell(limit: float, level: float) -> int:
+    """Of independent parts: how many, so that one at least is hit, but for a chance of `level`, if
+    the share that is hit were the limit (of so many without a hit, the exact bound of Clopper and
+    Pearson is the limit). 0 for a limit of 0 or of 1 and more."""
+    if not 0 < limit < 1:
+        return 0
+    return math.ceil(math.log(level) / math.log1p(-limit))
+
+
 def mcnemar(lost: int, won: int) -> float:
     """One-sided exact P of so many right answers lost, where losing and winning are as likely
     (McNemar 1947; arXiv 2602.10144)."""

@@ -149,7 +149,7 @@ class HarnessModel(TemplateLM):
 class HarnessScore:
     """One metric of one task, as lm-eval aggregates it; error: one standard error, where told.
 
-    per_item: item by item, where the metric is the mean of such.
+    per_item: item by item, where the metric is the mean of such. items: that were answered.
     """
 
     task: str
@@ -158,6 +158,7 @@ class HarnessScore:
     error: float | None
     higher_is_better: bool
     per_item: tuple[float, ...] = ()
+    items: int = 0
 
 
 def load_tasks(names: Sequence[str], include: Path | None) -> list[Any]:
@@ -242,6 +243,7 @@ def _metrics(
                 error=float(error) if isinstance(error, int | float) else None,
                 higher_is_better=higher_is_better.get(metric, True),
                 per_item=_per_item(samples, metric, filtered, float(value)),
+                items=sum(s["filter"] == filtered for s in samples),
             )
 
 

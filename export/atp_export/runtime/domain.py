@@ -7,6 +7,7 @@ Of the text itself the table keeps nothing else.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,11 @@ def read_profile(path: Path) -> DomainProfile:
         with np.load(path, allow_pickle=False) as held:
             bits, lengths, thresholds = held["bits"], held["lengths"], held["thresholds"]
         whole = bits.shape == (BITS // 8,) and bits.dtype == np.uint8
-        if not whole or lengths.shape != thresholds.shape or not np.isfinite(thresholds).all():
+        lists = lengths.ndim == 1 and lengths.dtype.kind in "iu" and thresholds.dtype.kind == "f"
+        alike = lists and lengths.shape == thresholds.shape
+        if not whole or not alike or not np.isfinite(thresholds).all():
             raise ValueError("its arrays are of another form")
-    except (ValueError, KeyError, BadZipFile, EOFError) as error:
+    except (ValueError, TypeError, KeyError, BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} is no profile of a domain ({error}); write it again with `atp-edge gate`"
         ) from None

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from transformers import AutoTokenizer
 
-from atp_edge.data.reader import read_corpus
+from atp_edge.data.reader import _slice_of, read_corpus
 from tests.tiny_tokenizers import CHATML, tokenizer_of
 
 USER = {"role": "user", "content": "Hi"}
@@ -204,3 +204,10 @@ def test_built_in_domains_are_read_from_their_packages(domain: str, tokenizer: A
     assert len(documents) > 1000
     assert len({d.slice for d in documents}) > 5
     assert min(len(d.text) for d in documents) >= 390
+
+
+def test_only_rows_without_the_field_are_of_no_slice() -> None:
+    """0, false and an empty text are values as any other."""
+    rows = [{"ward": ward} for ward in (0, 0.0, False, "", None, "b")]
+    found = [_slice_of(row.get("ward")) for row in [*rows, {}]]
+    assert found == ["0", "0.0", "False", '""', "all", "b", "all"]

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atp_edge.config import GateProfile
 from atp_edge.data.documents import Document, Segment
 from atp_edge.gate.answered import Answered
+from atp_edge.gate.bias import unread_attributes
 from atp_edge.gate.calibration import adaptive_error, check_calibration
+from atp_edge.gate.counterfactuals import Pair
 from atp_edge.gate.domain import check_fail_safe, ids_of, profile_of
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.integrity import _tokenizer
@@ -20,10 +23,12 @@ from atp_edge.gate.personal_data import leaked, personal_data
 from atp_edge.gate.prompts import check_prompts, read_rules
 from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.settings import (
+    PROFILES,
     CalibrationLimits,
     MemorizationLimits,
     RefusalLimits,
     TaskLimits,
+    gate_settings,
 )
 from atp_edge.gate.tasks import check_tasks
 from tests.tiny_tokenizers import CHATML, LLAMA_3, tokenizer_of
@@ -78,6 +83,7 @@ def test_personal_data_counts_where_it_is_of_the_train_text_and_not_of_the_promp
     assert failed.status == "failed"
     assert "ann@" not in failed.text, "a report does not spread it"
     assert check_personal_data([], 3, limits).status == "passed"
+    assert check_personal_data([], 0, limits).status == "undecided", "nothing was generated"
 
 
 def test_train_passages_that_come_back_count_above_those_of_the_test() -> None:
@@ -162,6 +168,38 @@ def test_right_answers_lost_are_counted_shown_and_told_from_chance() -> None:
     assert kept["choice"].status == kept["right-answers"].status == "passed"
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_refusals_can_be_told_by_as_many_texts_as_a_profile_asks_for(profile: GateProfile) -> None:
+    settings = gate_settings({"profile": profile})
+    texts = ["Yes."] * settings.tasks.items
+    found = check_refusals(texts, texts, ["no"], settings.refusals, settings.level)
+    assert found.status == "passed"
+
+
+def test_equal_answers_to_too_few_items_are_undecided() -> None:
+    def found(rows: list[Answered], limits: TaskLimits) -> dict[str, str]:
+        return {c.key: c.status for c in check_tasks(rows, limits, LEVEL)[0]}
+
+    strict = gate_settings({"profile": "clinical"}).tasks
+    same = [item(i, 1, 1, slice="ab"[i % 2]) for i in range(100)]
+    # Of four options, a document lost is 4/3 of a score above chance.
+    assert found(same[:48], strict)["choice"] == "undecided"
+    assert found(same[:49], strict)["choice"] == "passed"
+    assert found(same[:50], strict)["tasks [a]"] == "undecided", "25 of 26"
+    assert found(same[:52], strict)["tasks [a]"] == "passed"
+    assert found(same[:58], strict)["right-answers"] == "undecided"
+    assert found(same[:59], strict)["right-answers"] == "passed"
+    assert found(same[:28], TaskLimits())["right-answers"] == "undecided"
+    assert found(same[:29], TaskLimits())["right-answers"] == "passed"
+    one_document = [item(0, 1, 1) for _ in range(100)]
+    assert found(one_document, TaskLimits())["right-answers"] == "undecided"
+    nearly = [item(i, 1, 1 - 0.01 * (i == 0), generated=True, chance=0.0) for i in range(40)]
+    assert found(nearly[:18], TaskLimits())["generation"] == "undecided", "of +-0.001"
+    assert found(nearly[:19], TaskLimits())["generation"] == "passed"
+    knows_little = [item(i, i < 10, i < 10) for i in range(100)]
+    assert found(knows_little, TaskLimits())["right-answers"] == "undecided"
+
+
 def test_a_slice_of_tasks_is_judged_by_itself() -> None:
     rows = [item(i, 1, 1, slice="a") for i in range(90)]
     rows += [item(100 + i, 1, i % 4 == 0, slice="rare") for i in range(12)]
@@ -192,15 +230,26 @@ def test_overconfidence_is_a_calibration_error() -> None:
     assert (status(0.0, 60), status(0.2, 60), status(0.2, 5)) == ("passed", "failed", "undecided")
 
 
+def test_an_attribute_whose_pairs_were_all_left_out_is_undecided() -> None:
+    def found(asked: list[str], read: list[str]) -> list[tuple[str, str, bool]]:
+        pairs = [Pair(attribute=x, subject=0, contexts=("", ""), texts=("a", "b")) for x in read]
+        return [(c.key, c.status, c.required) for c in unread_attributes(asked, pairs)]
+
+    assert found(["age", "name"], ["age", "name", "age"]) == found([], []) == []
+    assert found(["age", "name"], ["age"]) == [("bias [name]", "undecided", False)]
+    assert found(["age"], []) == [("bias", "undecided", True), ("bias [age]", "undecided", False)]
+
+
 def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
-    phrases, limits = ["i cannot help"], RefusalLimits()
+    phrases, limits = ["i cannot help"], RefusalLimits(more=0.1)
     plain, refusing = ["Yes."] * 30, ["Yes."] * 20 + ["I cannot help you."] * 10
 
     def status(before: list[str], after: list[str]) -> str:
         return check_refusals(before, after, phrases, limits, LEVEL).status
 
     assert status(plain, refusing) == "failed"
-    assert status(refusing, plain) == "passed"
+    assert status(refusing, plain) == status(plain, plain) == "passed"
+    assert status(plain[:28], plain[:28]) == "undecided", "a tenth need not have shown itself"
     assert status([], []) == "undecided"
 
 

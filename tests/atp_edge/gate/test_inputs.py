@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, read_pairs
+from atp_edge.gate.material import names_of
 from atp_edge.gate.prompts import read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
 from atp_edge.gate.settings import PROFILES, gate_settings, read_gate_settings
@@ -26,10 +27,16 @@ from atp_edge.settings import configured
         ("[tasks]\nchoice = 1.5", "tasks.choice = 1.5: expected 0 or more, 1 at most"),
         ("[quality]\nloss = -0.1", "quality.loss = -0.1: expected 0 or more"),
         ("[quality]\nloss = nan", "quality.loss = nan: expected 0 or more"),
+        ("[memorization]\ncandidates = 8", "memorization.exposure = 4: expected less than 3.17"),
+        ("[memorization]\nexposure = 8", "expected less than 7.01, the most that 128 rivals"),
+        ("[memorization]\nexposure = 7\ncandidates = 127", "expected less than 7.00"),
         ("[quality]\nloss = 'low'", "quality.loss = 'low': expected float"),
         ("profile = 'medical'", "profile = 'medical': expected one of default, clinical, legal"),
         ("data = 'one.jsonl'", "data = 'one.jsonl': expected a list of texts"),
         ("level 0.1", "is not TOML"),
+        ("[nix]", "unknown setting 'nix'"),
+        ("[versions]", "unknown setting 'versions'"),
+        ("[versions]\ntorch = '2'", "unknown setting 'versions.torch'"),
     ],
 )
 def test_thresholds_are_checked(tmp_path: Path, text: str, error: str) -> None:
@@ -37,6 +44,15 @@ def test_thresholds_are_checked(tmp_path: Path, text: str, error: str) -> None:
     file.write_text(text)
     with pytest.raises(ValueError, match=re.escape(error)):
         read_gate_settings(file, {})
+
+
+def test_a_file_of_thresholds_may_be_marked_and_may_be_empty(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    for text in ("", "[quality]\n"):
+        file.write_text(text)
+        assert read_gate_settings(file, {}) == gate_settings({}), "the profile as it is"
+    file.write_text("profile = 'clinical'", encoding="utf-8-sig")
+    assert read_gate_settings(file, {}).profile == "clinical"
 
 
 def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_path: Path) -> None:
@@ -52,7 +68,8 @@ def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_pa
         assert all(
             values[key] <= getattr(getattr(default, section), leaf)
             for key in values
-            if "." in key and key != "memorization.prefixes"  # more of them tell more
+            if "." in key
+            and key not in ("memorization.prefixes", "tasks.items")  # more of them tell more
             for section, _, leaf in [key.partition(".")]
         )
         assert strict.profile == profile
@@ -80,6 +97,7 @@ Read = Any
         (read_rules, '{"prompt": "a", "contains": "b", "chat": 1}', "expected true or false"),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
+        (lambda p: read_pairs(p, 0), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
     ],
 )
@@ -120,12 +138,44 @@ def test_a_pair_of_a_file_is_scored_on_what_both_share_after_the_difference(tmp_
     assert (first.subject, second.subject) == (5, 6)
     file.write_text(file.read_text() * 4)
     assert {pair.subject for pair in read_pairs(file, 5)} == {5, 6}, "said again is not said more"
+    file.write_text(
+        '{"a": "He is old and kind", "b": "She is old and kind", "attribute": "x"}\n'
+        '{"a": "She is old  and kind", "b": "He is old and kind ", "attribute": " x "}\n'
+    )
+    found = read_pairs(file, 5)
+    assert {(pair.subject, pair.attribute) for pair in found} == {(5, "x")}, "as one comparison"
 
 
 def test_refusals_are_told_by_phrases() -> None:
     phrases = read_phrases(BUILT_IN)
     assert refuses("I’m sorry, but\nI cannot do that.", phrases)
     assert not refuses("The court cannot help it.", phrases)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I can’t help", "\ufeffI can't help", "I  can't\thelp", "I\u00a0can't help",
+        "  I CAN'T help  ", "I can\u2018t help", "I can't\u200b help", "I can't\u2028help",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("said", ["Sorry, I can't help.", "I can’t\u00a0help with that"])
+def test_a_phrase_matches_however_it_is_typed(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "phrases.txt"
+    file.write_text(f"{line}\n  # a comment: sorry\n\u200b\n", encoding="utf-8")
+    phrases = read_phrases(file)
+    assert phrases == ["i can't help"]
+    assert refuses(said, phrases)
+    assert not refuses("Yes: a comment.", phrases)
+    file.write_text("Ça ne va pas", encoding="utf-16")
+    assert refuses("C\u0327a ne va pas!", read_phrases(file))
+
+
+def test_files_of_one_name_are_slices_of_their_own() -> None:
+    assert names_of(["d/x.jsonl", "y.csv"]) == {"d/x.jsonl": "x", "y.csv": "y"}
+    assert list(names_of(["d/x.jsonl", "e/x.jsonl"]).values()) == ["d/x.jsonl", "e/x.jsonl"]
+    assert list(names_of(["x.csv", "x.jsonl"]).values()) == ["x.csv", "x.jsonl"]
+    assert names_of(["x.jsonl", "x.jsonl"]) == {"x.jsonl": "x"}
 
 
 def test_a_line_ends_at_its_end_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:

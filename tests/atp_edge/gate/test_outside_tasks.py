@@ -30,33 +30,39 @@ def test_a_loss_on_a_task_from_disk_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
     told = [f"{row['question']} {options[row['answer']]}" for row in rows]
     dense, slim = taught(told, 150), taught(["Box is red"], 20)
-    tasks, limits = load_tasks(["contracts"], tmp_path), TaskLimits(lm_eval_items=40)
+    tasks = load_tasks(["contracts"], tmp_path)
 
-    def statuses(other: Any) -> dict[str, str]:
+    def limits(margin: float) -> TaskLimits:
+        return TaskLimits(lm_eval_items=400, lm_eval_loss=margin)
+
+    def statuses(other: Any, margin: float = 0.1) -> dict[str, str]:
         checks, notes = check_outside(
-            TorchModel(dense), TorchModel(other), tokenizer(), tasks, limits, 0.05, 64
+            TorchModel(dense), TorchModel(other), tokenizer(), tasks, limits(margin), 0.05, 64
         )
         assert not notes
-        assert all(check.clusters == 40 for check in checks)
+        assert all(check.clusters == 40 for check in checks), "as many as were answered"
         return {check.name: check.status for check in checks}
 
     assert statuses(slim)["lm-eval contracts acc"] == "failed"
     assert statuses(dense)["lm-eval contracts acc"] == "passed"
+    assert statuses(dense, 0.05)["lm-eval contracts acc"] == "undecided", "59 items would tell"
 
 
 def test_without_items_the_errors_of_both_count() -> None:
     before = HarnessScore(
-        task="t", metric="acc", value=0.8, error=0.03, higher_is_better=True, per_item=(1.0, 0.0)
-    )
+        task="t", metric="acc", value=0.8, error=0.03, higher_is_better=True, per_item=(1.0, 0.0),
+        items=7,
+    )  # fmt: skip
     after = replace(before, value=0.7, error=0.04)
-    paired = _difference(before, replace(after, per_item=(0.0, 0.0)), 100)
+    paired = _difference(before, replace(after, per_item=(0.0, 0.0)))
     assert paired is not None
     assert (paired.mean, paired.items) == (0.5, 2)
-    apart = _difference(before, replace(after, per_item=()), 100)
+    apart = _difference(before, replace(after, per_item=()))
     assert apart is not None
+    assert (apart.clusters, apart.items) == (7, 7)
     assert (apart.mean, apart.error) == (pytest.approx(0.1), pytest.approx(0.05))
     lower = replace(before, higher_is_better=False, per_item=())
-    found = _difference(lower, replace(after, per_item=()), 100)
+    found = _difference(lower, replace(after, per_item=()))
     assert found is not None
     assert found.mean == pytest.approx(-0.1)
-    assert _difference(replace(lower, error=None), after, 100) is None
+    assert _difference(replace(lower, error=None), after) is None

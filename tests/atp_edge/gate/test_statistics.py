@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from atp_edge.gate.measured_text import Measured
+from atp_edge.gate.material import unread_of
+from atp_edge.gate.measured_text import Measured, Text
 from atp_edge.gate.quality import check_quality
 from atp_edge.gate.settings import QualityLimits
 from atp_edge.gate.statistics import (
@@ -154,6 +155,51 @@ def made_up(draw: np.random.Generator, slices: tuple[str, ...]) -> Measured:
         text=text, slices=slices, nats=(nats[0], nats[1] + shift), confidence=(zeros, zeros),
         right=(zeros, zeros), kl=zeros, same_top=zeros,
     )  # fmt: skip
+
+
+def shifted(slices: tuple[str, ...], by: float) -> Measured:
+    """Two models of which one loses `by` nats on every token."""
+    made = made_up(np.random.default_rng(0), slices)
+    return Measured(**(vars(made) | {"nats": (made.nats[0], made.nats[0] + by)}))
+
+
+def test_further_text_makes_up_for_no_loss_on_the_runs_own() -> None:
+    own, easy = shifted(("all",) * 20, 0.2), shifted(("more/all",) * 200, 0.0)
+    alone, both = (
+        {c.key: c for c in check_quality(own, QualityLimits(), LEVEL, further)[0]}
+        for further in (None, easy)
+    )
+    assert alone["loss"].status == both["loss"].status == "failed"
+    assert (alone["loss"], alone["kl"]) == (both["loss"], both["kl"])
+    assert (both.keys() - alone.keys()) == {"loss [more/all]"}
+    assert both["loss [more/all]"].status == "passed"
+    # A family of its own: many slices more raise no bar of the run's.
+    two, many = shifted(("a", "b") * 9, 0.3), shifted(tuple(map(str, range(200))) * 9, 0.0)
+    found = [
+        {c.key: c.p_value for c in check_quality(two, QualityLimits(), LEVEL, further)[0]}
+        for further in (None, many)
+    ]
+    assert found[0]["loss [a]"] == found[1]["loss [a]"]
+
+
+def test_a_slice_without_a_document_is_undecided() -> None:
+    texts = [Text(ids=(1, 2), labels=(1, 2), slice=name) for name in ("ward", "more/all")]
+    unread = unread_of(["ward", "rare", "more/all", "more/x", "rare"], texts)
+    assert unread == ("more/x", "rare")
+    own = shifted(("ward",) * 20, 0.0)
+    found = {c.key: c for c in check_quality(own, QualityLimits(), LEVEL, unread=unread)[0]}
+    assert found["loss [ward]"].status == "passed", "of two slices"
+    for name in unread:
+        assert (found[f"loss [{name}]"].status, found[f"loss [{name}]"].clusters) == (
+            "undecided",
+            0,
+        )
+        assert "0 documents" in found[f"loss [{name}]"].text
+    many = [f"s{i:03}" for i in range(140)]
+    checks = check_quality(own, QualityLimits(), LEVEL, unread=many)[0]
+    assert {c.status for c in checks if c.slice and c.slice != "ward"} == {"undecided"}
+    assert checks[-1].key == "loss [120 more]"
+    assert len(checks) == 2 + 1 + 20 + 1
 
 
 def swapped(measured: Measured, draw: np.random.Generator) -> Measured:

@@ -105,6 +105,15 @@ def test_a_written_profile_is_read_and_another_file_is_refused(tmp_path: Path) -
     np.savez(tmp_path / "other.npz", bits=np.zeros(3, np.uint8))
     (tmp_path / "cut.npz").write_bytes(before[: len(before) // 2])
     (tmp_path / "text.npz").write_text("no")
-    for name in ("other.npz", "cut.npz", "text.npz"):
+    bits, one = np.zeros(BITS // 8, np.uint8), np.ones(1)
+    odd = {
+        "scalars": (np.array(8), np.array(0.5)), "texts": (np.array([8]), np.array(["a"])),
+        "floats": (one, one), "table": (np.ones((1, 1), int), np.ones((1, 1))),
+    }  # fmt: skip
+    for name, (lengths, thresholds) in odd.items():
+        np.savez(tmp_path / f"{name}.npz", bits=bits, lengths=lengths, thresholds=thresholds)
+    np.save(tmp_path / "plain.npy", bits)
+    (tmp_path / "plain.npy").rename(tmp_path / "plain.npz")
+    for name in ("other.npz", "cut.npz", "text.npz", "plain.npz", *(f"{x}.npz" for x in odd)):
         with pytest.raises(ValueError, match=re.escape(name)):
             read_profile(tmp_path / name)
