@@ -42,6 +42,8 @@ from atp_edge.run.records import (
 from atp_edge.settings import read_config, read_versions, to_toml
 
 VERSIONS_OF = ("atp-edge", "torch", "transformers", "peft", "accelerate", "datasets", "onnx")
+_OF_THE_VERY_FILES = ("verify", "gate")
+"""What says of files that they are good, and without a record says nothing."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class RunFolder:
     def stale(self) -> dict[str, str]:
         """Stages and benches whose figures are of other files than there are now, and why."""
         troubles = {name: self.records.stale(name) for name in self.records.measured}
+        if "gate" not in troubles and "gate" in self.metrics():
+            troubles["gate"] = f"no record in {self.records.file} says which files it judged"
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     def void_damaged(self, say: Callable[[str], None]) -> None:
@@ -166,16 +170,19 @@ class RunFolder:
     def adopt(self, config: Config, say: Callable[[str], None]) -> None:
         """Take what a run from before records were kept has as it is, once, and say so.
 
-        A proof is not taken: it is cheap, and made again.
+        What was proven or judged is not taken, for nothing says of which files: it is made again.
         """
         if self.records.file.exists():
             return
         figures = {METRICS: self.metrics(), PARTS: self.parts()}
-        done = [n for n, work in WORK.items() if n in figures[work.figures] and n != "verify"]
+        there = [name for name, work in WORK.items() if name in figures[work.figures]]
+        done = [name for name in there if name not in _OF_THE_VERY_FILES]
         if done:
             self.records.adopt({name: settings_of(config, name) for name in done})
-            self.void("verify")
             say(f"done before records were kept, and taken as they are: {', '.join(done)}")
+        self.void(*_OF_THE_VERY_FILES)
+        if again := [name for name in _OF_THE_VERY_FILES if name in there]:
+            say(f"no record says of which files, so it is to be done again: {', '.join(again)}")
 
 
 def open_run(

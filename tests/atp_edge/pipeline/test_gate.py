@@ -20,6 +20,7 @@ from atp_export.runtime import Generator
 from atp_export.runtime.domain import BITS, DomainProfile, write_profile
 from typer.testing import CliRunner
 
+from atp_edge import Run
 from atp_edge.cli import app
 from atp_edge.gate.outputs import schema
 from atp_edge.run.errors import ConditionNotMetError
@@ -136,6 +137,22 @@ def test_files_that_were_not_proven_do_not_pass(runs: Path) -> None:
     assert error is not None
     assert statuses(content)["proof"] == "failed"
     assert "nothing is proven yet" in " ".join(content["reasons"])
+
+
+def test_without_the_records_a_verdict_is_of_nobody_knows_what(runs: Path) -> None:
+    """A changed model whose records are gone is not shown as the one that passed."""
+    finished = runs / "finished"
+    gate("--config", "gate.toml")
+    (finished / "stages.json").unlink()
+    damage(finished / "dense" / "model.safetensors")
+    assert "NOT what was measured" in Run.open(finished).verdict.sentence
+    done = CliRunner().invoke(app, ["report", "--out", "finished", "--require", "gate"])
+    assert isinstance(done.exception, ConditionNotMetError)
+    assert "done again: verify, gate" in " ".join(done.output.split())
+    assert "PASSED" not in (finished / "report.html").read_text()
+    left = {"gate.json", "gate.xml", "domain.npz"} & {path.name for path in finished.iterdir()}
+    assert not left
+    assert "gate" not in json.loads((finished / "metrics.json").read_text())
 
 
 def test_further_text_is_a_slice_and_what_training_read_is_left_out(runs: Path) -> None:
