@@ -36,9 +36,9 @@ def judged_run(
     """The gate with these thresholds, written into the run's folder."""
     report, profile = _judge(config, run, progress, settings)
     run.void("gate")
-    write_outputs(report, run.path)
     with file_atomically(run.path / PROFILE) as beside:
         write_profile(profile, beside)
+    write_outputs(report, run.path)
     counts = {
         status: sum(check.status == status for check in report.checks)
         for status in ("passed", "failed", "undecided")
