@@ -11,12 +11,15 @@ from rich.text import Text
 
 from atp_edge.cli.bench_method import JsonFile, console, kernels, quality, training
 from atp_edge.cli.export import bench_folders
+from atp_edge.cli.given import Commands
 from atp_edge.run.files import write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_edge.config import Config
 
-bench = typer.Typer(no_args_is_help=False, help="Measure: latency and memory, and more.")
+bench = typer.Typer(
+    cls=Commands, no_args_is_help=False, help="Measure: latency and memory, and more."
+)
 
 for command in (quality, training, kernels):
     bench.command()(command)
