@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from atp_edge.run.records import (
     METRICS,
     PARTS,
     PLAN,
+    REPORT,
     STAGES,
     WORK,
     WRITER,
@@ -108,6 +109,15 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path}: {name} reads what {WRITER[path]} left, and {trouble}; put it "
                     f"back, or write it again with {self.command(WRITER[path])}"
+                )
+
+    def check_places(self, names: Iterable[StageName]) -> None:
+        """Raise ValueError where a folder stands in the place of a file that these stages write."""
+        written = [path for name in names if name in WORK for path in WORK[name].writes]
+        for path in (METRICS, REPORT, *(path for path in written if Path(path).suffix)):
+            if (self.path / path).is_dir():
+                raise ValueError(
+                    f"{self.path / path} is a folder, and a file is written there; move it away"
                 )
 
     def command(self, name: StageName | Literal["run"], *more: str) -> str:
