@@ -94,6 +94,10 @@ def read_profile(path: Path) -> DomainProfile:
         whole = bits.shape == (BITS // 8,) and bits.dtype == np.uint8
         if not whole or lengths.shape != thresholds.shape or not np.isfinite(thresholds).all():
             raise ValueError("its arrays are of another form")
+        if len(np.unique(lengths)) < len(lengths):
+            raise ValueError("a length stands in it twice")
+        if ((thresholds < 0) | (thresholds > 1)).any():
+            raise ValueError("a threshold is not between 0 and 1")
     except (ValueError, KeyError, BadZipFile, EOFError) as error:
         raise ValueError(
             f"{path} is no profile of a domain ({error}); write it again with `atp-edge gate`"
