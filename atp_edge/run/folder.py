@@ -94,6 +94,15 @@ class RunFolder:
                     f"{again}"
                 )
 
+    def require_profile(self) -> None:
+        """Raise ValueError where domain.npz is there, and is not what the gate wrote."""
+        path, gated = "domain.npz", self.records.get("gate")
+        if gated and (self.path / path).exists() and (trouble := self.records.trouble_with(path)):
+            raise ValueError(
+                f"{self.path}: {trouble} since the gate; put it back, or write it again with "
+                f"{self.command('gate')}"
+            )
+
     def require_read(self, name: StageName) -> None:
         """Raise ValueError unless all that a stage reads is there, as the stages before it left
         it."""
