@@ -123,7 +123,8 @@ class Run:
         return read_plan(self.folder.plan)
 
     def generator(self) -> Generator:
-        """onnx/ as text in, text out."""
+        """onnx/ as text in, text out. Raises ValueError where domain.npz beside it is another."""
+        self.folder.require_profile()
         return Generator(self.folder.onnx)
 
     def _until(self, last: StageName) -> Self:

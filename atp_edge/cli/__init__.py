@@ -29,12 +29,14 @@ from atp_edge.cli.bench import bench
 from atp_edge.cli.export import export, verify_folder
 from atp_edge.cli.gate import gate
 from atp_edge.cli.generate import generate
+from atp_edge.cli.given import Commands
 from atp_edge.cli.one_stage import one_stage
 from atp_edge.cli.push import push
 from atp_edge.cli.run import Require, run, train
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -11,12 +11,16 @@ from rich.text import Text
 
 from atp_edge.cli.bench_method import JsonFile, console, kernels, quality, training
 from atp_edge.cli.export import bench_folders
+from atp_edge.cli.given import Commands
+from atp_edge.cli.written import check_apart, sources_of
 from atp_edge.run.files import write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_edge.config import Config
 
-bench = typer.Typer(no_args_is_help=False, help="Measure: latency and memory, and more.")
+bench = typer.Typer(
+    cls=Commands, no_args_is_help=False, help="Measure: latency and memory, and more."
+)
 
 for command in (quality, training, kernels):
     bench.command()(command)
@@ -51,6 +55,8 @@ def latency(
         return
     if folder and (out is None or peers):
         raise ValueError(f"--folder {folder[0]} goes with --out RUN, and not with --peers")
+    if out is not None:
+        check_apart({"--json": json_file}, sources_of(out))
     if peers:
         _against_peers(out, batch, peers, precision or [], json_file)
         return
@@ -140,7 +146,7 @@ def tasks(
     from atp_edge.run.progress import Terminal
 
     run = RunFolder(out)
-    run.config()
+    check_apart({"--json": json_file}, [*sources_of(out), *filter(None, [include])])
     if include is not None and not lm_eval:
         raise ValueError(f"--include {include} is of lm-eval tasks: name one with --lm-eval NAME")
     outside = []
@@ -169,6 +175,7 @@ def losses(
     from atp_edge.run.progress import Terminal
 
     run = RunFolder(out)
+    check_apart({"--json": json_file}, sources_of(out))
     with Terminal(console) as progress, taken_up(run, progress, source=True):
         found = map_losses(run, progress, site_blocks=site_blocks)
     console.print(kinds_table(found))
@@ -199,6 +206,7 @@ def rounding(
 
     check_asked(precision or [], quantizer or [])
     run = RunFolder(out)
+    check_apart({"--json": json_file}, sources_of(out))
     with (
         Terminal(console) as progress,
         taken_up(run, progress, source=True),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from atp_edge.cli.written import new_file
+from atp_edge.cli.written import check_apart, new_file
 from atp_edge.run.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
@@ -45,7 +45,8 @@ def quality(
         typer.Option("--json", help="results, and what to go on from; with --show several"),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="a page of plots, or a document when it ends in .md")
+        Path | None,
+        typer.Option(callback=new_file, help="a page of plots, or a document when it ends in .md"),
     ] = None,
 ) -> None:
     """ATP, its ablations and the two-stage ways at equal tokens; goes on where it was."""
@@ -56,6 +57,7 @@ def quality(
     from atp_edge.run.progress import Terminal
 
     files = json_files or [out / "results.json"]
+    check_apart({"--json": files[0], "--report": report}, files[1:])
     known = _known(files) if show else {}
     if len(files) > 1 and not show:
         raise ValueError(f"--json {files[1]}: a matrix has one results file; --show reads several")
@@ -135,6 +137,7 @@ def training(
 
     from atp_edge.training.setup import model_source
 
+    check_apart({"--json": json_file}, [model])
     asked = tuple(precision or ("fp32", "bf16"))
     if not set(asked) <= {"fp32", "bf16"}:
         raise ValueError(f"--precision {', '.join(asked)}: expected fp32 or bf16")
@@ -174,7 +177,9 @@ def kernels(
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile too; on a GPU on")
     ] = None,
     json_file: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option(help="write the roofline page here")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=new_file, help="write the roofline page here")
+    ] = None,
 ) -> None:
     """One masked LoRA layer against peft, addmm, torch.compile and weights sliced beforehand;
     SwiGLU and its mask against Liger's; on a CPU attention against eager and fused."""
@@ -182,6 +187,8 @@ def kernels(
     from atp_bench.kernels.roofline import roofline
     from atp_bench.kernels.run import KEPT, KernelSettings, bench_kernels
     from atp_bench.kernels.tables import attention_table, lora_table, swiglu_table
+
+    check_apart({"--json": json_file, "--plot": plot})
 
     def keep(figures: dict[str, Any]) -> None:
         if json_file is not None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from atp_edge.cli.written import new_file
+from atp_edge.cli.written import check_apart, new_file, sources_of
 from atp_edge.run.errors import ConditionNotMetError
 
 if TYPE_CHECKING:
@@ -56,16 +56,22 @@ def gate(
     values = {name: value for name, value in named.items() if value}
     if folder and form == "slim":
         raise ValueError(f"--folder {folder} is judged as onnx; leave --form slim out")
-    report = _judged(out, config_file, values, folder)
+    written = {"--json": json_file, "--junit": junit}
+    check_apart(written, sources_of(out))
+    report = _judged(out, config_file, values, folder, written)
     _say(report, json_file, junit)
 
 
 def _judged(
-    out: Path, config_file: Path | None, values: dict[str, object], folder: Path | None
+    out: Path,
+    config_file: Path | None,
+    values: dict[str, object],
+    folder: Path | None,
+    written: dict[str, Path | None],
 ) -> GateReport:
     """The gate on the run, whose report is written anew, or on a folder of `export --to`."""
     from atp_edge.pipeline.exported import settings_of_exported
-    from atp_edge.pipeline.gate import judged_folder, judged_run, settings_of_run
+    from atp_edge.pipeline.gate import files_of, judged_folder, judged_run, settings_of_run
     from atp_edge.pipeline.stages import run_stage, taken_up
     from atp_edge.run.folder import RunFolder
     from atp_edge.run.progress import Terminal
@@ -75,6 +81,7 @@ def _judged(
         if config_file:
             config = replace(config, gate=replace(config.gate, config=str(config_file)))
         settings = settings_of_run(config, values)
+        check_apart(written, [*files_of(settings), config.gate.config])
         if folder:
             settings = replace(settings, form="onnx")
             exported = settings_of_exported(config, run, folder)

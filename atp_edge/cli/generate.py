@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from atp_edge.cli.outside import Outside, is_outside
+from atp_edge.cli.outside import Outside, check_another, is_outside
 
 console = Console(highlight=False, emoji=False)
 
@@ -50,6 +50,7 @@ def generate(
     run = RunFolder(out)
     if run.config_toml.exists():
         run.require("onnx")
+        run.require_profile()
     # An exported folder has a manifest; transformers.js's has an onnx/ in it.
     exported = (out / MANIFEST).is_file() or not run.onnx.is_dir()
     onnx = out if exported else run.onnx
@@ -58,6 +59,8 @@ def generate(
             verify_manifest(folder)
         elif (folder / MANIFEST).exists():
             check_sizes(folder)
+    if fallback:
+        check_another(onnx, fallback)
     generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
     if is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)

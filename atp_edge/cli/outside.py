@@ -45,3 +45,18 @@ def is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Pa
         raise ConditionNotMetError(f"{said}; give --fallback, or --outside warn")
     Console(stderr=True, highlight=False).print(Text(said, style="yellow"), soft_wrap=True)
     return True
+
+
+def check_another(folder: Path, fallback: Path) -> None:
+    """Raise ValueError where the model that is to answer outside the domain is the slim one."""
+    from atp_export.manifest import MANIFEST, read_manifest
+
+    def weights(of: Path) -> str:
+        return max(read_manifest(of).files.values(), key=lambda file: file.bytes).sha256
+
+    listed = all((of / MANIFEST).is_file() for of in (folder, fallback))
+    if folder.resolve() == fallback.resolve() or (listed and weights(folder) == weights(fallback)):
+        raise ValueError(
+            f"--fallback {fallback} holds the slim model itself; name one that knows more, such as "
+            "the run's onnx-dense"
+        )

@@ -90,10 +90,10 @@ class _Builder:
     def _document(self, content: str | Pair | Conversation, kind: str) -> Document:
         match content:
             case str():
-                _check_characters(content + kind)
+                check_characters(content + kind)
                 return Document((Segment(content, parse=self.parse),), kind)
             case Pair():
-                _check_characters(content.prompt + content.completion + kind)
+                check_characters(content.prompt + content.completion + kind)
                 prompt = Segment(content.prompt, learn=False, parse=self.parse)
                 return Document((prompt, Segment(content.completion, parse=self.parse)), kind)
             case Conversation():
@@ -103,7 +103,7 @@ class _Builder:
                     sort_keys=True,
                     default=str,
                 )
-                _check_characters(written + kind)
+                check_characters(written + kind)
                 # What rows share, a system prompt and tools, makes no near copies of them.
                 own = [m["content"] for m in content.messages if m["role"] not in _SHARED]
                 segments = self.chat.segments(content)
@@ -115,7 +115,8 @@ def _slice_of(value: object) -> str:
     return "all" if value is None else str(value) or '""'
 
 
-def _check_characters(text: str) -> None:
+def check_characters(text: str) -> None:
+    """Raises ValueError for text that no file holds in UTF-8, or that stands for nothing."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -18,14 +18,16 @@ SCHEMA_FILE = Path(__file__).with_name("gate.schema.json")
 GATE_JSON, JUNIT = "gate.json", "gate.xml"
 STYLE = {"passed": "green", "failed": "red", "undecided": "yellow"}
 _NUMBERS = ("dense", "slim", "difference", "limit")
-# XML 1.0 has no place for these, whatever a model writes.
-_NO_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 65534, 65535], "�")
+# XML 1.0 has no place for these, whatever a model writes or a file is called.
+_NO_XML = dict.fromkeys(
+    [*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE000), 65534, 65535], "�"
+)
 
 
 def write_outputs(report: GateReport, folder: Path) -> None:
-    """gate.json and gate.xml in the run's folder."""
-    write_json(folder / GATE_JSON, report.to_dict())
+    """gate.xml and gate.json in the run's folder, the verdict last."""
     write_junit(report, folder / JUNIT)
+    write_json(folder / GATE_JSON, report.to_dict())
 
 
 def write_junit(report: GateReport, path: Path) -> None:

@@ -33,22 +33,25 @@ CHOSEN = (
 
 
 def fitted(
-    config: Config, model: Model, said: Collection[str], device: Device
-) -> tuple[Config, str | None]:
+    config: Config, model: Model, said: Collection[str], device: Device,
+    after: Collection[str] | None = None,
+) -> tuple[Config, str | None]:  # fmt: skip
     """The settings with which a run fits a device, and a sentence if they had to be chosen.
 
-    said: the settings that the user named; they stay. Of the ways that follow one another, each
-    with less memory, the first that fits is taken. Where none does, the settings are returned as
-    they came: `refuse` says what is missing. `auto` is written down as what it means there.
+    said: the settings that the user named; they stay. after: as in `needs_of`.
+    Of the ways that follow one another, each with less memory, the first that fits is taken. Where
+    none does, the settings are returned as they came: `refuse` says what is missing. `auto` is
+    written down as what it means there.
     """
     config = settled(config, device.kind)
-    if _fits(needs_of(config, model, device.kind, device.count), device):
+    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, after=after)
+    if _fits(wanted(config), device):
         return _without_auto(config), None
     for changes in _ways(config, device):
         tried = with_values(config, {k: v for k, v in changes.items() if k not in said})
         if tried == config or not _go_together(tried):
             continue
-        if _fits(needs_of(tried, model, device.kind, device.count), device):
+        if _fits(wanted(tried), device):
             return _without_auto(tried), (
                 f"chosen for {device.memory / 1e9:.1f} GB of {device.name}: {_shown(config, tried)}"
             )
@@ -93,11 +96,14 @@ def refuse(
     begun: Collection[str] = frozenset(),
     *,
     trained: bool = False,
+    after: Collection[str] | None = None,
 ) -> None:
     """Raises ValueError for a run that does not fit, with the nearest settings that do; begun:
-    those that it has begun with, and that only another run can change; trained: as
-    in `needs_of`."""
-    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, trained=trained)
+    those that it has begun with, and that only another run can change; trained,
+    after: as in `needs_of`."""
+    wanted = partial(
+        needs_of, model=model, device=device.kind, ranks=device.count, trained=trained, after=after
+    )
     found = wanted(config)
     if _fits(found, device):
         return
@@ -132,6 +138,8 @@ def left_for_later(needs: Collection[Need], device: Device) -> str | None:
 def crowded(needs: Collection[Need], device: Device) -> str | None:
     """That a part will want memory which other programs hold now; None where none does."""
     sure = [need for need in needs if not need.can_wait]
+    if not sure:
+        return None
     largest = max(sure, key=lambda need: _least(need, need.device_bytes))
     wanted = _least(largest, largest.device_bytes)
     if wanted <= device.free:

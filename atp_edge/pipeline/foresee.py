@@ -21,8 +21,9 @@ from atp_edge.pipeline.launch import check_ranks
 from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.pipeline.preflight import check_run
+from atp_edge.pipeline.stages import done_by
 from atp_edge.run.folder import RunFolder
-from atp_edge.run.precision import what_is_slow
+from atp_edge.run.precision import settled, what_is_slow
 from atp_edge.run.records import StageName
 
 
@@ -40,12 +41,16 @@ class Foreseen:
     begun: frozenset[str]
     trained: bool
     """Then training needs no memory any more."""
+    left: frozenset[StageName]
+    """Of the named stages those that are not done."""
     needs: list[Need]
     """Of what is left to do."""
 
     def refuse(self) -> None:
         """Raises ValueError where the device cannot hold the run."""
-        refuse(self.config, self.model, self.device, self.begun, trained=self.trained)
+        refuse(
+            self.config, self.model, self.device, self.begun, trained=self.trained, after=self.left
+        )
 
     def warnings(self) -> list[str]:
         """What will be slow, left for later, or short of memory that others hold now."""
@@ -76,11 +81,21 @@ def foresee(
     check_ranks(config, device.count)
     check_run(config, names, weights=weights, elsewhere=device_memory is not None)
     model, begun = sized_model(config), begun_with(config, run)
+    left = _left(config, run, names)
     trained, chosen = "train" in run.records.names, None
     if not trained:
-        config, chosen = fitted(config, model, {*said, *begun}, device)
-    needs = needs_of(config, model, device.kind, device.count, trained=trained)
+        config, chosen = fitted(config, model, {*said, *begun}, device, left)
+    needs = needs_of(config, model, device.kind, device.count, trained=trained, after=left)
     return Foreseen(
         config=config, chosen=chosen, names=names, model=model, device=device, begun=begun,
-        trained=trained, needs=needs,
+        trained=trained, left=left, needs=needs,
     )  # fmt: skip
+
+
+def _left(config: Config, run: RunFolder, names: Sequence[StageName]) -> frozenset[StageName]:
+    """The stages that are to be done (again), with the settings that they would be done with."""
+    from atp_edge.pipeline.inputs import anchored
+
+    records, asked = run.records, settled(anchored(config))
+    done = [n for n in names if records.get(n) and not records.trouble(n, done_by(asked, n))]
+    return frozenset(names) - frozenset(done)

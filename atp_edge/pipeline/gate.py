@@ -36,9 +36,9 @@ def judged_run(
     """The gate with these thresholds, written into the run's folder."""
     report, profile = _judge(config, run, progress, settings)
     run.void("gate")
-    write_outputs(report, run.path)
     with file_atomically(run.path / PROFILE) as beside:
         write_profile(profile, beside)
+    write_outputs(report, run.path)
     counts = {
         status: sum(check.status == status for check in report.checks)
         for status in ("passed", "failed", "undecided")
@@ -118,7 +118,11 @@ def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> 
 def digest(config: Config) -> str:
     """SHA-256 of the thresholds that the run's settings name, and of the files that these name."""
     settings = settings_of_run(config)
-    one_each = (settings.refusals.phrases, settings.tasks.include)
-    named = (*settings.data, *settings.bias.files, *settings.prompts.files, *filter(None, one_each))
-    held = [files_sha256(Path(name).parent, [Path(name).name]) for name in named]
+    held = [files_sha256(Path(name).parent, [Path(name).name]) for name in files_of(settings)]
     return value_sha256({"settings": asdict(settings), "files": held})
+
+
+def files_of(settings: GateSettings) -> tuple[str, ...]:
+    """The files and folders that thresholds name."""
+    one_each = (settings.refusals.phrases, settings.tasks.include)
+    return (*settings.data, *settings.bias.files, *settings.prompts.files, *filter(None, one_each))

@@ -8,6 +8,7 @@ memory.json, part by part (`atp_edge/run/peak_memory.py`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from atp_edge.config import Config
@@ -29,14 +30,16 @@ _BEFORE_THE_DECISION_MOVES = ("dense baseline", "before the joint steps")
 
 
 def needs_of(
-    config: Config, model: Model, device: DeviceKind, ranks: int = 1, *, trained: bool = False
-) -> list[Need]:
+    config: Config, model: Model, device: DeviceKind, ranks: int = 1, *, trained: bool = False,
+    after: Collection[str] | None = None,
+) -> list[Need]:  # fmt: skip
     """Every part of a run in its order, of one of so many ranks: a step's text is shared out over
     them, and what a pass reads, and with `train.shard` the frozen weights. trained: only what comes
-    after training."""
+    after training; after: of that, these parts (None: all)."""
     shared = ranks if config.train.shard else 1
     training = [] if trained else training_parts(_of_a_rank(config, ranks), model, shared)
-    found = [*training, *parts_after(config, model)]
+    later = [n for n in parts_after(config, model) if after is None or n.part in after]
+    found = [*training, *later]
     products = _products(config, len(model.dense.layers))
     return [_on(device, need, products) for need in found]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from atp_export.export import check_exportable
 
-from atp_edge.config import Config
+from atp_edge.config import Config, DecisionConfig
 from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
@@ -58,6 +58,9 @@ def check_run(
     if not elsewhere:
         check_precision(config)
         check_installed(config)
+    begun = RunFolder(out).records.inputs is not None
+    if not begun:  # and cannot be changed then
+        check_protect(config)
     folder, source = model_source(config.model), source_config(config)
     try:
         model_shape(source)
@@ -76,8 +79,21 @@ def check_run(
     if gated is not None:
         check_window(*gated, config, source, tokenizer)
     read_generation(folder)
-    begun = RunFolder(Path(config.out)).records.inputs is not None
     check_model(folder, trust_remote_code=config.trust_remote_code, values=not begun)
+
+
+def check_protect(config: Config) -> None:
+    """The share of what is protected is of something, and not nothing."""
+    share = config.decision.protect_share
+    if config.protect and not share:
+        raise ValueError(
+            "decision.protect_share = 0: nothing of --protect is kept; give more, or leave "
+            "--protect out"
+        )
+    if not config.protect and share != DecisionConfig.protect_share:
+        raise ValueError(
+            f"decision.protect_share = {share}: it is of --protect, and nothing is protected"
+        )
 
 
 def check_gate(config: Config) -> tuple[GateSettings, list[Rule]]:

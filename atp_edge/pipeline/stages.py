@@ -46,6 +46,7 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
     if not run.config_toml.exists():
         progress.say("reading the domain text")
         splits_of(config)
+    run.check_places(names)
     with run.held(), _saying_what_is_saved(run), _with_its_report(run, progress):
         open_run(config, inputs, progress.say)
         run.void_damaged(progress.say)
@@ -92,6 +93,7 @@ def run_stage(
 
     Raises ValueError when what it reads is not there, or not as it was left.
     """
+    run.check_places([name])
     if name == "report":
         _check_history(run)
         _stage(name)(config, run, progress)
@@ -100,7 +102,7 @@ def run_stage(
     if name != "gate":  # It writes nothing before its verdict: one that is refused changes nothing.
         run.void(name)
     # What is not done as the run's settings say is done again by `run`.
-    read, settings = run.records.reads(name), {} if stage else _settings(config, name)
+    read, settings = run.records.reads(name), {} if stage else done_by(config, name)
     began = time.perf_counter()
     try:
         with _watched_memory(name, run):
@@ -131,7 +133,7 @@ def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], 
     """Whether a stage is done and what it left holds; says so, or why it is done again."""
     if name == "report":
         return False
-    trouble = run.records.trouble(name, _settings(config, name))
+    trouble = run.records.trouble(name, done_by(config, name))
     if trouble is None:
         say(f"{name}: done before")
     elif name in run.metrics():
@@ -139,7 +141,7 @@ def _done(name: StageName, config: Config, run: RunFolder, say: Callable[[str], 
     return trouble is None
 
 
-def _settings(config: Config, name: StageName) -> dict[str, Any]:
+def done_by(config: Config, name: StageName) -> dict[str, Any]:
     """What a stage is done by beside what training reads."""
     if name != "gate":
         return settings_of(config, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from atp_edge.run.records import (
     METRICS,
     PARTS,
     PLAN,
+    REPORT,
     STAGES,
     WORK,
     WRITER,
@@ -42,6 +43,8 @@ from atp_edge.run.records import (
 from atp_edge.settings import read_config, read_versions, to_toml
 
 VERSIONS_OF = ("atp-edge", "torch", "transformers", "peft", "accelerate", "datasets", "onnx")
+_OF_THE_VERY_FILES = ("verify", "gate")
+"""What says of files that they are good, and without a record says nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,15 @@ class RunFolder:
                     f"{again}"
                 )
 
+    def require_profile(self) -> None:
+        """Raise ValueError where domain.npz is there, and is not what the gate wrote."""
+        path, gated = "domain.npz", self.records.get("gate")
+        if gated and (self.path / path).exists() and (trouble := self.records.trouble_with(path)):
+            raise ValueError(
+                f"{self.path}: {trouble} since the gate; put it back, or write it again with "
+                f"{self.command('gate')}"
+            )
+
     def require_read(self, name: StageName) -> None:
         """Raise ValueError unless all that a stage reads is there, as the stages before it left
         it."""
@@ -108,6 +120,15 @@ class RunFolder:
                     f"back, or write it again with {self.command(WRITER[path])}"
                 )
 
+    def check_places(self, names: Iterable[StageName]) -> None:
+        """Raise ValueError where a folder stands in the place of a file that these stages write."""
+        written = [path for name in names if name in WORK for path in WORK[name].writes]
+        for path in (METRICS, REPORT, *(path for path in written if Path(path).suffix)):
+            if (self.path / path).is_dir():
+                raise ValueError(
+                    f"{self.path / path} is a folder, and a file is written there; move it away"
+                )
+
     def command(self, name: StageName | Literal["run"], *more: str) -> str:
         """What a user types for this stage of the run, or for all of it."""
         by_config = name in ("run", "train") and self.config_toml.is_file()
@@ -123,6 +144,8 @@ class RunFolder:
     def stale(self) -> dict[str, str]:
         """Stages and benches whose figures are of other files than there are now, and why."""
         troubles = {name: self.records.stale(name) for name in self.records.measured}
+        if "gate" not in troubles and "gate" in self.metrics():
+            troubles["gate"] = f"no record in {self.records.file} says which files it judged"
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     def void_damaged(self, say: Callable[[str], None]) -> None:
@@ -166,16 +189,19 @@ class RunFolder:
     def adopt(self, config: Config, say: Callable[[str], None]) -> None:
         """Take what a run from before records were kept has as it is, once, and say so.
 
-        A proof is not taken: it is cheap, and made again.
+        What was proven or judged is not taken, for nothing says of which files: it is made again.
         """
         if self.records.file.exists():
             return
         figures = {METRICS: self.metrics(), PARTS: self.parts()}
-        done = [n for n, work in WORK.items() if n in figures[work.figures] and n != "verify"]
+        there = [name for name, work in WORK.items() if name in figures[work.figures]]
+        done = [name for name in there if name not in _OF_THE_VERY_FILES]
         if done:
             self.records.adopt({name: settings_of(config, name) for name in done})
-            self.void("verify")
             say(f"done before records were kept, and taken as they are: {', '.join(done)}")
+        self.void(*_OF_THE_VERY_FILES)
+        if again := [name for name in _OF_THE_VERY_FILES if name in there]:
+            say(f"no record says of which files, so it is to be done again: {', '.join(again)}")
 
 
 def open_run(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # A file that changed so lately may change again without its times telling: it is read every time.
+_MANIFEST = "manifest.json"
 _SETTLED_NS = 100_000_000
 _known: dict[tuple[str, int, int, int, int, int], str] = {}
 
@@ -27,15 +28,18 @@ def file_sha256(path: Path) -> str:
 def files_sha256(root: Path, names: Iterable[str]) -> dict[str, str]:
     """Of every file that these names under `root` are or hold; what is not there has none.
 
-    Hidden files and Python's own caches are left out.
+    Hidden files and Python's own caches are left out, but not of a folder with a manifest: that
+    lists all that may lie there.
     """
     found = {}
     for name in names:
         path = root / name
+        listed = (path / _MANIFEST).is_file()
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in inside:
             parts = file.relative_to(path).parts
-            if file.is_file() and not any(p.startswith((".", "__pycache__")) for p in parts):
+            hidden = any(p.startswith((".", "__pycache__")) for p in parts)
+            if file.is_file() and (listed or not hidden):
                 found[file.relative_to(root).as_posix()] = file_sha256(file)
     return found
 

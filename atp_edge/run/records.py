@@ -92,7 +92,7 @@ class Records:
         if content and seal != value_sha256(content):
             raise ValueError(
                 f"{self.file} is damaged: it is not what was written there; put it back, or delete "
-                "it, and the run's files are taken as they are, and proven anew"
+                "it, and the run's files are taken as they are, and proven and judged anew"
             )
         return {"inputs": None, "done": {}} | content
 

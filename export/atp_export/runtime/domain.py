@@ -97,6 +97,10 @@ def read_profile(path: Path) -> DomainProfile:
         alike = lists and lengths.shape == thresholds.shape
         if not whole or not alike or not np.isfinite(thresholds).all():
             raise ValueError("its arrays are of another form")
+        if len(np.unique(lengths)) < len(lengths):
+            raise ValueError("a length stands in it twice")
+        if ((thresholds < 0) | (thresholds > 1)).any():
+            raise ValueError("a threshold is not between 0 and 1")
     except (ValueError, TypeError, KeyError, BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} is no profile of a domain ({error}); write it again with `atp-edge gate`"

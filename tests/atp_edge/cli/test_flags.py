@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from atp_edge.cli import app
 from atp_edge.cli.flags import _values_in
 from atp_edge.config import Config
 from atp_edge.run.folder import open_run
@@ -27,3 +29,28 @@ def test_a_moved_run_goes_on_by_its_own_configuration(
 def test_a_configuration_that_is_no_run_s_says_where_the_run_is(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('out = "runs/notes"\n')
     assert _values_in(tmp_path / "config.toml") == {"out": "runs/notes"}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("gate", "--out", "run"), "--profile"),
+        (("gate", "--out", "run"), "--data"),
+        (("gate", "--out", "run", "--data", "a.jsonl"), "--data"),
+        (("gate", "--out", "run"), "--config"),
+        (("gate",), "--out"),
+        (("run",), "--protect"),
+        (("train",), "--config"),
+        (("bench", "--peers", "onnxruntime-genai"), "--out"),
+        (("bench", "rounding", "--out", "run"), "--json"),
+        (("generate", "text", "--out", "run"), "--fallback"),
+        (("export", "--out", "run"), "--to"),
+    ],
+)
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_an_option_without_its_value_is_refused(
+    command: tuple[str, ...], option: str, nothing: str
+) -> None:
+    """As from a script's variable that is not set."""
+    done = CliRunner().invoke(app, [*command, option, nothing])
+    assert str(done.exception) == f"{option} is empty; give it a value, or leave it out"

@@ -76,6 +76,7 @@ def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_pa
 
 
 Read = Any
+_HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,9 @@ Read = Any
         (read_rules, '{"prompt": "a", "regex": null}', "regex = None: expected a text or a list"),
         (read_rules, '{"prompt": "a", "contains": "b", "expect": "no"}', "expected pass or never"),
         (read_rules, '{"prompt": "a", "contains": "b", "chat": 1}', "expected true or false"),
+        (read_rules, r'{"prompt": "a", "max_length": 9, "name": "\ud800x"}', _HALF),
+        (read_rules, r'{"prompt": "a", "contains": ["b", "\udfff"]}', _HALF),
+        (lambda p: read_pairs(p, 0), r'{"a": "x", "b": "y", "attribute": "\ud800x"}', _HALF),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
         (lambda p: read_pairs(p, 0), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
         (lambda p: read_pairs(p, 0), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),

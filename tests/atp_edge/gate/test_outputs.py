@@ -20,7 +20,8 @@ from atp_edge.gate.settings import changed_of, gate_settings
 from atp_edge.pipeline.verdict import verdict_of
 
 PASSED = Check(name="loss", status="passed", text="loss: fine", dense=14.7, slim=15.0, clusters=90)
-FAILED = Check(name="kl", status="failed", text="KL <too> large & so on \x00", interval=(0.1, 0.2))
+FAILED = Check(name="kl", status="failed", text="KL <too> large & so on \x00\ud800",
+               interval=(0.1, 0.2))  # fmt: skip
 OPEN = Check(name="loss", slice="rare", status="undecided", text="loss on 'rare'", required=False,
              detectable=math.inf)  # fmt: skip
 NEEDED = replace(OPEN, slice="", name="choice", text="no item", required=True)
@@ -76,7 +77,7 @@ def test_junit_fails_what_keeps_it_from_shipping_and_skips_what_does_not(tmp_pat
     assert marks == {
         "loss": [], "kl": ["failure"], "loss [rare]": ["skipped"], "choice": ["failure"],
     }  # fmt: skip
-    assert suite.find(".//failure").get("message") == "KL <too> large & so on \ufffd"  # type: ignore[union-attr]
+    assert suite.find(".//failure").get("message") == "KL <too> large & so on \ufffd\ufffd"  # type: ignore[union-attr]
 
 
 def test_the_table_fits_80_columns() -> None:

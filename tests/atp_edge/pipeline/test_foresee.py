@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import USABLE, Device
 from atp_edge.pipeline.foresee import foresee
 from atp_edge.pipeline.memory import needs_of
+from atp_edge.pipeline.stages import done_by
 from atp_edge.run.folder import open_run
+from atp_edge.run.records import STAGES, StageName
 from atp_edge.settings import configured, with_values
 from tests.atp_edge.test_api import DATA, SETTINGS
 from tests.sources import save_source
@@ -87,7 +90,20 @@ def test_what_training_takes_is_not_asked_for_when_it_is_done(
     run.records.keep("train", read={})
     found = foresee(config, said, ("train", "shrink"))
     found.refuse()
-    assert [need.part for need in found.needs] == ["shrink", "export", "verify", "gate"]
+    assert [need.part for need in found.needs] == ["shrink"]
     there_is(0.5e9, monkeypatch)
+    with pytest.raises(ValueError, match="cannot hold this run: shrink takes"):
+        foresee(config, said, ("train", "shrink")).refuse()
+    # What is done is not asked for; of a finished run nothing.
+    done: tuple[StageName, ...] = ("shrink", "export", "verify", "bench", "gate")
+    (run.path / "metrics.json").write_text(json.dumps({name: {} for name in done}))
+    for stage in done:
+        run.records.keep(stage, read=run.records.reads(stage), settings=done_by(config, stage))
+    found = foresee(config, said, STAGES)
+    found.refuse()
+    assert not found.needs
+    assert "take" not in " ".join(found.warnings()), "no part's memory is warned of"
+    (run.path / "slim").mkdir()
+    (run.path / "slim" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot hold this run: shrink takes"):
         foresee(config, said, ("train", "shrink")).refuse()

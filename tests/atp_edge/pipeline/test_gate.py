@@ -20,9 +20,11 @@ from atp_export.runtime import Generator
 from atp_export.runtime.domain import BITS, DomainProfile, write_profile
 from typer.testing import CliRunner
 
+from atp_edge import Run
 from atp_edge.cli import app
 from atp_edge.gate.outputs import schema
 from atp_edge.run.errors import ConditionNotMetError
+from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
 from tests.atp_edge.pipeline.test_runs_of_before import STORED
 
@@ -136,6 +138,51 @@ def test_files_that_were_not_proven_do_not_pass(runs: Path) -> None:
     assert error is not None
     assert statuses(content)["proof"] == "failed"
     assert "nothing is proven yet" in " ".join(content["reasons"])
+
+
+def test_without_the_records_a_verdict_is_of_nobody_knows_what(runs: Path) -> None:
+    """A changed model whose records are gone is not shown as the one that passed."""
+    finished = runs / "finished"
+    gate("--config", "gate.toml")
+    (finished / "stages.json").unlink()
+    damage(finished / "dense" / "model.safetensors")
+    assert "NOT what was measured" in Run.open(finished).verdict.sentence
+    done = CliRunner().invoke(app, ["report", "--out", "finished", "--require", "gate"])
+    assert isinstance(done.exception, ConditionNotMetError)
+    assert "done again: verify, gate" in " ".join(done.output.split())
+    assert "PASSED" not in (finished / "report.html").read_text()
+    left = {"gate.json", "gate.xml", "domain.npz"} & {path.name for path in finished.iterdir()}
+    assert not left
+    assert "gate" not in json.loads((finished / "metrics.json").read_text())
+
+
+def test_a_hidden_file_among_what_ships_is_none_that_was_judged(runs: Path) -> None:
+    gate("--config", "gate.toml")
+    (runs / "finished" / "onnx" / ".hidden").touch()
+    assert "NOT what was measured" in Run.open(runs / "finished").verdict.sentence
+    with pytest.raises(ValueError, match=r"onnx/\.hidden is new"):
+        gate("--config", "gate.toml")
+
+
+def test_what_cannot_or_must_not_be_written_is_refused_before_the_gate_works(runs: Path) -> None:
+    finished = runs / "finished"
+    asked = [
+        ("--junit", "gate.toml"),
+        ("--json", "data.jsonl"),
+        ("--json", "rules.jsonl"),
+        ("--json", "finished/config.toml"),
+        ("--junit", "finished/metrics.json"),
+    ]
+    for flag, name in asked:
+        (runs / "rules.jsonl").write_text('{"prompt": "a", "max_length": 9}')
+        before = (runs / name).read_bytes()
+        with pytest.raises(ValueError, match="name another place"):
+            gate("--config", "gate.toml", "--prompts", "rules.jsonl", flag, name)
+        assert (runs / name).read_bytes() == before
+    (finished / "domain.npz").mkdir()
+    with pytest.raises(ValueError, match=r"domain\.npz is a folder"):
+        gate("--config", "gate.toml")
+    assert not (finished / "gate.json").exists()
 
 
 def test_further_text_is_a_slice_and_what_training_read_is_left_out(runs: Path) -> None:
@@ -276,11 +323,23 @@ def test_a_prompt_outside_the_domain_is_warned_of_refused_or_handed_over(runs: P
     assert isinstance(say(foreign, "--outside", "refuse")[1], ConditionNotMetError)
     assert "outside" not in say(foreign, "--outside", "ignore")[0]
     shutil.copytree(runs / "finished" / "onnx", runs / "dense-onnx")
+    for slim in ("finished/onnx", "dense-onnx"):
+        with pytest.raises(ValueError, match="holds the slim model itself"):
+            raise say(foreign, "--fallback", slim)[1]  # type: ignore[misc]
+    manifest = json.loads((runs / "dense-onnx" / "manifest.json").read_text())
+    for file in manifest["files"].values():
+        file["sha256"] = "ab" * 32
+    (runs / "dense-onnx" / "manifest.json").write_text(json.dumps(manifest))
     said, error = say(foreign, "--outside", "refuse", "--fallback", "dense-onnx")
     assert error is None
     assert "dense-onnx answers" in said
     profile = DomainProfile(bits=np.zeros(BITS // 8, np.uint8), thresholds={})
     write_profile(profile, runs / "finished" / "domain.npz")
+    with pytest.raises(ValueError, match=r"domain\.npz changed .* since the gate"):
+        raise say(text[:60])[1]  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"domain\.npz changed .* since the gate"):
+        Run.open(runs / "finished").generator()
+    RunFolder(runs / "finished").records.drop(["gate"])
     with pytest.raises(ValueError, match=r"domain\.npz holds no threshold"):
         raise say(foreign, "--outside", "refuse")[1]  # type: ignore[misc]
     (runs / "finished" / "domain.npz").write_text("none")

@@ -294,3 +294,15 @@ def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> Non
         check_run(configured({"out": str(tmp_path / "notes.jsonl")}), ("train",))
     with pytest.raises(ValueError, match=r"out = .*notes\.jsonl is a file; name another place"):
         check_run(configured({"out": str(tmp_path / "notes.jsonl" / "a" / "b")}), ("train",))
+
+
+def test_a_share_of_what_is_protected_is_of_something(tmp_path: Path) -> None:
+    """But a run that began so goes on."""
+    save_source(tmp_path / "model", tokenizer=tokenizer_of("byte-level", bos=False))
+    given = {"out": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"protect_share = 0: nothing of --protect is kept"):
+        checked(tmp_path / "model", protect="legal", decision__protect_share=0.0, **given)
+    with pytest.raises(ValueError, match=r"protect_share = 0\.3: .* nothing is protected"):
+        checked(tmp_path / "model", decision__protect_share=0.3, **given)
+    RunFolder(tmp_path / "run").records.begin("ab")
+    checked(tmp_path / "model", decision__protect_share=0.3, **given)

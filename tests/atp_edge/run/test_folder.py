@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from atp_edge.config import Config
+from atp_edge.pipeline.stages import run_stage
 from atp_edge.run.folder import RunFolder, open_run
+from atp_edge.run.records import STAGES
 from atp_edge.settings import read_versions, with_values
+from tests.tiny import Silent
 
 
 def opened(folder: Path, **values: object) -> RunFolder:
@@ -86,3 +89,15 @@ def test_a_command_that_is_told_can_be_pasted_whatever_the_folder_is_called(tmp_
     run.path.mkdir()
     run.config_toml.touch()
     assert shlex.split(run.command("run").strip("`"))[2:] == ["--config", str(run.config_toml)]
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_stage_works(tmp_path: Path) -> None:
+    run = opened(tmp_path)
+    run.check_places(STAGES)
+    for name in ("domain.npz", "plan.json", "report.html", "metrics.json"):
+        (run.path / name).mkdir()
+        with pytest.raises(ValueError, match=rf"{name} is a folder, and a file is written there"):
+            run.check_places(STAGES)
+        with pytest.raises(ValueError, match=rf"{name} is a folder"):
+            run_stage("train" if name == "plan.json" else "gate", run.config(), run, Silent())
+        (run.path / name).rmdir()

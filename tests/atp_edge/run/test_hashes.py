@@ -27,6 +27,9 @@ def test_a_folder_is_all_its_files_but_hidden_ones_and_caches(tmp_path: Path) ->
     os.mkfifo(tmp_path / "slim" / "pipe")
     found = files_sha256(tmp_path, ["slim", "plan.json", "gone"])
     assert list(found) == ["slim/adapter/weights", "slim/config.json", "plan.json"]
+    (tmp_path / "slim" / "manifest.json").touch()
+    listed = files_sha256(tmp_path, ["slim"])
+    assert {"slim/.hidden/x", "slim/.x.lock", "slim/__pycache__/x.pyc"} <= listed.keys()
     assert found["plan.json"] == hashlib.sha256(b"plan.json").hexdigest()
 
 

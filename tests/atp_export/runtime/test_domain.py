@@ -102,6 +102,11 @@ def test_a_written_profile_is_read_and_another_file_is_refused(tmp_path: Path) -
     before = path.read_bytes()
     write_profile(profile(n16=0.5, n8=0.25), path)
     assert path.read_bytes() == before, "the same bytes"
+    for lengths, thresholds in (([8, 8], [0.2, 0.3]), ([8], [1.5]), ([8], [-0.1])):
+        bits = np.zeros(BITS // 8, np.uint8)
+        np.savez(tmp_path / "wrong.npz", bits=bits, lengths=lengths, thresholds=thresholds)
+        with pytest.raises(ValueError, match=r"wrong\.npz is no profile .*(twice|between 0 and 1)"):
+            read_profile(tmp_path / "wrong.npz")
     np.savez(tmp_path / "other.npz", bits=np.zeros(3, np.uint8))
     (tmp_path / "cut.npz").write_bytes(before[: len(before) // 2])
     (tmp_path / "text.npz").write_text("no")
