@@ -146,7 +146,7 @@ def tasks(
     from atp_edge.run.progress import Terminal
 
     run = RunFolder(out)
-    check_apart({"--json": json_file}, [*sources_of(out), *filter(None, [include])])
+    check_apart({"--json": json_file}, sources_of(out))
     if include is not None and not lm_eval:
         raise ValueError(f"--include {include} is of lm-eval tasks: name one with --lm-eval NAME")
     outside = []
