@@ -60,7 +60,8 @@ def test_without_items_the_errors_of_both_count() -> None:
     apart = _difference(before, replace(after, per_item=()))
     assert apart is not None
     assert (apart.clusters, apart.items) == (7, 7)
-    assert (apart.mean, apart.error) == (pytest.approx(0.1), pytest.approx(0.05))
+    assert apart.mean == pytest.approx(0.1)
+    assert apart.error == pytest.approx(0.05)
     lower = replace(before, higher_is_better=False, per_item=())
     found = _difference(lower, replace(after, per_item=()))
     assert found is not None
