@@ -37,31 +37,13 @@ def generate(
     ] = False,
 ) -> None:
     """Talk to the slim ONNX model."""
-    from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
-    from atp_export.other_layouts import no_model_in
     from atp_export.runtime import Generator, Sampling
 
     from atp_edge.data.chat import chat_ids
-    from atp_edge.run.folder import RunFolder
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    if fallback and not (fallback / "model.onnx").is_file():  # which most prompts never ask for
-        raise ValueError(f"--fallback: {no_model_in(fallback)}")
-    run = RunFolder(out)
-    if run.config_toml.exists():
-        run.require("onnx")
-        run.require_profile()
-    # An exported folder has a manifest; transformers.js's has an onnx/ in it.
-    exported = (out / MANIFEST).is_file() or not run.onnx.is_dir()
-    onnx = out if exported else run.onnx
-    for folder in filter(None, (onnx, fallback)):
-        if check:
-            verify_manifest(folder)
-        elif (folder / MANIFEST).exists():
-            check_sizes(folder)
-    if fallback:
-        check_another(onnx, fallback)
-    generator = Generator(onnx, adapter=adapter, trust_remote_code=trust_remote_code)
+    folder = _checked(out, fallback, every_byte=check)
+    generator = Generator(folder, adapter=adapter, trust_remote_code=trust_remote_code)
     if is_outside(generator, prompt, outside, fallback) and fallback:
         generator = Generator(fallback, trust_remote_code=trust_remote_code)
     asked: str | list[int] = chat_ids(generator.tokenizer, prompt) if chat else prompt
@@ -78,3 +60,30 @@ def generate(
     console.print()
     if silent and not stop:
         console.print("(no text: every new token is a special one)", style="dim")
+
+
+def _checked(out: Path, fallback: Path | None, *, every_byte: bool) -> Path:
+    """The folder of the ONNX model, of a run or exported. Raises ValueError where it or the
+    fallback is not what was shipped: by sizes, or by every byte."""
+    from atp_export.manifest import MANIFEST, check_sizes, verify_manifest
+    from atp_export.other_layouts import no_model_in
+
+    from atp_edge.run.folder import RunFolder
+
+    if fallback and not (fallback / "model.onnx").is_file():  # which most prompts never ask for
+        raise ValueError(f"--fallback: {no_model_in(fallback)}")
+    run = RunFolder(out)
+    if run.config_toml.exists():
+        run.require("onnx")
+        run.require_profile()
+    # An exported folder has a manifest; transformers.js's has an onnx/ in it.
+    exported = (out / MANIFEST).is_file() or not run.onnx.is_dir()
+    onnx = out if exported else run.onnx
+    for folder in filter(None, (onnx, fallback)):
+        if every_byte:
+            verify_manifest(folder)
+        elif (folder / MANIFEST).exists():
+            check_sizes(folder)
+    if fallback:
+        check_another(onnx, fallback)
+    return onnx

@@ -8,10 +8,11 @@ from pathlib import Path
 from atp_edge.run.files import check_place
 from atp_edge.run.records import FOLDERS, HISTORY, MEMORY, METRICS, PLAN, REPORT, WORK
 
-_MANIFEST, _SETTINGS, _CHECKPOINT = "manifest.json", "config.toml", "checkpoint"
+_MANIFEST, _SETTINGS = "manifest.json", "config.toml"
 _OF_A_RUN = frozenset(
     {
-        *(_SETTINGS, "inputs.json", "stages.json", METRICS, PLAN, MEMORY, HISTORY, REPORT),
+        *(_SETTINGS, "inputs.json", "stages.json", "checkpoint"),
+        *(METRICS, PLAN, MEMORY, HISTORY, REPORT),
         *WORK["gate"].writes,
     }
 )
@@ -33,7 +34,7 @@ def new_file(path: Path | None) -> Path | None:
         if (of_a_run and own in FOLDERS) or (folder / _MANIFEST).is_file():
             shipped = folder / own if of_a_run else folder
             raise ValueError(f"{path} lies in {shipped}, which ships as it is; name another place")
-        if of_a_run and (own in _OF_A_RUN or own == _CHECKPOINT):
+        if of_a_run and own in _OF_A_RUN:
             raise ValueError(f"{path} is the run's own; name another place")
     return path
 

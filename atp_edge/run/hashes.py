@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# A file that changed so lately may change again without its times telling: it is read every time.
 _MANIFEST = "manifest.json"
+# A file that changed so lately may change again without its times telling: it is read every time.
 _SETTLED_NS = 100_000_000
 _known: dict[tuple[str, int, int, int, int, int], str] = {}
 

@@ -41,8 +41,6 @@ _LLAMA = (
     (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
 )
 """(normalizer, pre-tokenizer)."""
-
-
 _BY_CLASS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 """Classes by whose names genai puts BOS, whatever the tokenizer does."""
 _CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
