@@ -82,7 +82,7 @@ def _puts_bos_alone(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool
     except ValueError:
         return False
     bos = token_ids(tokenizer).get(special_token(settings, "bos_token") or "")
-    kind = settings.get("tokenizer_class", "").removesuffix("Fast")
+    kind = (settings.get("tokenizer_class") or "").removesuffix("Fast")
     plain = _CLASSES if tokenizer["model"].get("byte_fallback") else _CLASSES + _CLASSES_OF_BYTES
     expected = [[bos]] if kind in _BY_CLASS else [[], [bos]] if kind in plain else []
     return before in expected and not after

@@ -146,6 +146,7 @@ def test_what_was_not_compared_is_said_to_be(
         ("llama-bpe", False, {"tokenizer_class": "LlamaTokenizer"}, True),  # genai puts BOS
         ("llama-2", False, {"tokenizer_class": "LlamaTokenizer"}, True),
         ("gemma", True, {"tokenizer_class": "GPT2Tokenizer"}, True),
+        ("llama-bpe", True, {"tokenizer_class": None}, True),
         ("llama-bpe", True, {"split_special_tokens": True}, True),
     ],
 )

@@ -92,12 +92,12 @@ def check_vocabulary(folder: Path) -> None:
     tokenizer = _tokenizer(folder)
     try:
         _check_added(tokenizer)
-        _check_first(tokenizer, special_token(_settings(folder), "bos_token"))
         if is_sentencepiece(tokenizer):
             space_prefix(tokenizer)
             scores(tokenizer)
         else:
             _check_bytes(tokenizer)
+        _check_first(tokenizer, special_token(_settings(folder), "bos_token"))
     except ValueError as error:
         raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
 

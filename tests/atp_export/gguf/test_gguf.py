@@ -138,6 +138,7 @@ def before_texts(*first: str) -> dict[str, Any]:
         ("", before_texts("<s>", "<|im_start|>"), r"puts <s> <\|im_start\|> before every text"),
         ("", before_texts("<|im_start|>"), r"room for its bos_token \(<s>\) alone"),
         ("", {"post_processor": {"type": "RobertaProcessing"}}, "RobertaProcessing is none whose"),
+        ("", {"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, r"pre-tokenizer .* is none"),
         ("token", {"single_word": True}, "<s> stands for whole words alone"),
     ],
 )
