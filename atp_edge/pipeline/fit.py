@@ -16,8 +16,10 @@ from atp_edge.run.precision import settled
 from atp_edge.settings import values_of, with_values
 from atp_edge.training.frozen import check_base, check_shards
 
-LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64}
+LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64, "lora.alpha": 128.0}
 """A tie with tuning the kept weights, where it was measured (docs/recovery.md)."""
+SCALE = frozenset({"lora.rank", "lora.alpha"})
+"""Which go together: who says one of them has the other as it is."""
 
 CHOSEN = (
     "train.precision",
@@ -44,11 +46,12 @@ def fitted(
     written down as what it means there.
     """
     config = settled(config, device.kind)
+    kept = {*said} if SCALE.isdisjoint(said) else SCALE.union(said)
     wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, after=after)
     if _fits(wanted(config), device):
         return _without_auto(config), None
     for changes in _ways(config, device):
-        tried = with_values(config, {k: v for k, v in changes.items() if k not in said})
+        tried = with_values(config, {k: v for k, v in changes.items() if k not in kept})
         if tried == config or not _go_together(tried):
             continue
         if _fits(wanted(tried), device):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from atp_edge.config import RECIPES, Config
 from atp_edge.decision.baselines import BASELINES
+from atp_edge.pipeline.fit import LORA_ALONE
 from atp_edge.settings import with_values
 
 Preset = Literal["quick", "cpu", "gpu", "little"]
@@ -36,6 +37,12 @@ METHODS: dict[str, dict[str, Any]] = {
     # ShortGPT's: layers of least influence removed; `_without_layers`.
     LAYERS: TWO_STAGE,
 }
+# What is chosen where a device's memory asks (docs/scale.md). Checkpointing is left out: its
+# gradients are equal.
+MEMORY: dict[str, dict[str, Any]] = {
+    "8-bit moments": {"train.moments": "8bit"},
+    "LoRA alone, rank 64, bf16 base": LORA_ALONE | {"train.base_dtype": "bf16"},
+}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe: fast": RECIPES["fast"],
     "RoPE pairs, not KV groups": {"decision.space": "head-dims"},
@@ -58,7 +65,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "LoRA alone": {"recovery.retrain": False},
     "LoRA alone, rank where most was cut": {"recovery.retrain": False, "recovery.adapter": "ranks"},
     "DoRA alone": {"recovery.retrain": False, "recovery.adapter": "dora"},
-    "LoRA alone, rank 64": {"recovery.retrain": False, "lora.rank": 64, "lora.alpha": 128.0},
+    "LoRA alone, rank 64": LORA_ALONE,
+    **MEMORY,
 }
 
 
@@ -129,6 +137,7 @@ def _cpu() -> list[Cell]:
         *_cells(("atp",), domains=("legal",), widths=("uniform",)),
         *_cells(METHODS, domains=("legal",)),
         *_cells(ABLATIONS, domains=("legal",)),
+        *_cells(MEMORY, domains=("health",)),
         *_cells(("atp",), domains=("legal",), steps=RECIPES["best"]["steps"]),
     ]
 
