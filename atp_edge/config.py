@@ -292,3 +292,5 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Nothing else that was tried buys as much.
     "best": {"steps": 1600},
 }
+# Chosen where memory asks: a tie with tuning the kept weights, as measured (docs/recovery.md).
+LORA_ALONE: dict[str, Any] = {"recovery.retrain": False, "lora.rank": 64, "lora.alpha": 128.0}

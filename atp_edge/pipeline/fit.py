@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
-from atp_edge.config import Config
+from atp_edge.config import LORA_ALONE, Config
 from atp_edge.pipeline.device import USABLE, Device
 from atp_edge.pipeline.memory import needs_of
 from atp_edge.pipeline.memory_need import Model, Need
@@ -16,8 +16,6 @@ from atp_edge.run.precision import settled
 from atp_edge.settings import values_of, with_values
 from atp_edge.training.frozen import check_base, check_shards
 
-LORA_ALONE = {"recovery.retrain": False, "lora.rank": 64, "lora.alpha": 128.0}
-"""A tie with tuning the kept weights, where it was measured (docs/recovery.md)."""
 SCALE = frozenset({"lora.rank", "lora.alpha"})
 """Which go together: who says one of them has the other as it is."""
 

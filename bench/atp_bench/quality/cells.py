@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from atp_edge.config import RECIPES, Config
+from atp_edge.config import LORA_ALONE, RECIPES, Config
 from atp_edge.decision.baselines import BASELINES
-from atp_edge.pipeline.fit import LORA_ALONE
 from atp_edge.settings import with_values
 
 Preset = Literal["quick", "cpu", "gpu", "little"]
