@@ -13,9 +13,10 @@ from atp_edge.config import Config
 from atp_edge.gate.judge import judge
 from atp_edge.gate.outputs import write_outputs
 from atp_edge.gate.results import GateReport
-from atp_edge.gate.settings import GateSettings, read_gate_settings
+from atp_edge.gate.settings import Form, GateSettings, read_gate_settings
 from atp_edge.model.checkpoint import shape_of
 from atp_edge.model.loading import stored_type
+from atp_edge.model.structures import count_parameters
 from atp_edge.pipeline.device import device_of
 from atp_edge.pipeline.fit import done_here, holds, short_of
 from atp_edge.pipeline.memory_after import gate_part
@@ -80,7 +81,7 @@ def _judge(
     settings: GateSettings,
     exported: Path | None = None,
 ) -> tuple[GateReport, DomainProfile]:
-    as_stored = _short_of_fp32(run, exported or run.path / settings.form)
+    as_stored = _short_of_fp32(run, settings.form, exported or run.path / settings.form)
     if as_stored:
         progress.say("memory does not hold the dense model in fp32: it is held as it is stored")
     report, profile = judge(run, config, settings, progress.say, exported, as_stored=as_stored)
@@ -89,15 +90,14 @@ def _judge(
     return report, profile
 
 
-def _short_of_fp32(run: RunFolder, folder: Path) -> bool:
+def _short_of_fp32(run: RunFolder, form: Form, folder: Path) -> bool:
     """Whether the device holds what the gate does only with the dense model as it is stored.
 
     Raises ValueError where it does not hold that, before a model is read.
     """
-    run.require("dense")
+    run.require("dense", form)
     device = device_of(None, run.path)
-    shipped = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    asked = gate_part(shape_of(run.dense), stored_type(run.dense), float(shipped))
+    asked = gate_part(shape_of(run.dense), stored_type(run.dense), _held(form, folder))
     need = done_here(device, asked)
     if not holds(device, need):
         raise ValueError(
@@ -106,6 +106,13 @@ def _short_of_fp32(run: RunFolder, folder: Path) -> bool:
             "without it"
         )
     return need is not asked
+
+
+def _held(form: Form, folder: Path) -> float:
+    """Bytes of what ships, as the gate holds it: slim/ in fp32, another form as its files are."""
+    if form == "slim":
+        return 4.0 * count_parameters(shape_of(folder)).whole
+    return float(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
 
 
 def settings_of_run(config: Config, values: Mapping[str, Any] | None = None) -> GateSettings:
