@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from atp_edge.cli.written import check_apart, new_file
+from atp_edge.run.errors import noted_when_stopped
 from atp_edge.run.files import write_atomically, write_json
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
@@ -66,7 +67,8 @@ def quality(
     if show:
         results = [known[cell.key] for cell in chosen]
     else:
-        with Terminal(console) as progress:
+        saved = f"finished cells are in {files[0]}, training in {out}; the same command goes on"
+        with noted_when_stopped(lambda: saved), Terminal(console) as progress:
             results = run_matrix(
                 chosen,
                 work=out,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from atp_edge.config import Config
 from atp_edge.pipeline.expected_work import expected_work
-from atp_edge.run.errors import NotProvenError, Stopped
+from atp_edge.run.errors import NotProvenError, noted_when_stopped
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.freed_memory import trimmed
 from atp_edge.run.hashes import difference, files_sha256
@@ -47,7 +48,7 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
         progress.say("reading the domain text")
         splits_of(config)
     run.check_places(names)
-    with run.held(), _saying_what_is_saved(run), _with_its_report(run, progress):
+    with run.held(), noted_when_stopped(partial(_saved, run)), _with_its_report(run, progress):
         open_run(config, inputs, progress.say)
         run.void_damaged(progress.say)
         tell_expected(expected_work(config, names))
@@ -66,7 +67,7 @@ def taken_up(run: RunFolder, progress: Progress, *, source: bool) -> Iterator[Co
     began with.
     """
     config = run.config()
-    with run.held(), _saying_what_is_saved(run), _with_its_report(run, progress):
+    with run.held(), noted_when_stopped(partial(_saved, run)), _with_its_report(run, progress):
         run.adopt(config, progress.say)
         run.void_damaged(progress.say)
         if source:
@@ -185,16 +186,6 @@ def _page_and_figures(run: RunFolder) -> dict[str, Any]:
     return {"page": page.stat().st_mtime_ns if page.is_file() else None, "figures": figures}
 
 
-@contextmanager
-def _saying_what_is_saved(run: RunFolder) -> Iterator[None]:
-    """Note on a Stopped what of the run is saved, and how to go on."""
-    try:
-        yield
-    except Stopped as stopped:
-        stopped.add_note(_saved(run))
-        raise
-
-
 _SAVED = {
     "tune_dense": PHASE_NAMES["dense"],
     "learn_decision": PHASE_NAMES["control"],
@@ -204,6 +195,7 @@ _SAVED = {
 
 
 def _saved(run: RunFolder) -> str:
+    """What of a run is saved, and how to go on."""
     from atp_edge.training.loop import saved_step
 
     if not run.config_toml.exists():

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -103,6 +105,21 @@ def test_a_signal_ends_it_with_what_is_saved(
 
     assert ended(monkeypatch, work) == code
     assert capsys.readouterr().err == f"stopped by {number.name}: saved: nothing of x[/y] yet\n"
+
+
+def test_a_stopped_matrix_says_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("atp_bench.quality.runner.run_matrix", stopped_matrix)
+    out, file = tmp_path / "work", tmp_path / "found.json"
+    asked = ["bench", "quality", "--quick", "--out", str(out), "--json", str(file)]
+    assert ended(monkeypatch, partial(cli.app, asked)) == 143
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"stopped by SIGTERM: finished cells are in {file}, training in {out}")
+
+
+def stopped_matrix(*_: object, **__: object) -> NoReturn:
+    raise Stopped(signal.SIGTERM)
 
 
 def unheard(program: list[str]) -> tuple[int, str]:
