@@ -142,6 +142,14 @@ def save_changed(
     beside.write_text(json.dumps(json.loads(beside.read_text()) | (settings or {})))
 
 
+def renamed_special(*texts: str) -> dict[str, Any]:
+    """Other texts for the last special tokens, as changes."""
+    last = range(len(SPECIAL) - len(texts), len(SPECIAL))
+    new = {SPECIAL[i]: text for i, text in zip(last, texts, strict=True)}
+    added = {f"added_tokens.{i}.content": new[SPECIAL[i]] for i in last}
+    return added | {"model.vocab": lambda ids: {new.get(t, t): i for t, i in ids.items()}}
+
+
 def put_around_texts(before: list[str], after: list[str]) -> dict[str, Any]:
     """A post-processor."""
     first, last = ([{"SpecialToken": {"id": t, "type_id": 0}} for t in tokens]

@@ -21,7 +21,13 @@ from tokenizers import Tokenizer
 from atp_edge.data.encoding import prompt_ids
 from atp_edge.run.files import read_json
 from tests.atp_export.runtimes.cells import passages
-from tests.tiny_tokenizers import CORPUS, put_around_texts, save_changed, tokenizer_of
+from tests.tiny_tokenizers import (
+    CORPUS,
+    put_around_texts,
+    renamed_special,
+    save_changed,
+    tokenizer_of,
+)
 
 SPACED = [f"a{sign * n}software" for sign in " \n\t" for n in (2, 7, 31)]
 PLAIN = ["You may copy and sell copies", "a\nfree of charge.", *passages(), *SPACED,
@@ -180,6 +186,8 @@ def test_what_was_not_compared_is_said_to_be(
          NOT_COMPARED),
         (without("z"), {}, "az", NOT_COMPARED),
         (without("Ą"), {}, "a\x04", f"{LIKE_SMOLLM2}, here U+0004:"),
+        (renamed_special("qz", "qzx") | {"added_tokens.3.normalized": True}, {}, "qzx",
+         NOT_COMPARED),
         ({"decoder": MARKS}, {}, "a b", NOT_COMPARED),
         ({"model.dropout": 0.9}, {}, " ".join(CORPUS), NOT_COMPARED),
         ({"added_tokens.0.id": 5}, {}, "a<s>", NOT_COMPARED),

@@ -78,11 +78,11 @@ def scores(tokenizer: dict[str, Any]) -> dict[str, float]:
         if own[-1] - own[0] + 1 != len(own) and piece not in runs:
             raise ValueError(f"the merges that make {piece!r} do not follow one another")
     known, added = set(pairs), {token["content"] for token in tokenizer["added_tokens"]}
-    made = ranks.keys() | {piece for piece in model["vocab"] if len(piece) == 1}
     for piece in model["vocab"].keys() - (added - ranks.keys()):
         for i in range(1, len(piece)):
             pair = (piece[:i], piece[i:])
-            if pair not in known and pair[0] in made and pair[1] in made:
+            # Single characters are neighbours whether they are pieces or not.
+            if pair not in known and all(len(part) == 1 or part in ranks for part in pair):
                 raise ValueError(f"{pair[0]!r} and {pair[1]!r} are pieces but make no {piece!r}")
     return {piece: -float(own[0]) for piece, own in ranks.items()}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
+from atp_export.added_tokens import in_each_others_way
 from atp_export.byte_letters import without_token
 from atp_export.gguf.sentencepiece import (
     NOT_MERGED,
@@ -108,6 +109,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         else:
             _check_bytes(tokenizer)
         _check_model(tokenizer["model"])
+        _check_overlap(tokenizer)
         put_before = _check_around(tokenizer, special_token(settings, "bos_token"))
     except ValueError as error:
         raise ValueError(f"{folder / FILE}: {error}") from error
@@ -125,6 +127,16 @@ def _check_added(tokenizer: dict[str, Any]) -> None:
         if token["single_word"]:
             raise ValueError(
                 f"{token['content']} stands for whole words alone, which llama.cpp does not ask"
+            )
+
+
+def _check_overlap(tokenizer: dict[str, Any]) -> None:
+    for first, second in in_each_others_way(tokenizer):
+        longer = len(second["content"]) >= len(first["content"])
+        if longer or first["normalized"] != second["normalized"]:
+            raise ValueError(
+                f"its added tokens {first['content']!r} and {second['content']!r} overlap in some "
+                "text, where llama.cpp takes another one"
             )
 
 

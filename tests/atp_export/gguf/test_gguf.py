@@ -30,7 +30,13 @@ from atp_edge.model.narrow import narrow_model
 from tests.atp_export.gguf import cut_models
 from tests.atp_export.gguf.cut_models import CHECKS
 from tests.tiny import PAIR_PLANS, PLANS, tiny_model
-from tests.tiny_tokenizers import CORPUS, put_around_texts, save_changed, tokenizer_of
+from tests.tiny_tokenizers import (
+    CORPUS,
+    put_around_texts,
+    renamed_special,
+    save_changed,
+    tokenizer_of,
+)
 
 
 def slim(folder: Path, real_folder: Path, family: str, policy: str, **sizes: Any) -> Path:
@@ -169,6 +175,11 @@ def steps(*pre_tokenizers: Any) -> dict[str, Any]:
         ("qwen2", {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
          r"pre-tokenizer .* is none"),
         ("qwen2", {"added_tokens.0.single_word": True}, "<s> stands for whole words alone"),
+        ("qwen2", renamed_special("qz", "zxy"), "'qz' and 'zxy' overlap"),
+        ("qwen2", renamed_special("qz", "qzx") | {"added_tokens.3.normalized": True},
+         "'qzx' and 'qz' overlap"),
+        ("gemma", {"model.vocab": swapped("<|im_end|>", "qz"), "added_tokens.3.content": "qx"},
+         "'q' and 'z' are pieces but make no 'qz'"),
         ("gemma", {"model.dropout": 0.1}, "its dropout is 0.1"),
         ("gemma", {"model.ignore_merges": True}, "takes a text that is a piece whole"),
         ("gemma", {"model.vocab": swapped("<0x0B>", "<>")},
