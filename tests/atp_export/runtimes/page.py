@@ -67,8 +67,8 @@ Others have a normalizer (Qwen's NFC), single digits, tokens that strip, more ar
 before it, merges twice or before those of their parts, words that no merge makes, dropout, bytes of
 other text without a token, another split or decoder, or are no BPE (Unigram, WordPiece). Not
 compared either are settings that it reads otherwise: no `eos_token`, or that of `bos_token` (it
-puts EOS after a text), and `add_bos_token` or `add_eos_token` beside another post-processor. Of any,
-it reads no further than U+0000.
+puts EOS after a text), and `add_bos_token` or `add_eos_token` beside another post-processor. Of
+any, it reads no further than U+0000.
 
 By hand, with real vocabularies and the licence texts: Gemma 3's own tokenizer has the same ids in
 391 of 400 (the others have such runs or Japanese sentences), Llama 2's in 343, and in each of
