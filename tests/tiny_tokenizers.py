@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
+from pathlib import Path
 from typing import Any
 
 from atp_export.pre_tokenizers import PRE_TOKENIZERS
@@ -121,6 +123,43 @@ def tokenizer_of(kind: str, *, bos: bool = True, template: str | None = None) ->
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     made.chat_template = template
     return made
+
+
+def save_changed(
+    folder: Path, kind: str, changes: dict[str, Any], settings: dict[str, Any] | None = None,
+    *, bos: bool = True,
+) -> None:  # fmt: skip
+    """A tokenizer's files with values changed by hand: by their places in tokenizer.json, `a.0.b`,
+    to others or by a function; settings: those of tokenizer_config.json."""
+    tokenizer_of(kind, bos=bos).save_pretrained(folder)
+    path, beside = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    read = json.loads(path.read_text())
+    for place, value in changes.items():
+        *above, last = (int(key) if key.isdigit() else key for key in place.split("."))
+        held = reduce(getitem, above, read)
+        held[last] = value(held[last]) if callable(value) else value
+    path.write_text(json.dumps(read))
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | (settings or {})))
+
+
+def renamed_special(*texts: str) -> dict[str, Any]:
+    """Other texts for the last special tokens, as changes."""
+    last = range(len(SPECIAL) - len(texts), len(SPECIAL))
+    new = {SPECIAL[i]: text for i, text in zip(last, texts, strict=True)}
+    added = {f"added_tokens.{i}.content": new[SPECIAL[i]] for i in last}
+    return added | {"model.vocab": lambda ids: {new.get(t, t): i for t, i in ids.items()}}
+
+
+def put_around_texts(before: list[str], after: list[str]) -> dict[str, Any]:
+    """A post-processor."""
+    first, last = ([{"SpecialToken": {"id": t, "type_id": 0}} for t in tokens]
+                   for tokens in (before, after))  # fmt: skip
+    told = {t: {"id": t, "ids": [SPECIAL.index(t)], "tokens": [t]} for t in (*before, *after)}
+    single = [*first, {"Sequence": {"id": "A", "type_id": 0}}, *last]
+    return {"type": "TemplateProcessing", "single": single, "pair": PAIR, "special_tokens": told}
+
+
+PAIR = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
 
 
 CHATML = (

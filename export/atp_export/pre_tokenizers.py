@@ -28,31 +28,44 @@ PRE_TOKENIZERS = {
 }
 """By what splits before the bytes (a regular expression, or digits one by one, or nothing), and
 whether a word that is a token is taken whole, whatever merges say."""
+_NO_PATTERN = ("", "digits")
+"""After which GPT-2's expression splits."""
 
 
 def name_of(tokenizer: dict[str, Any]) -> str | None:
     """Of the contents of a tokenizer.json; None: another split, or no BPE."""
-    rule = "".join(_rule(step) for step in steps_of(tokenizer))
-    if tokenizer["model"]["type"] != "BPE":
+    *before, last = steps_of(tokenizer) or [{}]
+    rule = "".join(map(_rule, before[:1]))
+    model = tokenizer["model"]
+    if model["type"] != "BPE" or len(before) > 1 or not _makes_bytes(last, rule):
         return None
-    return PRE_TOKENIZERS.get((rule, bool(tokenizer["model"].get("ignore_merges"))))
+    return PRE_TOKENIZERS.get((rule, bool(model["ignore_merges"])))
 
 
 def steps_of(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of the pre-tokenizer."""
-    parts = tokenizer.get("pre_tokenizer") or {}
+    parts = tokenizer["pre_tokenizer"] or {}
     steps: list[dict[str, Any]] = parts.get("pretokenizers", [parts])
     return steps
 
 
 def _rule(step: dict[str, Any]) -> str:
-    """A step of the pre-tokenizer as a key of the table; one that is not understood makes none."""
+    """A step before the bytes as a key of the table; one that is not understood makes none."""
     match step:
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return ""
         case {"type": "Digits", "individual_digits": True}:
             return "digits"
-        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"}:
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated",
+              "invert": False} if pattern not in _NO_PATTERN:  # fmt: skip
             return pattern
         case _:
             return f"unknown {step.get('type')}"
+
+
+def _makes_bytes(step: dict[str, Any], rule: str) -> bool:
+    """Whether a step makes bytes of text, and splits by GPT-2's expression where no other rule
+    split it into words."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(splits)}:
+            return splits == (rule in _NO_PATTERN)
+        case _:
+            return False

@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, NOT_COMPARED, other_ids_in_genai
+from atp_export.genai_tokenizer import (
+    LIKE_GEMMA,
+    LIKE_LLAMA,
+    LIKE_SMOLLM2,
+    NOT_COMPARED,
+    other_ids_in_genai,
+)
 from atp_export.pre_tokenizers import name_of
+from tokenizers import Tokenizer
 
 from atp_edge.data.encoding import prompt_ids
 from atp_edge.run.files import read_json
 from tests.atp_export.runtimes.cells import passages
-from tests.tiny_tokenizers import tokenizer_of
+from tests.tiny_tokenizers import (
+    CORPUS,
+    put_around_texts,
+    renamed_special,
+    save_changed,
+    tokenizer_of,
+)
 
 SPACED = [f"a{sign * n}software" for sign in " \n\t" for n in (2, 7, 31)]
 PLAIN = ["You may copy and sell copies", "a\nfree of charge.", *passages(), *SPACED,
@@ -30,17 +43,23 @@ COMPARED = ("byte-level", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken")
 SENTENCEPIECE = ("llama-2", "metaspace", "phi-3")
 
 
-def both_ids(folder: Path, kind: str, texts: list[str], *, bos: bool = True) -> list[Any]:
-    """(genai's, ours) of every text."""
+def genai_of(folder: Path) -> Any:
+    """genai's own tokenizer of a folder's files."""
     genai = pytest.importorskip("onnxruntime_genai", reason="extra `peers` is not installed")
-    tokenizer = tokenizer_of(kind, bos=bos)
-    tokenizer.save_pretrained(folder)
-    model = {"type": "llama", "vocab_size": len(tokenizer), "context_length": 64,
+    model = {"type": "llama", "vocab_size": 800, "context_length": 64,
              "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
     (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {}}))
     theirs = genai.Tokenizer(str(folder))
     # What a template has rendered is encoded as it is, which is its default; a text is not.
     theirs.update_options(add_special_tokens="true")
+    return theirs
+
+
+def both_ids(folder: Path, kind: str, texts: list[str], *, bos: bool = True) -> list[Any]:
+    """(genai's, ours) of every text."""
+    tokenizer = tokenizer_of(kind, bos=bos)
+    tokenizer.save_pretrained(folder)
+    theirs = genai_of(folder)
     return [(theirs.encode(text).tolist(), prompt_ids(tokenizer, text)) for text in texts]
 
 
@@ -99,43 +118,107 @@ def test_a_folder_says_which(tmp_path: Path, kind: str, named: str | None) -> No
 DIGITS = {"type": "Digits", "individual_digits": True}
 AT_DIGITS = {"type": "Split", "pattern": {"Regex": "[0-9]"}, "behavior": "Isolated",
              "invert": False}  # fmt: skip
-BYTES = {"type": "ByteLevel", "add_prefix_space": False}
-TOLD = {"<s>": {"ids": [0]}, "</s>": {"ids": [1]}}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES_ALONE = BYTES | {"use_regex": False}
+NEVER = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}
+MARKS = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"},
+                                           "content": " "}]}  # fmt: skip
 
 
-def around(before: list[str], after: list[str]) -> dict[str, Any]:
-    """A tokenizer that puts tokens before and after a text."""
-    first, last = ([{"SpecialToken": {"id": t}} for t in tokens] for tokens in (before, after))
-    single = [*first, {"Sequence": {"id": "A"}}, *last]
-    template = {"type": "TemplateProcessing", "single": single, "special_tokens": TOLD}
-    return {"post_processor": template}
+def steps(*pre_tokenizers: dict[str, Any]) -> dict[str, Any]:
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [*pre_tokenizers]}}
+
+
+def without(letter: str) -> dict[str, Any]:
+    """A byte-level vocabulary with another sign in a letter's place."""
+    return {"model.vocab": lambda ids: {"▁" if t == letter else t: i for t, i in ids.items()}}
+
+
+def with_words(*words: str) -> dict[str, Any]:
+    return {"model.vocab": lambda ids: ids | {w: len(ids) + i for i, w in enumerate(words)}}
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"),
+    ("kind", "changes"),
     [
         ("byte-level", {"normalizer": {"type": "NFC"}}),
-        ("byte-level", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}}),
-        *((kind, {"pre_tokenizer": AT_DIGITS}) for kind in ("gemma", "llama-2")),
+        ("byte-level", steps(DIGITS, BYTES)),
+        ("byte-level", steps(DIGITS)),
+        ("byte-level", steps()),
+        ("byte-level", steps(BYTES, BYTES)),
+        ("byte-level", steps(BYTES_ALONE)),
+        ("byte-level", {"pre_tokenizer": BYTES_ALONE}),
+        ("qwen2", {"pre_tokenizer.pretokenizers": lambda found: found[:1]}),
+        ("qwen2", {"pre_tokenizer.pretokenizers": lambda found: found[::-1]}),
+        ("qwen2", {"pre_tokenizer.pretokenizers.1.use_regex": True}),
+        ("qwen2", {"pre_tokenizer.pretokenizers.0.invert": True}),
+        ("gemma", {"pre_tokenizer": AT_DIGITS}),
+        ("llama-2", {"pre_tokenizer": AT_DIGITS}),
         ("gemma", {"pre_tokenizer": None}),
-        ("metaspace", {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁",
-                                         "prepend_scheme": "never", "split": False}}),
-        *((kind, around([], ["</s>"])) for kind in ("byte-level", "gemma", "llama-2")),
-        ("llama-bpe", around(["<s>", "</s>"], [])),  # GLM-4's [gMASK] <sop>
-        ("llama-bpe", around(["</s>"], [])),
-        ("byte-level", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"], ["a", "b"]]}}),
-        ("gemma", {"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}}),
-        *(("byte-level", {"model": {"type": kind}}) for kind in ("Unigram", "WordPiece")),
-        ("gemma", {"added_tokens": [{"content": "<s>", "id": 0, "rstrip": True}]}),
+        ("metaspace", {"pre_tokenizer": NEVER}),
+        ("gemma", {"decoder": None}),
+        ("gemma", {"added_tokens.4.normalized": True}),
+        *((kind, {"post_processor": put_around_texts([], ["</s>"])}) for kind in
+          ("byte-level", "gemma", "llama-2")),
+        # GLM-4's [gMASK] <sop>.
+        ("llama-bpe", {"post_processor": put_around_texts(["<s>", "</s>"], [])}),
+        ("llama-bpe", {"post_processor": put_around_texts(["</s>"], [])}),
+        ("byte-level", {"model.merges": lambda merges: [*merges, merges[0]]}),
+        ("gemma", {"model.vocab": lambda ids: {t.lower(): i for t, i in ids.items()},
+                   "model.merges": []}),
+        ("byte-level", {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<s>", 0.0]]}}),
+        ("byte-level", {"model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}),
+        ("gemma", {"added_tokens.0.rstrip": True}),
     ],
 )  # fmt: skip
 def test_what_was_not_compared_is_said_to_be(
-    tmp_path: Path, kind: str, more: dict[str, Any]
+    tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
-    tokenizer_of(kind).save_pretrained(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    save_changed(tmp_path, kind, changes)
     assert NOT_COMPARED in (other_ids_in_genai(tmp_path) or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "text", "named"),
+    [
+        (with_words("qz"), {}, "qz", NOT_COMPARED),
+        (with_words("qz", "qzq") | {"model.merges": [["qz", "q"], ["q", "z"]]}, {}, "qzqz",
+         NOT_COMPARED),
+        (without("z"), {}, "az", NOT_COMPARED),
+        (without("Ą"), {}, "a\x04", f"{LIKE_SMOLLM2}, here U+0004:"),
+        (renamed_special("qz", "qzx") | {"added_tokens.3.normalized": True}, {}, "qzx",
+         NOT_COMPARED),
+        ({"decoder": MARKS}, {}, "a b", NOT_COMPARED),
+        ({"model.dropout": 0.9}, {}, " ".join(CORPUS), NOT_COMPARED),
+        ({"added_tokens.0.id": 5}, {}, "a<s>", NOT_COMPARED),
+        ({}, {"eos_token": "<s>"}, "a", NOT_COMPARED),
+        ({}, {"eos_token": None}, "a", NOT_COMPARED),
+        ({"post_processor": None}, {"bos_token": "l"}, "a", NOT_COMPARED),
+        ({"post_processor": put_around_texts([], [])}, {"add_bos_token": True}, "a", NOT_COMPARED),
+        ({}, {"add_eos_token": True}, "a", NOT_COMPARED),
+        ({}, {"added_tokens_decoder": {"9": {"content": "may"}}}, "may", NOT_COMPARED),
+    ],
+)  # fmt: skip
+def test_what_has_other_ids_is_named(
+    tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], text: str, named: str
+) -> None:
+    save_changed(tmp_path, "byte-level", changes, settings)
+    assert named in (other_ids_in_genai(tmp_path) or "")
+    theirs = genai_of(tmp_path).encode(text).tolist()
+    assert theirs != Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.merges": lambda merges: [" ".join(merge) for merge in merges]},
+        {"version": lambda _: "1.0", "padding": None},
+        without("Á"),  # the byte C1, which is in no text
+    ],
+)
+def test_a_file_of_before_is_read_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
+    save_changed(tmp_path, "byte-level", changes)
+    assert other_ids_in_genai(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +236,5 @@ def test_what_was_not_compared_is_said_to_be(
 def test_what_the_configuration_says_counts(
     tmp_path: Path, kind: str, bos: bool, settings: dict[str, Any], named: bool
 ) -> None:
-    tokenizer_of(kind, bos=bos).save_pretrained(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    save_changed(tmp_path, kind, {}, settings, bos=bos)
     assert (NOT_COMPARED in (other_ids_in_genai(tmp_path) or "")) == named

@@ -21,14 +21,31 @@ NOT_MERGED = -1e9
 
 def is_sentencepiece(tokenizer: dict[str, Any]) -> bool:
     """Whether bytes stand for what has no piece."""
-    return tokenizer["model"]["type"] == "BPE" and bool(tokenizer["model"].get("byte_fallback"))
+    return tokenizer["model"]["type"] == "BPE" and bool(tokenizer["model"]["byte_fallback"])
+
+
+def check_pieces(tokenizer: dict[str, Any]) -> None:
+    """Raise ValueError for one that llama.cpp's SPM does not follow."""
+    model = tokenizer["model"]
+    space_prefix(tokenizer)
+    if model["ignore_merges"]:
+        raise ValueError("it takes a text that is a piece whole, whatever merges say")
+    lacking = [f"<0x{i:02X}>" for i in range(256) if f"<0x{i:02X}>" not in model["vocab"]]
+    if lacking:
+        raise ValueError(f"it has no piece for {len(lacking)} bytes (the first: {lacking[0]})")
+    if others := changed(tokenizer):
+        raise ValueError(
+            f"{others[0]!r} is looked for in text whose spaces are '{SPACE}' already (it is "
+            "normalized), which llama.cpp does not"
+        )
+    scores(tokenizer)
 
 
 def space_prefix(tokenizer: dict[str, Any]) -> bool:
     """Whether a space is put before every stretch of text. Raises ValueError for other steps."""
-    normalizer = tokenizer.get("normalizer") or {}
+    normalizer = tokenizer["normalizer"] or {}
     steps = normalizer.get("normalizers", [normalizer])
-    before = tokenizer.get("pre_tokenizer")
+    before = tokenizer["pre_tokenizer"]
     plain = before is None or {k: before.get(k) for k in AT_SPACES} == AT_SPACES
     if plain and steps in ([ESCAPED], [PREFIX, ESCAPED]):
         return steps[0] == PREFIX
@@ -39,10 +56,20 @@ def space_prefix(tokenizer: dict[str, Any]) -> bool:
     )
 
 
+def changed(tokenizer: dict[str, Any]) -> list[str]:
+    """Added tokens that are looked for in normalized text, where they are written otherwise."""
+    prefixed = PREFIX["type"] in str(tokenizer["normalizer"])
+    return [
+        token["content"]
+        for token in tokenizer["added_tokens"]
+        if token["normalized"] and (prefixed or {" ", SPACE} & set(token["content"]))
+    ]
+
+
 def scores(tokenizer: dict[str, Any]) -> dict[str, float]:
     """Of every piece that merges make. Raises ValueError where scores cannot say what merges do."""
     model = tokenizer["model"]
-    pairs = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
+    pairs = [tuple(merge) for merge in model["merges"]]
     ranks: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
         ranks.setdefault("".join(pair), []).append(i)
@@ -51,11 +78,11 @@ def scores(tokenizer: dict[str, Any]) -> dict[str, float]:
         if own[-1] - own[0] + 1 != len(own) and piece not in runs:
             raise ValueError(f"the merges that make {piece!r} do not follow one another")
     known, added = set(pairs), {token["content"] for token in tokenizer["added_tokens"]}
-    made = ranks.keys() | {piece for piece in model["vocab"] if len(piece) == 1}
     for piece in model["vocab"].keys() - (added - ranks.keys()):
         for i in range(1, len(piece)):
             pair = (piece[:i], piece[i:])
-            if pair not in known and pair[0] in made and pair[1] in made:
+            # Single characters are neighbours whether they are pieces or not.
+            if pair not in known and all(len(part) == 1 or part in ranks for part in pair):
                 raise ValueError(f"{pair[0]!r} and {pair[1]!r} are pieces but make no {piece!r}")
     return {piece: -float(own[0]) for piece, own in ranks.items()}
 

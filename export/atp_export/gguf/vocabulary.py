@@ -8,17 +8,26 @@ refused: a near rule gives other ids, and no error.
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from atp_export.gguf.sentencepiece import NOT_MERGED, is_sentencepiece, scores, space_prefix
+from atp_export.added_tokens import in_each_others_way
+from atp_export.byte_letters import without_token
+from atp_export.gguf.sentencepiece import (
+    NOT_MERGED,
+    check_pieces,
+    is_sentencepiece,
+    scores,
+    space_prefix,
+)
 from atp_export.pre_tokenizers import PRE_TOKENIZERS, name_of, steps_of
 from atp_export.put_around import put_around, special_token, token_ids
+from atp_export.tokenizer_files import FILE, SETTINGS, read_settings, read_tokenizer
 
 NFC = {"type": "NFC"}
 
@@ -29,8 +38,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence
     size: rows of the embedding; those without a token are written as unused. ends: ids of the end
     tokens. Raises ValueError for a tokenizer that llama.cpp has no rule for.
     """
-    check_vocabulary(folder)
-    tokenizer = _tokenizer(folder)
+    tokenizer = _checked(folder)
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     names = {i: token for token, i in tokenizer["model"]["vocab"].items()}
     names |= {i: token["content"] for i, token in added.items()}
@@ -39,10 +47,9 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
-        merges = tokenizer["model"]["merges"]
-        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+        writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(size)])
-    unknown = tokenizer["model"].get("unk_token")
+    unknown = tokenizer["model"]["unk_token"]
     writer.add_token_types([_type(i, names, added, unknown) for i in range(size)])
     _write_special(writer, folder, {token: i for i, token in names.items()}, ends)
     writer.add_add_bos_token(adds_bos(folder))
@@ -64,7 +71,7 @@ def _write_scores(
 def _write_special(
     writer: GGUFWriter, folder: Path, ids: dict[str, int], ends: Sequence[int]
 ) -> None:
-    settings = _settings(folder)
+    settings = read_settings(folder)
     named = {}
     for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
         text = special_token(settings, key)
@@ -88,18 +95,26 @@ def kept_ends(own: int | None, ends: Sequence[int]) -> list[int]:
 
 
 def check_vocabulary(folder: Path) -> None:
-    """Raise ValueError for a tokenizer that llama.cpp has no rule for."""
-    tokenizer = _tokenizer(folder)
+    """Raise ValueError for a tokenizer that llama.cpp has no rule for, or that cannot be read."""
+    _checked(folder)
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The contents of tokenizer.json."""
+    tokenizer, settings = read_tokenizer(folder), read_settings(folder)
     try:
         _check_added(tokenizer)
         if is_sentencepiece(tokenizer):
-            space_prefix(tokenizer)
-            scores(tokenizer)
+            check_pieces(tokenizer)
         else:
             _check_bytes(tokenizer)
-        _check_first(tokenizer, special_token(_settings(folder), "bos_token"))
+        _check_model(tokenizer["model"])
+        _check_overlap(tokenizer)
+        put_before = _check_around(tokenizer, special_token(settings, "bos_token"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
+        raise ValueError(f"{folder / FILE}: {error}") from error
+    _check_settings(folder / SETTINGS, settings, put_before=put_before)
+    return tokenizer
 
 
 def _check_added(tokenizer: dict[str, Any]) -> None:
@@ -115,49 +130,92 @@ def _check_added(tokenizer: dict[str, Any]) -> None:
             )
 
 
-def _check_first(tokenizer: dict[str, Any], bos: str | None) -> None:
-    before, _ = put_around(tokenizer)
-    ids = token_ids(tokenizer)
-    if before and before != [ids.get(bos or "")]:
-        texts = {i: text for text, i in ids.items()}
+def _check_overlap(tokenizer: dict[str, Any]) -> None:
+    for first, second in in_each_others_way(tokenizer):
+        longer = len(second["content"]) >= len(first["content"])
+        if longer or first["normalized"] != second["normalized"]:
+            raise ValueError(
+                f"its added tokens {first['content']!r} and {second['content']!r} overlap in some "
+                "text, where llama.cpp takes another one"
+            )
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """What BPE may do on bytes as on SentencePiece's pieces, and llama.cpp does not."""
+    for key in ("end_of_word_suffix", "continuing_subword_prefix"):
+        if model[key]:
+            raise ValueError(f"its {key} ({model[key]!r}) is nothing that llama.cpp knows")
+    if model["dropout"]:
         raise ValueError(
-            f"it puts {' '.join(texts[i] for i in before)} before every text, and a GGUF file has "
-            f"room for its bos_token ({bos}) alone"
+            f"its dropout is {model['dropout']}: it leaves merges out by chance, which llama.cpp "
+            "does not; set it to null"
         )
+    if not model["merges"]:
+        raise ValueError("it has no merges, and llama.cpp loads no BPE without")
+
+
+def _check_around(tokenizer: dict[str, Any], bos: str | None) -> bool:
+    """Whether BOS is put before every text; nothing else may be put."""
+    before, after = put_around(tokenizer)
+    ids = token_ids(tokenizer)
+    texts = {i: text for text, i in ids.items()}
+    if before and before != [ids.get(bos or "")]:
+        raise ValueError(
+            f"it puts {_named(before, texts)} before every text, and a GGUF file has room for its "
+            f"bos_token ({bos}) alone"
+        )
+    if after:
+        raise ValueError(
+            f"it puts {_named(after, texts)} after every text, and llama.cpp's own programs stop "
+            "at a decoder that does; take it out of the post_processor: training ends every "
+            "document with the end token in any case"
+        )
+    return bool(before)
+
+
+def _named(ids: Sequence[int], texts: dict[int, str]) -> str:
+    return " ".join(texts.get(i, f"the unknown id {i}") for i in ids)
+
+
+def _check_settings(path: Path, settings: dict[str, Any], *, put_before: bool) -> None:
+    """That transformers, which reads these too, does nothing else than tokenizer.json says."""
+    if settings.get("split_special_tokens"):
+        raise ValueError(
+            f"{path}: split_special_tokens is on, and llama.cpp reads special tokens in a text"
+        )
+    for key, put in (("add_bos_token", put_before), ("add_eos_token", False)):
+        named = special_token(settings, key.removeprefix("add_"))
+        if named and settings.get(key) not in (None, put):
+            raise ValueError(
+                f"{path}: {key} is {settings[key]}, and {FILE} puts {'one' if put else 'none'}; "
+                "save the tokenizer again with transformers"
+            )
 
 
 def _check_bytes(tokenizer: dict[str, Any]) -> None:
     _pre_tokenizer(tokenizer)
-    model, normalizer = tokenizer["model"], tokenizer.get("normalizer")
+    normalizer = tokenizer["normalizer"]
     if normalizer not in (None, NFC):
         raise ValueError(f"its normalizer ({normalizer['type']}) is none that llama.cpp has")
-    for key in ("end_of_word_suffix", "continuing_subword_prefix"):
-        if model.get(key):
-            raise ValueError(f"its {key} ({model[key]!r}) is nothing that llama.cpp knows")
+    for token in tokenizer["added_tokens"] if normalizer else ():
+        if token["normalized"] and not unicodedata.is_normalized("NFC", token["content"]):
+            raise ValueError(f"{token['content']!r} is looked for in NFC, and llama.cpp has none")
 
 
 def other_ids_in_llama_cpp(folder: Path) -> str | None:
     """For what text llama.cpp gives other ids, without an error, as a sentence; None: for none
     that is known."""
-    if _tokenizer(folder).get("normalizer") != NFC:
-        return None
-    return (
-        "llama.cpp gives other ids, and no error, for text that is not in NFC (letters with "
-        "combining marks, as some systems write them): normalize it first"
-    )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    return read
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: a GGUF file holds its tokenizer")
-    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return read
+    tokenizer = read_tokenizer(folder)
+    texts = []
+    if tokenizer["normalizer"] == NFC:
+        texts.append(
+            "text that is not in NFC (letters with combining marks, as some systems write them): "
+            "normalize it first"
+        )
+    if not is_sentencepiece(tokenizer) and (lacking := without_token(tokenizer)):
+        texts.append(f"text with bytes that have no token ({bytes(lacking).hex(' ')})")
+    said = [f"llama.cpp gives other ids, and no error, for {text}" for text in texts]
+    return "; ".join(said) or None
 
 
 def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
@@ -174,7 +232,7 @@ def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
 
 def adds_bos(folder: Path) -> bool:
     """Whether the tokenizer itself puts its first token before a text."""
-    return bool(put_around(_tokenizer(folder))[0])
+    return bool(put_around(read_tokenizer(folder))[0])
 
 
 def _type(i: int, names: dict[int, str], added: dict[int, Any], unknown: str | None) -> TokenType:

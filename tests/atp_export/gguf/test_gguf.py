@@ -20,15 +20,23 @@ from atp_export.gguf.write import write_gguf
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
+from tests.atp_export.gguf import cut_models
 from tests.atp_export.gguf.cut_models import CHECKS
 from tests.tiny import PAIR_PLANS, PLANS, tiny_model
-from tests.tiny_tokenizers import tokenizer_of
+from tests.tiny_tokenizers import (
+    CORPUS,
+    put_around_texts,
+    renamed_special,
+    save_changed,
+    tokenizer_of,
+)
 
 
 def slim(folder: Path, real_folder: Path, family: str, policy: str, **sizes: Any) -> Path:
@@ -120,38 +128,89 @@ def test_a_tokenizer_without_a_rule_in_llama_cpp_is_refused(tmp_path: Path) -> N
         check_vocabulary(tmp_path)
 
 
-def before_texts(*first: str) -> dict[str, Any]:
-    ids = {"<s>": 0, "<|im_start|>": 2}
-    told = {t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in first}
-    items = [*({"SpecialToken": {"id": t}} for t in first), {"Sequence": {"id": "A"}}]
-    template = {"type": "TemplateProcessing", "single": items, "special_tokens": told}
-    return {"post_processor": template}
+BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+               "use_regex": False}  # fmt: skip
+DIGITS = {"type": "Digits", "individual_digits": True}
+ROBERTA = {"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0],
+           "trim_offsets": True, "add_prefix_space": False}  # fmt: skip
+
+
+def swapped(old: str, new: str) -> Any:
+    """A vocabulary with another token in the place of one."""
+    return lambda ids: {new if token == old else token: i for token, i in ids.items()}
+
+
+def steps(*pre_tokenizers: Any) -> dict[str, Any]:
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [*pre_tokenizers]}}
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "message"),
+    ("kind", "changes", "message"),
     [
-        ("", {"pre_tokenizer": {"type": "Whitespace"}}, r"\(\['Whitespace'\]\) is none that"),
-        ("", {"normalizer": {"type": "Lowercase"}}, r"its normalizer \(Lowercase\) is none"),
-        ("model", {"end_of_word_suffix": "</w>"}, r"end_of_word_suffix \('</w>'\) is nothing"),
+        ("qwen2", {"pre_tokenizer": {"type": "Whitespace"}}, r"\(\['Whitespace'\]\) is none that"),
+        ("qwen2", steps(), r"\(\[\]\) is none that"),
+        ("qwen2", steps(DIGITS, BYTES_ALONE), r"\(\['Digits', 'ByteLevel'\]\) is none that"),
+        ("qwen2", {"pre_tokenizer": BYTES_ALONE}, r"\(\['ByteLevel'\]\) is none that"),
+        ("qwen2", {"pre_tokenizer.pretokenizers": lambda found: found[:1]}, r"\['Split'\]"),
+        ("qwen2", {"pre_tokenizer.pretokenizers.1.use_regex": True}, "is none that"),
+        ("qwen2", {"normalizer": {"type": "Lowercase"}}, r"its normalizer \(Lowercase\) is none"),
+        ("qwen2", {"normalizer": {"type": "NFC"}, "added_tokens.0.normalized": True,
+                   "added_tokens.0.content": "e\u0301"}, "is looked for in NFC"),
+        ("qwen2", {"model.end_of_word_suffix": "</w>"}, r"suffix \('</w>'\) is nothing"),
+        ("qwen2", {"model.dropout": 0.1}, "its dropout is 0.1"),
+        ("qwen2", {"model.merges": []}, "it has no merges"),
         # GLM-4 has [gMASK] <sop>.
-        ("", before_texts("<s>", "<|im_start|>"), r"puts <s> <\|im_start\|> before every text"),
-        ("", before_texts("<|im_start|>"), r"room for its bos_token \(<s>\) alone"),
-        ("", {"post_processor": {"type": "RobertaProcessing"}}, "RobertaProcessing is none whose"),
-        ("", {"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}, r"pre-tokenizer .* is none"),
-        ("token", {"single_word": True}, "<s> stands for whole words alone"),
+        ("qwen2", {"post_processor": put_around_texts(["<s>", "<|im_start|>"], [])},
+         r"puts <s> <\|im_start\|> before every text"),
+        ("qwen2", {"post_processor": put_around_texts(["<|im_start|>"], [])},
+         r"room for its bos_token \(<s>\) alone"),
+        ("qwen2", {"post_processor": put_around_texts(["<s>"], ["</s>"])},
+         "puts </s> after every text"),
+        ("qwen2", {"post_processor.single.0": lambda _: {"Sequence": {"id": "A", "type_id": 0}}},
+         "has 2 places for a text"),
+        ("qwen2", {"post_processor.single": lambda found: found[:1]}, "has 0 places for a text"),
+        ("qwen2", {"post_processor.special_tokens": {}}, "puts '<s>', which its special_tokens do"),
+        ("qwen2", {"post_processor": ROBERTA}, "RobertaProcessing is none whose"),
+        ("qwen2", {"post_processor.special_tokens.<s>.ids": [9000]}, "puts the unknown id 9000"),
+        ("qwen2", {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
+         r"pre-tokenizer .* is none"),
+        ("qwen2", {"added_tokens.0.single_word": True}, "<s> stands for whole words alone"),
+        ("qwen2", renamed_special("qz", "zxy"), "'qz' and 'zxy' overlap"),
+        ("qwen2", renamed_special("qz", "qzx") | {"added_tokens.3.normalized": True},
+         "'qzx' and 'qz' overlap"),
+        ("gemma", {"model.vocab": swapped("<|im_end|>", "qz"), "added_tokens.3.content": "qx"},
+         "'q' and 'z' are pieces but make no 'qz'"),
+        ("gemma", {"model.dropout": 0.1}, "its dropout is 0.1"),
+        ("gemma", {"model.ignore_merges": True}, "takes a text that is a piece whole"),
+        ("gemma", {"model.vocab": swapped("<0x0B>", "<>")},
+         r"no piece for 1 bytes \(the first: <0x0B>\)"),
+        ("gemma", {"added_tokens.5.normalized": True}, "is looked for in text whose spaces are"),
+        ("llama-2", {"added_tokens.1.normalized": True}, "'</s>' is looked for in text"),
+    ],
+)  # fmt: skip
+def test_what_a_tokenizer_does_beyond_llama_cpps_rules_is_refused(
+    tmp_path: Path, kind: str, changes: dict[str, Any], message: str
+) -> None:
+    save_changed(tmp_path, kind, {})
+    check_vocabulary(tmp_path)
+    save_changed(tmp_path, kind, changes)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
+        check_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_special_tokens": True}, "split_special_tokens is on"),
+        ({"add_bos_token": False}, r"add_bos_token is False, and tokenizer\.json puts one"),
+        ({"add_eos_token": True}, r"add_eos_token is True, and tokenizer\.json puts none"),
     ],
 )
-def test_what_a_tokenizer_does_beyond_llama_cpps_rules_is_refused(
-    tmp_path: Path, part: str, change: dict[str, Any], message: str
+def test_what_the_settings_do_beside_tokenizer_json_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    tokenizer_of("qwen2").save_pretrained(tmp_path)
-    check_vocabulary(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    read = json.loads(path.read_text())
-    {"": read, "model": read["model"], "token": read["added_tokens"][0]}[part].update(change)
-    path.write_text(json.dumps(read))
-    with pytest.raises(ValueError, match=message):
+    save_changed(tmp_path, "qwen2", {}, settings)
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {message}"):
         check_vocabulary(tmp_path)
 
 
@@ -163,6 +222,10 @@ def test_text_that_is_not_in_nfc_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
     check_vocabulary(tmp_path)
     assert "not in NFC" in (other_ids_in_llama_cpp(tmp_path) or "")
+
+
+LACKING = {"model.vocab": swapped("Ą", "▁")}
+"""No token for U+0004."""
 
 
 NODE = node_folder()
@@ -236,6 +299,31 @@ def test_a_wrong_file_is_noticed(
     file = write_gguf(folder, tmp_path / "gguf", precision="f32")
     proof = proof_of(folder, file, "f32", NODE)
     assert failed in {check.name for check in proof.checks if not check.passed}
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("changes", "text", "same"),
+    [
+        # The merge that stands twice counts where it stands last.
+        ({"model.merges": lambda merges: [*merges, *merges[:40]]}, " ".join(CORPUS), True),
+        (LACKING, "a\x04b", True),
+        (LACKING | {"model.merges": lambda merges: [*merges, ["!", "?"]],
+                    "model.vocab": lambda ids: swapped("Ą", "!?")(ids)}, "a!\x04?", False),
+    ],
+)  # fmt: skip
+def test_ids_are_the_tokenizer_s_or_said_to_be_others(
+    tmp_path: Path, changes: dict[str, Any], text: str, same: bool
+) -> None:
+    folder = tmp_path / "slim"
+    cut_models.slim(folder, "llama", "uniform")
+    save_changed(folder, "byte-level", changes)
+    assert NODE is not None
+    answers = ask(write_gguf(folder, tmp_path / "gguf", precision="f32"), NODE, texts=[text])
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert (answers.ids == [own.encode(text, add_special_tokens=False).ids]) == same
+    said = other_ids_in_llama_cpp(folder) or ""
+    assert ("bytes that have no token (04)" in said) == ("\x04" in text)
 
 
 @needs_llama_cpp

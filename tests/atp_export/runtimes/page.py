@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA
+from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, LIKE_SMOLLM2
 from atp_export.layouts.openvino_genai import TIE
 
 from tests.atp_export.runtimes.cells import FAMILIES, FLAVOURS, GGUF, PRECISIONS, ROOT, WIDTHS, Cell
@@ -58,13 +58,17 @@ do not go. `atp-edge export` and the folder's README.md say so of a tokenizer th
 | tokenizer | other ids there for |
 | --- | --- |
 | bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini, Tekken do, and no more | none known |
+| the same without tokens for some control characters (SmolLM2) | {like_smollm2} |
 | SentencePiece like Gemma's | {like_gemma} |
 | SentencePiece like Llama 2's, Mistral's, Phi-3's | {like_llama} |
 | any other | not compared; some it does not load |
 
 Others have a normalizer (Qwen's NFC), single digits, tokens that strip, more around a text than BOS
-before it, merges twice, another split, or are no BPE (Unigram, WordPiece). Of any, it reads no
-further than U+0000.
+before it, merges twice or before those of their parts, words that no merge makes, dropout, bytes of
+other text without a token, another split or decoder, or are no BPE (Unigram, WordPiece). Not
+compared either are settings that it reads otherwise: no `eos_token`, or that of `bos_token` (it
+puts EOS after a text), and `add_bos_token` or `add_eos_token` beside another post-processor. Of
+any, it reads no further than U+0000.
 
 By hand, with real vocabularies and the licence texts: Gemma 3's own tokenizer has the same ids in
 391 of 400 (the others have such runs or Japanese sentences), Llama 2's in 343, and in each of
@@ -135,6 +139,7 @@ def render(results: dict[str, Any]) -> str:
         TAIL.format(
             like_gemma=_listed(LIKE_GEMMA),
             like_llama=_listed(LIKE_LLAMA),
+            like_smollm2=LIKE_SMOLLM2,
         ),
     ]
     return "\n".join(lines).replace("\n\n\n", "\n\n")
