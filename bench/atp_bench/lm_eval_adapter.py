@@ -149,14 +149,15 @@ class HarnessModel(TemplateLM):
 class HarnessScore:
     """One metric of one task, as lm-eval aggregates it; error: one standard error, where told.
 
-    per_item: item by item, where the metric is the mean of such. items: that were answered.
+    higher_is_better: None where neither the task nor lm-eval says. per_item: item by item, where
+    the metric is the mean of such. items: that were answered.
     """
 
     task: str
     metric: str
     value: float
     error: float | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     per_item: tuple[float, ...] = ()
     items: int = 0
 
@@ -228,7 +229,7 @@ def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> 
 def _metrics(
     task: str,
     row: Mapping[str, Any],
-    higher_is_better: Mapping[str, bool],
+    higher_is_better: Mapping[str, bool | None],
     samples: Sequence[Mapping[str, Any]],
 ) -> Iterator[HarnessScore]:
     """The metrics in a row of lm-eval's results: `acc,none` and its `acc_stderr,none`."""
@@ -241,7 +242,7 @@ def _metrics(
                 metric=metric if filtered == "none" else f"{metric} ({filtered})",
                 value=float(value),
                 error=float(error) if isinstance(error, int | float) else None,
-                higher_is_better=higher_is_better.get(metric, True),
+                higher_is_better=higher_is_better.get(metric),
                 per_item=_per_item(samples, metric, filtered, float(value)),
                 items=sum(s["filter"] == filtered for s in samples),
             )
