@@ -13,6 +13,17 @@ SCHEMA = 1
 Verdict = Literal["passed", "failed", "undecided"]
 
 
+def key_of(name: str, slice: str) -> str:
+    """What a check is called, in one line of what can be seen."""
+    return seen(f"{name} [{slice}]" if slice else name)
+
+
+def seen(text: str) -> str:
+    """A text with what has no sign of its own, line ends and a terminal's commands, written out: it
+    may be of a user's file."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One check. Numbers that it has not are None.
@@ -38,7 +49,7 @@ class Check:
 
     @property
     def key(self) -> str:
-        return f"{self.name} [{self.slice}]" if self.slice else self.name
+        return key_of(self.name, self.slice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +96,9 @@ class GateReport:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What failed, then what is undecided."""
-        failed = [f"failed: {c.text}" for c in self.checks if c.status == "failed"]
+        failed = [f"failed: {seen(c.text)}" for c in self.checks if c.status == "failed"]
         open_ones = [c for c in self.checks if c.status == "undecided"]
-        undecided = [f"undecided: {c.text}" for c in open_ones if c.required or not c.slice]
+        undecided = [f"undecided: {seen(c.text)}" for c in open_ones if c.required or not c.slice]
         slices = [c for c in open_ones if c.slice and not c.required]
         if slices:
             names = ", ".join(c.key for c in slices[:4])
