@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from scipy import stats
 
 from atp_edge.config import GateProfile
 from atp_edge.data.documents import Document, Segment
-from atp_edge.gate.answered import Answered
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option
+from atp_edge.gate.answered import Answered, _chosen
 from atp_edge.gate.bias import check_bias, unread_attributes
 from atp_edge.gate.calibration import adaptive_error, check_calibration
 from atp_edge.gate.counterfactuals import Pair
@@ -187,6 +190,17 @@ def item(document: int, before: float, after: float, **values: object) -> Answer
         "said": ("right" if before else "wrong", "right" if after else "wrong"),
     }  # fmt: skip
     return Answered(**(fields | values))  # type: ignore[arg-type]
+
+
+def test_no_number_is_no_right_answer() -> None:
+    """It was the first option, which was right by chance."""
+    option = Option(prompt="p", text="a")
+    asked = ChoiceItem(options=(option, replace(option, text="b")), answer=0)
+    task = ChoiceTask(name="clause", items=(asked,), scoring="sum")
+    scores = ([np.array([1.0, 0.0])], [np.array([math.nan, math.nan])])
+    with np.errstate(invalid="ignore"):
+        (found,) = _chosen(task, scores)
+    assert (found.score, found.said) == ((1.0, 0.0), ("a", ""))
 
 
 def test_right_answers_lost_are_counted_shown_and_told_from_chance() -> None:
