@@ -7,6 +7,7 @@ the batch size there (its issues 704 and 1645), so batches are of a fixed size i
 from __future__ import annotations
 
 import difflib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -205,14 +206,15 @@ def _offline() -> Iterator[None]:
 
 
 def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> list[HarnessScore]:
-    """Every metric of the tasks, on their first `items` items."""
+    """Every metric of the tasks, on `items` items of each at most, the same ones always, drawn from
+    all of it: those of many tasks lie by subject, and the first are of one."""
     # Without a manager it would read lm-eval's thousands of files to find tasks that are here.
     manager = TaskManager(include_defaults=False)
     with _offline():
         found = simple_evaluate(
             model,
             tasks=list(tasks),
-            limit=items,
+            samples={task.config.task: _drawn(len(task.eval_docs), items) for task in tasks},
             bootstrap_iters=1000,
             log_samples=True,
             task_manager=manager,
@@ -224,6 +226,12 @@ def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> 
             task, row, found["higher_is_better"].get(task, {}), found["samples"].get(task, ())
         )
     ]
+
+
+def _drawn(count: int, most: int) -> list[int]:
+    """So many of so many items at most, in their order; at no even distance, for items may come in
+    turns."""
+    return sorted(random.Random(0).sample(range(count), min(count, most)))
 
 
 def _metrics(
