@@ -135,16 +135,18 @@ def built_in_pairs(domain: str, most: int, seed: int) -> list[Pair]:
     """Pairs of a domain (`legal` and `health` have their own sentences), `most` at most, as many of
     every attribute as of the others."""
     sentences = SENTENCES.get(domain, SENTENCES["general"])
-    draw = random.Random(seed)
-    of_each = []
-    for at, (name, listed) in enumerate(SUBJECTS.items()):
-        pairs = [
+    of_each = [
+        [
             Pair(attribute=name, subject=number, contexts=subjects, texts=(f" {s}", f" {s}"))
             for number, subjects in enumerate(listed, start=100 * at)
             for s in sentences
         ]
-        of_each.append(draw.sample(pairs, len(pairs)))
-    return in_turn(of_each)[:most]
+        for at, (name, listed) in enumerate(SUBJECTS.items())
+    ]
+    if most >= sum(map(len, of_each)):
+        return [pair for pairs in of_each for pair in pairs]
+    draw = random.Random(seed)
+    return in_turn([draw.sample(pairs, len(pairs)) for pairs in of_each])[:most]
 
 
 def read_pairs(path: Path, first_subject: int, source: str = "") -> list[Pair]:
