@@ -70,6 +70,7 @@ def _judged(
     written: dict[str, Path | None],
 ) -> GateReport:
     """The gate on the run, whose report is written anew, or on a folder of `export --to`."""
+    from atp_edge.gate.settings import profile_named
     from atp_edge.pipeline.exported import settings_of_exported
     from atp_edge.pipeline.gate import files_of, judged_folder, judged_run, settings_of_run
     from atp_edge.pipeline.stages import run_stage, taken_up
@@ -79,9 +80,13 @@ def _judged(
     run, reports = RunFolder(out), []
     with Terminal(console) as progress, taken_up(run, progress, source=True) as config:
         if config_file:
-            config = replace(config, gate=replace(config.gate, config=str(config_file)))
+            own = profile_named(config_file) or config.gate.profile
+            chosen = replace(config.gate, config=str(config_file), profile=own)
+            config = replace(config, gate=chosen)
         settings = settings_of_run(config, values)
         check_apart(written, [*files_of(settings), config.gate.config])
+        for path in filter(None, written.values()):  # They say nothing of what is judged now.
+            path.unlink(missing_ok=True)
         if folder:
             settings = replace(settings, form="onnx")
             exported = settings_of_exported(config, run, folder)

@@ -66,6 +66,8 @@ def _chosen(task: ChoiceTask, scored: Sequence[Sequence[Floats]]) -> list[Answer
     for item, *scores in zip(task.items, *scored, strict=True):
         probabilities = [softmax(s) for s in scores]
         taken = [int(p.argmax()) for p in probabilities]
+        # No number is no answer, and not the first option, which may be the right one.
+        told = [bool(np.isfinite(p).all()) for p in probabilities]
         right = item.options[item.answer]
         # Where one text is scored after several prompts, the prompts are what differs.
         by_prompt = len({o.prompt for o in item.options}) > 1
@@ -79,8 +81,14 @@ def _chosen(task: ChoiceTask, scored: Sequence[Sequence[Floats]]) -> list[Answer
                 prompt=right.text if by_prompt else right.prompt,
                 expected=shown[item.answer],
                 chance=1 / len(item.options),
-                score=(float(taken[0] == item.answer), float(taken[1] == item.answer)),
-                said=(shown[taken[0]], shown[taken[1]]),
+                score=(
+                    float(told[0] and taken[0] == item.answer),
+                    float(told[1] and taken[1] == item.answer),
+                ),
+                said=(
+                    shown[taken[0]] if told[0] else "",
+                    shown[taken[1]] if told[1] else "",
+                ),
                 confidence=(float(probabilities[0].max()), float(probabilities[1].max())),
             )
         )

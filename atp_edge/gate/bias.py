@@ -13,7 +13,7 @@ from atp_edge.gate.counterfactuals import Pair
 from atp_edge.gate.measured_text import BATCH_TOKENS
 from atp_edge.gate.results import Check, of_judged
 from atp_edge.gate.settings import BiasLimits
-from atp_edge.gate.statistics import Floats, clustered, judged, judged_family
+from atp_edge.gate.statistics import Difference, Floats, Judged, clustered, judged, judged_family
 
 FEWEST_SUBJECTS = 4
 
@@ -34,26 +34,29 @@ def gaps(model: LanguageModel, tokenizer: Any, pairs: Sequence[Pair]) -> Floats:
 def check_bias(
     pairs: Sequence[Pair], dense: Floats, slim: Floats, limits: BiasLimits, level: float
 ) -> tuple[list[Check], dict[str, Any]]:
-    """The rise of the mean gap's size over all pairs, and of every attribute; clustered by the
-    subjects that a pair compares. dense, slim: `gaps`."""
+    """The rise of the mean gap's size over all built-in pairs (without any, over all), and of every
+    attribute, those of files apart; clustered by the subjects that a pair compares. dense, slim:
+    `gaps`."""
     rise = np.abs(slim) - np.abs(dense)
     subjects = np.array([pair.subject for pair in pairs])
-    attributes = np.array([pair.attribute for pair in pairs])
-    ones = np.ones(len(pairs))
-    whole = judged(
-        clustered(rise, ones, subjects), margin=limits.gap, level=level, fewest=FEWEST_SUBJECTS
-    )
-    names = sorted(set(attributes.tolist()))
-    family = {
-        name: clustered(rise[attributes == name], ones[attributes == name],
-                        subjects[attributes == name])
-        for name in names
-    }  # fmt: skip
-    found = judged_family(family, margin=limits.attribute, level=level, fewest=FEWEST_SUBJECTS)
+    kinds = np.array([pair.kind for pair in pairs])
+    built_in = np.array([not pair.source for pair in pairs])
+
+    def difference(chosen: Any) -> Difference:
+        return clustered(rise[chosen], np.ones(int(chosen.sum())), subjects[chosen])
+
+    # What is fair in a file makes up for no bias of the built-in pairs.
+    of_all = built_in if built_in.any() else ~built_in
+    whole = judged(difference(of_all), margin=limits.gap, level=level, fewest=FEWEST_SUBJECTS)
+    found: dict[str, Judged] = {}
+    for chosen in (built_in, ~built_in):
+        family = {str(name): difference(kinds == name) for name in np.unique(kinds[chosen])}
+        found |= judged_family(family, margin=limits.attribute, level=level, fewest=FEWEST_SUBJECTS)
+    names = sorted(found)
     checks = [
         of_judged(
             "bias", whole, what="gap between counterfactual pairs", unit="nats a token",
-            clusters="subjects", dense=float(np.abs(dense).mean()), slim=float(np.abs(slim).mean()),
+            clusters="subjects", dense=_size(dense, of_all), slim=_size(slim, of_all),
         ),
         *(
             of_judged(
@@ -68,12 +71,12 @@ def check_bias(
         **{
             name: {
                 "gap": {
-                    "dense": _size(dense, attributes == name),
-                    "slim": _size(slim, attributes == name),
+                    "dense": _size(dense, kinds == name),
+                    "slim": _size(slim, kinds == name),
                 },
                 "first_preferred": {
-                    "dense": float((dense[attributes == name] > 0).mean()),
-                    "slim": float((slim[attributes == name] > 0).mean()),
+                    "dense": float((dense[kinds == name] > 0).mean()),
+                    "slim": float((slim[kinds == name] > 0).mean()),
                 },
             }
             for name in names
@@ -85,7 +88,7 @@ def check_bias(
 def unread_attributes(asked: Sequence[str], read: Sequence[Pair]) -> list[Check]:
     """Undecided: attributes that were asked after and all of whose pairs were left out; and all of
     them together, where no pair is left."""
-    missing = sorted(set(asked) - {pair.attribute for pair in read})
+    missing = sorted(set(asked) - {pair.kind for pair in read})
     named = missing if read or not missing else ["", *missing]
     return [
         Check(

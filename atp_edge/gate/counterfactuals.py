@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from atp_edge.evaluation.items import in_turn
 from atp_edge.gate.rows import known_rows
 
 SUBJECTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -115,32 +116,42 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two contexts and what follows each; subject: the pair of subjects, which is one cluster."""
+    """Two contexts and what follows each; subject: the pair of subjects, which is one cluster;
+    source: the name of the file that it is from, empty for built-in ones."""
 
     attribute: str
     subject: int
     contexts: tuple[str, str]
     texts: tuple[str, str]
+    source: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What it is judged with: its attribute, of a file's pairs among those of the file."""
+        return f"{self.source}/{self.attribute}" if self.source else self.attribute
 
 
 def built_in_pairs(domain: str, most: int, seed: int) -> list[Pair]:
     """Pairs of a domain (`legal` and `health` have their own sentences), `most` at most, as many of
     every attribute as of the others."""
     sentences = SENTENCES.get(domain, SENTENCES["general"])
-    pairs = [
-        Pair(attribute=name, subject=number, contexts=subjects, texts=(f" {s}", f" {s}"))
-        for name, listed in SUBJECTS.items()
-        for number, subjects in enumerate(listed, start=100 * list(SUBJECTS).index(name))
-        for s in sentences
+    of_each = [
+        [
+            Pair(attribute=name, subject=number, contexts=subjects, texts=(f" {s}", f" {s}"))
+            for number, subjects in enumerate(listed, start=100 * at)
+            for s in sentences
+        ]
+        for at, (name, listed) in enumerate(SUBJECTS.items())
     ]
-    if most >= len(pairs):
-        return pairs
-    return random.Random(seed).sample(pairs, most)
+    if most >= sum(map(len, of_each)):
+        return [pair for pairs in of_each for pair in pairs]
+    draw = random.Random(seed)
+    return in_turn([draw.sample(pairs, len(pairs)) for pairs in of_each])[:most]
 
 
-def read_pairs(path: Path, first_subject: int) -> list[Pair]:
-    """Pairs of a JSONL file, each a cluster, those that are repeated one. Raises ValueError naming
-    file and line."""
+def read_pairs(path: Path, first_subject: int, source: str = "") -> list[Pair]:
+    """Pairs of a JSONL file, each a cluster, those that are repeated one. source: the file's name
+    among the attributes. Raises ValueError naming file and line."""
     found: list[Pair] = []
     subjects: dict[frozenset[str], int] = {}
     for place, row in known_rows(path, known={"a", "b", "attribute"}):
@@ -156,7 +167,11 @@ def read_pairs(path: Path, first_subject: int) -> list[Pair]:
         contexts, texts = _split(a, b)
         # The other way round the two texts are the same comparison.
         subject = subjects.setdefault(frozenset((a, b)), first_subject + len(found))
-        found.append(Pair(attribute=attribute, subject=subject, contexts=contexts, texts=texts))
+        found.append(
+            Pair(
+                attribute=attribute, subject=subject, contexts=contexts, texts=texts, source=source
+            )
+        )  # fmt: skip
     return found
 
 

@@ -18,7 +18,7 @@ FALSE_ALARMS = 0.05
 """Of the held-out prompts that the threshold is set on."""
 WINDOWS = 400
 SHOWN = 32
-_FEWEST = 20  # prompts that set a threshold
+_FEWEST = 20  # prompts that set a threshold, and that tell how often it errs
 
 
 def profile_of(
@@ -69,14 +69,16 @@ def check_fail_safe(errors: dict[str, Any]) -> list[Check]:
             )
         ]
     one = errors[max(lengths, key=int)]
-    fit = one["false_alarms"] <= 3 * FALSE_ALARMS and one["misses"] <= 0.5
+    enough = one["own_prompts"] >= _FEWEST
+    fit = enough and one["false_alarms"] <= 3 * FALSE_ALARMS and one["misses"] <= 0.5
+    few = "" if enough else f", of {one['own_prompts']} prompts alone"
     return [
         Check(
             name="fail-safe",
             status="passed" if fit else "undecided",
             text=f"fail-safe on prompts of {max(lengths, key=int)} tokens: "
             f"{one['false_alarms']:.1%} false alarms on the domain's text, {one['misses']:.1%} of "
-            "other text missed" + ("" if fit else ": do not rely on it"),
+            "other text missed" + few + ("" if fit else ": do not rely on it"),
             required=False,
             items=one["own_prompts"],
             clusters=one["own_prompts"],

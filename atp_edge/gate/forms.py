@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from atp_edge.config import Config
 from atp_edge.evaluation.scoring import LanguageModel, TorchModel
-from atp_edge.gate.prompts import Ask, asked_ids
+from atp_edge.gate.prompts import Answer, Ask, answered, asked_ids
 from atp_edge.gate.settings import Form
 from atp_edge.model.checkpoint import load_as_stored, load_narrow
 from atp_edge.model.families import longest_text
@@ -59,20 +59,20 @@ def shipped(folder: Path, config: Config, form: Form, new_tokens: int) -> tuple[
 
 
 def _ask_onnx(generator: Generator, new_tokens: int) -> Ask:
-    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
+    def ask(prompts: Sequence[str], chat: bool) -> list[Answer]:
         rows = [asked_ids(generator.tokenizer, prompt, chat) for prompt in prompts]
         made = generate_tokens(
             generator.session, rows, max_new_tokens=new_tokens, ends=generator.ends
         )
-        return list(generator.tokenizer.batch_decode(made, skip_special_tokens=True))
+        return answered(generator.tokenizer, made, new_tokens)
 
     return ask
 
 
 def _ask_torch(model: LanguageModel, tokenizer: Any, new_tokens: int) -> Ask:
-    def ask(prompts: Sequence[str], chat: bool) -> list[str]:
+    def ask(prompts: Sequence[str], chat: bool) -> list[Answer]:
         rows = [asked_ids(tokenizer, prompt, chat) for prompt in prompts]
         made = model.generate(rows, new_tokens=new_tokens, end=tokenizer.eos_token_id)
-        return list(tokenizer.batch_decode(made, skip_special_tokens=True))
+        return answered(tokenizer, made, new_tokens)
 
     return ask

@@ -72,7 +72,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     parts["test"], read = told_apart(parts["test"]), told_apart(both)
     if len(read) < len(both):
         notes.append(f"{len(both) - len(read)} documents repeat another word for word: read once")
-    limits, memorized = settings.quality, settings.memorization
+    limits, memorized, end = settings.quality, settings.memorization, tokenizer.eos_token_id
     tokens = min(limits.document_tokens, window, config.dataset.block_tokens)
     measured, more = (
         tuple(texts_of(x, tokenizer, most=limits.documents, tokens=tokens, seed=config.seed))
@@ -86,15 +86,18 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
     return Material(
         texts=measured,
         further=more,
-        unread=unread_of([*(d.slice for d in documents), *listed], [*measured, *more]),
+        unread=(
+            *unread_of([d.slice for d in documents], measured),
+            *unread_of(listed, more),
+        ),
         tasks=tasks,
         passages=(
-            tuple(passages_of(ids["train"], memorized, config.seed, _read(config))),
-            tuple(passages_of(ids["test"], memorized, config.seed)),
+            tuple(passages_of(ids["train"], memorized, config.seed, _read(config), end=end)),
+            tuple(passages_of(ids["test"], memorized, config.seed, end=end)),
         ),
         train_text="\n".join(document.text for document in parts["train"]),
         pairs=tuple(kept),
-        attributes=tuple(sorted({pair.attribute for pair in pairs})),
+        attributes=tuple(sorted({pair.kind for pair in pairs})),
         rules=tuple(rules),
         phrases=tuple(phrases),
         lm_eval=outside,
@@ -121,8 +124,8 @@ def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[s
     rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
     phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
     pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
-    for number, file in enumerate(settings.bias.files, start=1):
-        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS)
+    for number, (file, name) in enumerate(names_of(settings.bias.files).items(), start=1):
+        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS, name)
     return rules, phrases, pairs
 
 
@@ -141,7 +144,10 @@ def check_askable(
             f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
         )
     for rule in rules:
-        length = len(asked_ids(tokenizer, rule.prompt, rule.chat))
+        try:
+            length = len(asked_ids(tokenizer, rule.prompt, rule.chat))
+        except ValueError as error:
+            raise ValueError(f"{rule.place}: {error}") from None
         if length + new > window:
             raise ValueError(
                 f"{rule.place}: a prompt of {length} tokens, and prompts.new_tokens = {new}: what "
@@ -189,14 +195,16 @@ def _further(
             notes.append(
                 f"{source}: training read {len(documents) - len(fresh)} rows, or nearly: left out"
             )
+        if settings.slice_by != "slice" and {d.slice for d in documents} == {"all"}:
+            notes.append(f"{source}: no row has a field {settings.slice_by!r}: it is one slice")
         slices += [f"{name}/{d.slice}" for d in documents]
         found += [replace(d, slice=f"{name}/{d.slice}") for d in fresh]
     return found, slices, notes
 
 
 def names_of(sources: Sequence[str]) -> dict[str, str]:
-    """What the slices of every source are called after: its file's name without ending; where two
-    share it, as much of their paths as tells them apart."""
+    """What the slices or attributes of every source are called after: its file's name without
+    ending; where two share it, as much of their paths as tells them apart."""
     names = {source: Path(source).stem for source in sources}
     depth = 0
     while len(set(names.values())) < len(names):

@@ -94,7 +94,8 @@ def in_turn_by_slice(documents: Sequence[Document], draw: random.Random) -> Iter
 
 @torch.no_grad()
 def measure(dense: LanguageModel, slim: LanguageModel, texts: Sequence[Text]) -> Measured:
-    """Both models over all texts. Raises ValueError where there is none."""
+    """Both models over all texts. Raises ValueError where there is none, and where the dense model
+    answers with no number: nothing can be compared with it."""
     if not texts:
         raise ValueError("no document with two tokens or more; give more text")
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
@@ -109,6 +110,11 @@ def measure(dense: LanguageModel, slim: LanguageModel, texts: Sequence[Text]) ->
     text, nats_d, sure_d, right_d, nats_s, sure_s, right_s, kl, same = (
         np.concatenate(column) for column in zip(*columns, strict=True)
     )
+    if not np.isfinite(nats_d).all():
+        raise ValueError(
+            "the dense model answers with no number (NaN or infinity): nothing can be compared "
+            "with it; tune it again"
+        )
     return Measured(
         text=text,
         slices=tuple(one.slice for one in texts),
@@ -129,5 +135,6 @@ def _of_row(logits: list[Any], row: int, at: Any, labels: Any) -> list[Floats]:
         found += [-log.gather(-1, labels[:, None])[:, 0], best.exp(), (top == labels).float()]
         logs.append(log)
         tops.append(top)
-    kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    share = logs[0].exp()  # What is impossible for the dense model adds nothing.
+    kl = torch.where(share == 0, 0.0, share * (logs[0] - logs[1])).sum(-1)
     return [x.double().numpy() for x in (*found, kl, (tops[0] == tops[1]).float())]

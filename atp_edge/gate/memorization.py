@@ -39,12 +39,19 @@ class Passage:
 
 
 def passages_of(
-    texts: Sequence[list[int]], limits: MemorizationLimits, seed: int, read: Blocks | None = None
+    texts: Sequence[list[int]],
+    limits: MemorizationLimits,
+    seed: int,
+    read: Blocks | None = None,
+    *,
+    end: int | None = None,
 ) -> list[Passage]:
     """One place of a document, drawn by the seed; documents that are too short are left out.
 
-    texts: documents as ids. read: blocks that training read; only places that lie whole in one of
-    them are drawn, for of a large text most is never read.
+    texts: documents as ids. end: the token that generation stops before; what has it is never
+    continued word for word, so that no such place is drawn. read: blocks that training
+    read; only places that lie whole in one of them are drawn, for of a large text most is never
+    read.
     """
     draw = random.Random(seed)
     needed = limits.prefix_tokens + limits.continued_tokens
@@ -53,7 +60,11 @@ def passages_of(
     for ids in draw.sample(texts, len(texts)):
         if len(found) == limits.prefixes:
             break
-        places: Sequence[int] = range(len(ids) - needed + 1)
+        places: Sequence[int] = [
+            at
+            for at in range(len(ids) - needed + 1)
+            if end not in ids[at + limits.prefix_tokens : at + needed]
+        ]
         if known is not None:
             places = [at for at in places if tuple(ids[at : at + needed]) in known]
         if not places:

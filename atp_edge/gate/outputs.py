@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from rich.table import Table
 from rich.text import Text
 
-from atp_edge.gate.results import Check, GateReport, judged_by
+from atp_edge.gate.results import Check, GateReport, judged_by, key_of
 from atp_edge.run.files import write_atomically, write_json
 
 SCHEMA_FILE = Path(__file__).with_name("gate.schema.json")
@@ -76,7 +76,7 @@ def rows_of(checks: Sequence[Check | dict[str, Any]]) -> list[list[str]]:
     rows = []
     for check in checks:
         values = check if isinstance(check, dict) else vars(check)
-        named = f"{values['name']} [{values['slice']}]" if values["slice"] else values["name"]
+        named = key_of(values["name"], values["slice"])
         numbers = ["" if values[key] is None else f"{values[key]:.3f}" for key in _NUMBERS]
         rows.append([named, values["status"], *numbers, str(values["clusters"])])
     return rows

@@ -12,9 +12,12 @@ from atp_edge.data.chat import chat_ids
 from atp_edge.data.encoding import prompt_ids
 from atp_edge.gate.results import Check
 from atp_edge.gate.rows import known_rows
+from atp_edge.gate.statistics import Status
 
-Ask = Callable[[Sequence[str], bool], list[str]]
-"""Completions of prompts; True: they are messages of a user, through the chat template."""
+Answer = tuple[str, bool]
+"""A text, and whether it was ended: else it was cut, and there may be more of it."""
+Ask = Callable[[Sequence[str], bool], list[Answer]]
+"""Answers to prompts; True: they are messages of a user, through the chat template."""
 
 _TEXTS = ("contains", "not_contains", "regex")
 _KNOWN = {"prompt", "expect", "chat", "max_length", "name", *_TEXTS}
@@ -74,7 +77,9 @@ def _rule(place: str, row: dict[str, Any]) -> Rule:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"{place}: regex {pattern!r}: {error}") from None
-    named = str(row.get("name") or place)
+    named = row.get("name", place)
+    if not isinstance(named, str) or not named.strip():
+        raise ValueError(f"{place}: name = {named!r}: expected a text")
     return Rule(
         place=named, prompt=row["prompt"], never=expect == "never", chat=chat, max_length=length,
         **texts,
@@ -90,26 +95,39 @@ def _texts(place: str, key: str, value: Any) -> tuple[str, ...]:
 
 def check_prompts(rules: Sequence[Rule], ask: Ask) -> tuple[list[Check], list[str]]:
     """A check a rule, and all answers."""
-    answers: dict[int, str] = {}
+    answers: dict[int, Answer] = {}
     for chat in (False, True):
         places = [i for i, rule in enumerate(rules) if rule.chat == chat]
         said = ask([rules[i].prompt for i in places], chat) if places else []
         answers |= dict(zip(places, said, strict=True))
-    checks = [_check(rule, answers[i]) for i, rule in enumerate(rules)]
-    return checks, [answers[i] for i in range(len(rules))]
+    checks = [_check(rule, *answers[i]) for i, rule in enumerate(rules)]
+    return checks, [answers[i][0] for i in range(len(rules))]
 
 
-def _check(rule: Rule, answer: str) -> Check:
+def answered(tokenizer: Any, made: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
+    """What was generated as answers. made: new tokens, which stop before one that ends a text."""
+    texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return [(text, len(ids) < new_tokens) for text, ids in zip(texts, made, strict=True)]
+
+
+def _check(rule: Rule, answer: str, ended: bool) -> Check:
     broken = rule.broken(answer)
     failed = not broken if rule.never else bool(broken)
     shown = " ".join(answer.split())[:80]
-    if rule.never:
+    status: Status = "failed" if failed else "passed"
+    if not failed and not rule.never and rule.max_length is not None and not ended:
+        status = "undecided"
+        why = (
+            f"was cut at {len(answer)} characters, and may pass {rule.max_length}: more "
+            "prompts.new_tokens would tell"
+        )
+    elif rule.never:
         why = "holds all that must never be" if failed else "as it should be"
     else:
         why = "; ".join(broken) or "as it should be"
     return Check(
         name="prompt",
-        status="failed" if failed else "passed",
+        status=status,
         text=f"prompt {rule.place}: the answer {shown!r} {why}",
         slice=rule.place,
         items=1,

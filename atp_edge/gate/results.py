@@ -13,6 +13,17 @@ SCHEMA = 1
 Verdict = Literal["passed", "failed", "undecided"]
 
 
+def key_of(name: str, slice: str) -> str:
+    """What a check is called, in one line of what can be seen."""
+    return seen(f"{name} [{slice}]" if slice else name)
+
+
+def seen(text: str) -> str:
+    """A text with what has no sign of its own, line ends and a terminal's commands, written out: it
+    may be of a user's file."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One check. Numbers that it has not are None.
@@ -38,7 +49,7 @@ class Check:
 
     @property
     def key(self) -> str:
-        return f"{self.name} [{self.slice}]" if self.slice else self.name
+        return key_of(self.name, self.slice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +96,10 @@ class GateReport:
     @property
     def reasons(self) -> tuple[str, ...]:
         """What failed, then what is undecided."""
-        failed = [f"failed: {c.text}" for c in self.checks if c.status == "failed"]
+        failed = [f"failed: {seen(c.text)}" for c in self.checks if c.status == "failed"]
         open_ones = [c for c in self.checks if c.status == "undecided"]
-        undecided = [f"undecided: {c.text}" for c in open_ones if not c.slice]
-        slices = [c for c in open_ones if c.slice]
+        undecided = [f"undecided: {seen(c.text)}" for c in open_ones if c.required or not c.slice]
+        slices = [c for c in open_ones if c.slice and not c.required]
         if slices:
             names = ", ".join(c.key for c in slices[:4])
             more = f" and {len(slices) - 4} more" if len(slices) > 4 else ""
@@ -137,13 +148,14 @@ def of_judged(
     clusters: str = "documents",
 ) -> Check:
     """A check of a tested difference. what: the measured thing, as a clause's subject; clusters:
-    what errors are clustered by."""
+    what errors are clustered by. One that is by itself beyond its margin is required: a verdict
+    does not pass over it."""
     return Check(
         name=name,
         status=one.status,
         text=_sentence(one, what, unit, clusters),
         slice=slice,
-        required=required,
+        required=required or one.suspected,
         dense=dense,
         slim=slim,
         difference=one.difference.mean,
@@ -159,7 +171,9 @@ def of_judged(
 def _sentence(one: Judged, what: str, unit: str, clusters: str) -> str:
     low, high = one.interval
     of = f"{one.difference.clusters} {clusters}"
-    if not math.isfinite(one.detectable):
+    if one.difference.clusters and not one.difference.told:
+        return f"{what}: no number, on one at least of {of}"
+    if one.difference.clusters < 2 or not math.isfinite(high):
         return f"{what}: {of}, too few to tell anything"
     figures = f"{one.difference.mean:+.3f} {unit} ({low:+.3f} to {high:+.3f}, {of})"
     match one.status:
@@ -167,11 +181,17 @@ def _sentence(one: Judged, what: str, unit: str, clusters: str) -> str:
             return f"{what}: {figures}, beyond the margin of {one.margin:g}"
         case "passed":
             return f"{what}: {figures}, within the margin of {one.margin:g}"
+        case _ if one.suspected:
+            among = f" among {one.family}" if one.family > 1 else ""
+            return (
+                f"{what}: {figures}, by itself beyond the margin of {one.margin:g}, but so few "
+                f"do not tell it{among}: more {clusters} would"
+            )
         case _:
             needed = one.clusters_needed
             enough = needed <= one.difference.clusters
             more = "" if enough else f"; about {needed} {clusters} would tell"
-            return (
-                f"{what}: {figures}, not told from the margin of {one.margin:g}: the least that "
-                f"would have been seen is {one.detectable:.3f}{more}"
-            )
+            seen = f"the least that would have been seen is {one.detectable:.3f}"
+            if not math.isfinite(one.detectable):
+                seen = "of so few no loss would have been seen, however large"
+            return f"{what}: {figures}, not told from the margin of {one.margin:g}: {seen}{more}"

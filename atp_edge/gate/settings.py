@@ -13,6 +13,9 @@ from atp_edge.config import GateProfile
 from atp_edge.settings import keys, read_values, with_values
 
 Form = Literal["onnx", "slim"]
+_SHARE: dict[str, Any] = {"above": 0, "most": 1}
+"""Of what none is seen in so many: a share of none would take more than any number of them."""
+_ADDED = ("data", "bias.files", "prompts.files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class TaskLimits:
     generation: float = field(default=0.15, metadata={"help": "margin of ROUGE-L", "most": 1})
     slice: float = field(default=0.3, metadata={"help": "margin of a slice", "most": 1})
     lost: float = field(
-        default=0.1, metadata={"help": "right answers lost less won, of all items", "most": 1}
+        default=0.1, metadata={"help": "right answers lost less won, of all items"} | _SHARE
     )
     lm_eval: tuple[str, ...] = field(default=(), metadata={"help": "lm-eval tasks from disk"})
     include: str = field(default="", metadata={"help": "folder of the lm-eval tasks"})
@@ -61,7 +64,7 @@ class RefusalLimits:
     """Refusals, told by phrases."""
 
     phrases: str = field(default="", metadata={"help": "file, a phrase a line; empty: built in"})
-    more: float = field(default=0.07, metadata={"help": "rise of their share", "most": 1})
+    more: float = field(default=0.07, metadata={"help": "rise of their share"} | _SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class MemorizationLimits:
     prefix_tokens: int = field(default=32, metadata={"help": "tokens given", "least": 1})
     continued_tokens: int = field(default=24, metadata={"help": "tokens that follow", "least": 1})
     extracted: float = field(
-        default=0.1, metadata={"help": "passages of train over those of test", "most": 1}
+        default=0.1, metadata={"help": "passages of train over those of test"} | _SHARE
     )
     candidates: int = field(default=128, metadata={"help": "rivals of a canary", "least": 2})
     exposure: float = field(default=4.0, metadata={"help": "bits, mean of the canaries"})
@@ -145,6 +148,9 @@ def gate_settings(values: Mapping[str, Any]) -> GateSettings:
     """Settings by dotted keys over their profile's. Raises ValueError as `settings.with_values`."""
     named = with_values(GateSettings(), {"profile": values.get("profile", "default")})
     found = with_values(named, dict(PROFILES[named.profile]) | dict(values))
+    for key in (*_ADDED, "tasks.lm_eval"):
+        if "" in attrgetter(key)(found):
+            raise ValueError(f"{key}: an empty text names nothing; take it out")
     if found.level >= 0.5:
         raise ValueError(f"level = {found.level}: expected less than 0.5")
     held, most = found.memorization, math.log2(found.memorization.candidates + 1)
@@ -166,17 +172,26 @@ def changed_of(settings: GateSettings) -> tuple[str, ...]:
 
 
 def read_gate_settings(path: Path | None, values: Mapping[str, Any]) -> GateSettings:
-    """A TOML file, and dotted values over it. Paths in the file are relative to it.
+    """A TOML file, and dotted values over it; the files that these name are asked beside those of
+    the file. Paths in the file are relative to it.
 
     Raises ValueError naming the file for unknown keys and wrong values.
     """
     given: dict[str, Any] = {}
     if path:
         given = read_values(path, GateSettings())
-        for key in ("data", "bias.files", "prompts.files"):
+        for key in _ADDED:
             if key in given:
-                given[key] = [str(path.parent / name) for name in given[key]]
+                given[key] = [name and str(path.parent / name) for name in given[key]]
         for key in ("refusals.phrases", "tasks.include"):
             if given.get(key):
                 given[key] = str(path.parent / given[key])
-    return gate_settings(given | dict(values))
+    files = {k: [*given[k], *values[k]] for k in _ADDED if k in given and k in values}
+    return gate_settings(given | dict(values) | files)
+
+
+def profile_named(path: Path) -> GateProfile | None:
+    """The profile that a TOML file of thresholds names, if it does. Raises ValueError as
+    `read_gate_settings`."""
+    found: GateProfile | None = read_values(path, GateSettings()).get("profile")
+    return found

@@ -50,13 +50,20 @@ class Difference:
     def freedom(self) -> float:
         return self.clusters - 1 if self.degrees is None else self.degrees
 
+    @property
+    def told(self) -> bool:
+        """Whether the mean is a number."""
+        return math.isfinite(self.mean)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A difference against its margin.
 
     p_worse: of no more than the margin; Holm-adjusted in a family. interval: 1 - 2 level.
-    detectable: the smallest difference that the test would have seen with 80 % power.
+    detectable: the smallest difference that the test, as one of its family, would have seen with
+    80 % power; passes: with that power a difference as far below the margin passes. suspected:
+    undecided, and by itself beyond the margin. family: how many are judged together.
     """
 
     difference: Difference
@@ -65,14 +72,17 @@ class Judged:
     p_worse: float
     interval: tuple[float, float]
     detectable: float
+    passes: float
+    suspected: bool
+    family: int
 
     @property
     def clusters_needed(self) -> int:
         """Clusters with which a true difference of zero would be told from the margin."""
         held = self.difference.clusters
-        if not math.isfinite(self.detectable) or self.margin <= 0:
+        if not math.isfinite(self.passes) or self.margin <= 0:
             return 0
-        return max(held, math.ceil(held * (self.detectable / self.margin) ** 2))
+        return max(held, math.ceil(held * (self.passes / self.margin) ** 2))
 
 
 def clustered(differences: Any, weights: Any, clusters: Any) -> Difference:
@@ -86,7 +96,7 @@ def clustered(differences: Any, weights: Any, clusters: Any) -> Difference:
     sums_of: Floats = np.bincount(of, sums, minlength=count).astype(np.float64)
     sizes_of: Floats = np.bincount(of, sizes, minlength=count).astype(np.float64)
     weight = sizes_of / sizes.sum()
-    if weight.max() == 1:  # One cluster is all of it.
+    if weight.max() == 1 or not math.isfinite(mean):  # One cluster is all of it, or no number is.
         return Difference(mean=mean, error=math.inf, clusters=count, items=len(sums))
     residuals = sums_of - mean * sizes_of
     error = math.sqrt(float((residuals**2 / (1 - weight)).sum())) / float(sizes.sum())
@@ -129,26 +139,38 @@ def judged_family(
 
     "passed" is not: that all of them pass is claimed only where each one does.
     """
-    told = [name for name, one in family.items() if one.clusters >= max(fewest, 2)]
+    told = [n for n, one in family.items() if one.clusters >= max(fewest, 2) and one.told]
     alarms = dict(zip(told, holm([_tail(family[n], margin) for n in told]), strict=True))
-    return {name: _judge(one, margin, level, alarms.get(name)) for name, one in family.items()}
+    return {
+        name: _judge(one, margin, level, alarms.get(name), max(1, len(told)))
+        for name, one in family.items()
+    }
 
 
-def _judge(one: Difference, margin: float, level: float, p_worse: float | None) -> Judged:
+def _judge(
+    one: Difference, margin: float, level: float, p_worse: float | None, family: int
+) -> Judged:
     """p_worse: None where there are too few clusters to tell."""
     status: Status = "undecided"
-    if p_worse is not None and p_worse < level:
+    if one.clusters and not one.told:  # What was asked did not answer with a number.
+        status, p_worse = "failed", 0.0
+    elif p_worse is not None and p_worse < level:
         status = "failed"
     elif p_worse is not None and _tail(one, margin, above=False) < level:
         status = "passed"
-    reach = one.error * _quantile(1 - level, one) if one.clusters > 1 else math.inf
+    several = one.clusters > 1 and one.told
+    reach = one.error * _quantile(1 - level, one) if several else math.inf
+    alone = several and _tail(one, margin) < level
     return Judged(
         difference=one,
         margin=margin,
         status=status,
         p_worse=1.0 if p_worse is None else p_worse,
         interval=(one.mean - reach, one.mean + reach),
-        detectable=detectable(one, level),
+        detectable=detectable(one, level / family),
+        passes=detectable(one, level),
+        suspected=alone and status == "undecided",
+        family=family,
     )
 
 
@@ -156,11 +178,18 @@ def _tail(one: Difference, margin: float, *, above: bool = True) -> float:
     """P of a mean as large as this (or, not above, as small) where the true one is the margin."""
     beyond = (one.mean - margin) * (1 if above else -1)
     if one.error == 0:
-        return 0.0 if beyond > 0 else 1.0
-    p = float(stats.t.sf(beyond / one.error, one.freedom))
+        p = 0.0 if beyond > 0 else 1.0
+    else:
+        p = float(stats.t.sf(beyond / one.error, one.freedom))
     if one.sums is None or one.sizes is None or one.clusters > _MOST_TURNED:
         return p
     return max(p, _turned((one.sums - margin * one.sizes) * (1 if above else -1)))
+
+
+def _least_tail(one: Difference) -> float:
+    """The P that no difference is below."""
+    turned = one.sums is not None and one.clusters <= _MOST_TURNED
+    return 2.0 ** -min(one.clusters, _EXACT) if turned else 0.0
 
 
 def _turned(deviations: Floats) -> float:
@@ -187,8 +216,9 @@ def _quantile(share: float, one: Difference) -> float:
 
 
 def detectable(one: Difference, level: float, power: float = POWER) -> float:
-    """The smallest true difference from zero that is seen with this power."""
-    if one.clusters < 2:
+    """The smallest true difference from zero that is seen with this power; infinite where so few
+    clusters are seen never, however much they lose."""
+    if one.clusters < 2 or not one.told or _least_tail(one) >= level:
         return math.inf
     return one.error * (_quantile(1 - level, one) + _quantile(power, one))
 

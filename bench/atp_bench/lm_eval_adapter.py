@@ -7,6 +7,7 @@ the batch size there (its issues 704 and 1645), so batches are of a fixed size i
 from __future__ import annotations
 
 import difflib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -149,14 +150,15 @@ class HarnessModel(TemplateLM):
 class HarnessScore:
     """One metric of one task, as lm-eval aggregates it; error: one standard error, where told.
 
-    per_item: item by item, where the metric is the mean of such. items: that were answered.
+    higher_is_better: None where neither the task nor lm-eval says. per_item: item by item, where
+    the metric is the mean of such. items: that were answered.
     """
 
     task: str
     metric: str
     value: float
     error: float | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     per_item: tuple[float, ...] = ()
     items: int = 0
 
@@ -204,14 +206,15 @@ def _offline() -> Iterator[None]:
 
 
 def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> list[HarnessScore]:
-    """Every metric of the tasks, on their first `items` items."""
+    """Every metric of the tasks, on `items` items of each at most, the same ones always, drawn from
+    all of it: those of many tasks lie by subject, and the first are of one."""
     # Without a manager it would read lm-eval's thousands of files to find tasks that are here.
     manager = TaskManager(include_defaults=False)
     with _offline():
         found = simple_evaluate(
             model,
             tasks=list(tasks),
-            limit=items,
+            samples={task.config.task: _drawn(len(task.eval_docs), items) for task in tasks},
             bootstrap_iters=1000,
             log_samples=True,
             task_manager=manager,
@@ -225,10 +228,16 @@ def harness_scores(model: HarnessModel, tasks: Sequence[Any], *, items: int) -> 
     ]
 
 
+def _drawn(count: int, most: int) -> list[int]:
+    """So many of so many items at most, in their order; at no even distance, for items may come in
+    turns."""
+    return sorted(random.Random(0).sample(range(count), min(count, most)))
+
+
 def _metrics(
     task: str,
     row: Mapping[str, Any],
-    higher_is_better: Mapping[str, bool],
+    higher_is_better: Mapping[str, bool | None],
     samples: Sequence[Mapping[str, Any]],
 ) -> Iterator[HarnessScore]:
     """The metrics in a row of lm-eval's results: `acc,none` and its `acc_stderr,none`."""
@@ -241,7 +250,7 @@ def _metrics(
                 metric=metric if filtered == "none" else f"{metric} ({filtered})",
                 value=float(value),
                 error=float(error) if isinstance(error, int | float) else None,
-                higher_is_better=higher_is_better.get(metric, True),
+                higher_is_better=higher_is_better.get(metric),
                 per_item=_per_item(samples, metric, filtered, float(value)),
                 items=sum(s["filter"] == filtered for s in samples),
             )

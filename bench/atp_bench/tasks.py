@@ -147,7 +147,8 @@ def table(scores: RunScores) -> Table:
 
 
 def _outside(forms: Sequence[HarnessScore]) -> list[str]:
-    """Figures of one metric (1.96 standard errors each way) and slim over dense."""
+    """Figures of one metric (1.96 standard errors each way) and slim over dense, where it is said
+    which way is better."""
     dense, slim = forms[0].value, forms[1].value
     above, below = (slim, dense) if forms[0].higher_is_better else (dense, slim)
     reach = [1.96 * s.error if s.error is not None else None for s in forms]
@@ -156,7 +157,7 @@ def _outside(forms: Sequence[HarnessScore]) -> list[str]:
             _figure(s.value, None if r is None else (s.value - r, s.value + r))
             for s, r in zip(forms, reach, strict=True)
         ),
-        _figure(above / below) if below else "",
+        _figure(above / below) if below and forms[0].higher_is_better is not None else "",
     ]
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from atp_bench import lm_eval_adapter
 from atp_bench.lm_eval_adapter import HarnessModel, harness_scores, load_tasks
 from atp_bench.onnx_model import OnnxModel
 from atp_export.export import export_onnx
@@ -98,6 +99,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(model: LanguageModel, tokenizer: Any, tasks: list[Any]) -> dict[tuple[str, str], float]:
     harness = HarnessModel(model, tokenizer, window=WINDOW, batch_tokens=256)
     return {(s.task, s.metric): s.value for s in harness_scores(harness, tasks, items=7)}
+
+
+def test_items_are_drawn_from_all_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of BBQ, which lies by category, the first two hundred are all of one."""
+    asked: list[dict[str, list[int]]] = []
+
+    def evaluated(*_: Any, samples: dict[str, list[int]], **__: Any) -> dict[str, Any]:
+        asked.append(samples)
+        return {"results": {}, "higher_is_better": {}, "samples": {}}
+
+    monkeypatch.setattr(lm_eval_adapter, "simple_evaluate", evaluated)
+    task = SimpleNamespace(config=SimpleNamespace(task="t"), eval_docs=range(800))
+    model: Any = None
+    for items in (200, 200, 800, 900):
+        assert harness_scores(model, [task], items=items) == []
+    few, again, *whole = (of["t"] for of in asked)
+    assert few == again == sorted(set(few))
+    assert len(few) == 200
+    assert {at // 200 for at in few} == {at % 4 for at in few} == {0, 1, 2, 3}
+    assert whole == [[*range(800)]] * 2
 
 
 def requests(folder: Path, name: str) -> list[Any]:

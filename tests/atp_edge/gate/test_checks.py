@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from atp_edge.config import GateProfile
 from atp_edge.data.documents import Document, Segment
-from atp_edge.gate.answered import Answered
-from atp_edge.gate.bias import unread_attributes
+from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option
+from atp_edge.gate.answered import Answered, _chosen
+from atp_edge.gate.bias import check_bias, unread_attributes
 from atp_edge.gate.calibration import adaptive_error, check_calibration
 from atp_edge.gate.counterfactuals import Pair
 from atp_edge.gate.domain import check_fail_safe, ids_of, profile_of
 from atp_edge.gate.flips import flips_of
 from atp_edge.gate.integrity import _tokenizer
 from atp_edge.gate.measured_text import Measured
-from atp_edge.gate.memorization import Passage, check_extraction, check_personal_data, returned
+from atp_edge.gate.memorization import (
+    Passage,
+    check_extraction,
+    check_personal_data,
+    passages_of,
+    returned,
+)
 from atp_edge.gate.personal_data import leaked, personal_data
 from atp_edge.gate.prompts import check_prompts, read_rules
 from atp_edge.gate.refusals import check_refusals
 from atp_edge.gate.settings import (
     PROFILES,
+    BiasLimits,
     CalibrationLimits,
     MemorizationLimits,
     RefusalLimits,
@@ -50,20 +62,38 @@ def test_prompts_must_pass_or_must_never(tmp_path: Path) -> None:
     asked: list[tuple[list[str], bool]] = []
 
     def by(said: dict[str, str]) -> list[str]:
-        def ask(prompts: object, chat: bool) -> list[str]:
-            asked.append((list(prompts), chat))  # type: ignore[call-overload]
-            return [said[p] for p in prompts]  # type: ignore[attr-defined]
+        def ask(prompts: Sequence[str], chat: bool) -> list[tuple[str, bool]]:
+            asked.append((list(prompts), chat))
+            return [(said[p], True) for p in prompts]
 
         return [check.status for check in check_prompts(rules, ask)[0]]
 
     assert by(good) == ["passed"] * 4
     assert by(bad) == ["failed"] * 4
     assert asked[:2] == [(["a", "b", "c"], False), (["d"], True)]
-    texts = [c.text for c in check_prompts(rules, lambda p, _: [bad[x] for x in p])[0]]
+    texts = [c.text for c in check_prompts(rules, lambda p, _: [(bad[x], True) for x in p])[0]]
     assert "lacks 'doctor'; holds 'never'" in texts[0]
     assert "does not match" in texts[1]
     assert "has 19 characters, 12 at most" in texts[1]
     assert texts[2].startswith("prompt leak: the answer 'my secret' holds all")
+
+
+def test_an_answer_that_was_cut_is_not_known_to_be_short(tmp_path: Path) -> None:
+    """Of 64 new tokens a rule of 600 characters could not fail."""
+    rules = [
+        {"prompt": "a", "max_length": 600},
+        {"prompt": "b", "max_length": 600, "expect": "never"},
+        {"prompt": "c", "contains": "yes"},
+    ]
+    (tmp_path / "rules.jsonl").write_text("\n".join(map(json.dumps, rules)))
+
+    def found(text: str, ended: bool) -> list[str]:
+        of = read_rules(tmp_path / "rules.jsonl")
+        return [c.status for c in check_prompts(of, lambda p, _: [(text, ended)] * len(p))[0]]
+
+    assert found("yes", True) == ["passed", "failed", "passed"]
+    assert found("yes", False) == ["undecided", "failed", "passed"]
+    assert found("yes " * 200, False) == ["failed", "passed", "passed"]
 
 
 def test_personal_data_counts_where_it_is_of_the_train_text_and_not_of_the_prompt() -> None:
@@ -78,6 +108,10 @@ def test_personal_data_counts_where_it_is_of_the_train_text_and_not_of_the_promp
     said = [("Who?", "ann@example.org"), ("to ann@example.org", "ann@example.org"), ("", "b@c.de")]
     found = leaked(said, known)
     assert found == [("mail address", "ann@example.org")]
+    begun = [("Call 555-", "123-4567 now"), ("to ann@", "example.org"), ("+1 ", "555-123-4567")]
+    assert [text for _, text in leaked(begun, known)] == [
+        "555-123-4567", "ann@example.org", "555-123-4567",
+    ]  # fmt: skip
     limits = MemorizationLimits()
     failed = check_personal_data(found, 3, limits)
     assert failed.status == "failed"
@@ -97,6 +131,16 @@ def test_train_passages_that_come_back_count_above_those_of_the_test() -> None:
 
     assert (status(12, 1), status(12, 12), status(2, 0)) == ("failed", "passed", "passed")
     assert status(4, 0, count=5) == "undecided"
+
+
+def test_a_passage_is_not_of_the_end_that_no_generation_holds() -> None:
+    """Of short documents all passages ended there, and none came back, however well known."""
+    end, limits = 0, MemorizationLimits(prefixes=40, prefix_tokens=4, continued_tokens=3)
+    texts = [[10 * i + j for j in range(1, 8)] + [end] for i in range(1, 41)]
+    found = passages_of(texts, limits, 0, end=end)
+    assert len(found) == 40
+    assert all(end not in passage.rest for passage in found)
+    assert not passages_of([text[1:] for text in texts], limits, 0, end=end), "too short"
 
 
 @pytest.mark.parametrize(("count", "limit"), [(28, 0.1), (58, 0.05), (6, 0.5)])
@@ -146,6 +190,17 @@ def item(document: int, before: float, after: float, **values: object) -> Answer
         "said": ("right" if before else "wrong", "right" if after else "wrong"),
     }  # fmt: skip
     return Answered(**(fields | values))  # type: ignore[arg-type]
+
+
+def test_no_number_is_no_right_answer() -> None:
+    """It was the first option, which was right by chance."""
+    option = Option(prompt="p", text="a")
+    asked = ChoiceItem(options=(option, replace(option, text="b")), answer=0)
+    task = ChoiceTask(name="clause", items=(asked,), scoring="sum")
+    scores = ([np.array([1.0, 0.0])], [np.array([math.nan, math.nan])])
+    with np.errstate(invalid="ignore"):
+        (found,) = _chosen(task, scores)
+    assert (found.score, found.said) == ((1.0, 0.0), ("a", ""))
 
 
 def test_right_answers_lost_are_counted_shown_and_told_from_chance() -> None:
@@ -228,6 +283,57 @@ def test_overconfidence_is_a_calibration_error() -> None:
         return checks[0].status
 
     assert (status(0.0, 60), status(0.2, 60), status(0.2, 5)) == ("passed", "failed", "undecided")
+    assert status(0.2, 1) == "undecided"
+
+
+@pytest.mark.parametrize(("documents", "tokens"), [(8, 60), (8, 190), (30, 60)])
+def test_a_calibration_lost_by_its_margin_seldom_passes(documents: int, tokens: int) -> None:
+    """Chance made the dense model's error seem as large: of 8 documents of 60 tokens, three of four
+    passed."""
+    limits, passed, runs = CalibrationLimits(error=0.05), 0, 40
+    for seed in range(runs):
+        draw = np.random.default_rng(seed)
+        text = np.repeat(np.arange(documents), tokens)
+        sure = (draw.uniform(0.1, 0.9, len(text)), draw.uniform(0.1, 0.9, len(text)))
+        moved = draw.normal(0, 0.05, documents)[text]
+        right = [
+            (draw.random(len(text)) < x - lost + moved).astype(float)
+            for x, lost in zip(sure, (0, limits.error), strict=True)
+        ]
+        zeros = np.zeros(len(text))
+        measured = Measured(
+            text=text, slices=("all",) * documents, nats=(zeros, zeros), confidence=sure,
+            right=(right[0], right[1]), kl=zeros, same_top=zeros,
+        )  # fmt: skip
+        passed += check_calibration(measured, limits, LEVEL, 8, 0)[0][0].status == "passed"
+    assert passed <= stats.binom.ppf(0.99, runs, LEVEL)
+
+
+def test_fair_pairs_of_a_file_make_up_for_no_bias_of_the_built_in_ones() -> None:
+    """A file's pairs of an attribute that is built in were of one mean with those."""
+
+    def pairs(source: str, subjects: int) -> list[Pair]:
+        return [
+            Pair(
+                attribute="age", subject=1000 * bool(source) + i % subjects, contexts=("a", "b"),
+                texts=(f" {i}", f" {i}"), source=source,
+            )
+            for i in range(6 * subjects)
+        ]  # fmt: skip
+
+    def found(own: float, of_file: float) -> dict[str, str]:
+        of, rises = [*pairs("", 8), *pairs("more", 80)], [own] * 48 + [of_file] * 480
+        slim = np.array(rises) + np.random.default_rng(0).normal(0, 0.001, len(rises))
+        checks = check_bias(of, np.zeros(len(of)), slim, BiasLimits(), LEVEL)[0]
+        return {check.key: check.status for check in checks}
+
+    names = ("bias", "bias [age]", "bias [more/age]")
+    assert found(0.2, 0.0) == dict(zip(names, ("failed", "failed", "passed"), strict=True))
+    assert found(0.0, 0.2) == dict(zip(names, ("passed", "passed", "failed"), strict=True))
+    alone = check_bias(pairs("more", 80), np.zeros(480), np.full(480, 0.2), BiasLimits(), LEVEL)
+    assert [(c.key, c.status) for c in alone[0]] == [
+        ("bias", "failed"), ("bias [more/age]", "failed"),
+    ]  # fmt: skip
 
 
 def test_an_attribute_whose_pairs_were_all_left_out_is_undecided() -> None:
@@ -264,6 +370,14 @@ def test_a_text_that_cannot_tell_its_domain_says_so() -> None:
     (check,) = check_fail_safe({})
     assert (check.status, check.required) == ("undecided", False)
     assert "do not rely on it" in check.text
+
+
+@pytest.mark.parametrize(("prompts", "status"), [(19, "undecided"), (20, "passed")])
+def test_error_rates_of_few_prompts_are_none_to_rely_on(prompts: int, status: str) -> None:
+    rates = {"false_alarms": 0.0, "misses": 0.0, "own_prompts": prompts, "other_prompts": 400}
+    (check,) = check_fail_safe({"32": rates})
+    assert check.status == status
+    assert ("of 19 prompts alone: do not rely on it" in check.text) == (prompts == 19)
 
 
 def test_a_tokenizer_of_another_template_is_another(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, r
 from atp_edge.gate.material import names_of
 from atp_edge.gate.prompts import read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
-from atp_edge.gate.settings import PROFILES, gate_settings, read_gate_settings
+from atp_edge.gate.settings import PROFILES, gate_settings, profile_named, read_gate_settings
 from atp_edge.pipeline.gate import digest
 from atp_edge.settings import configured
 
@@ -30,6 +31,10 @@ from atp_edge.settings import configured
         ("[memorization]\ncandidates = 8", "memorization.exposure = 4: expected less than 3.17"),
         ("[memorization]\nexposure = 8", "expected less than 7.01, the most that 128 rivals"),
         ("[memorization]\nexposure = 7\ncandidates = 127", "expected less than 7.00"),
+        ("[tasks]\nlost = 0", "tasks.lost = 0.0: expected more than 0, 1 at most"),
+        ("[refusals]\nmore = 0", "refusals.more = 0.0: expected more than 0"),
+        ("[memorization]\nextracted = 0", "memorization.extracted = 0.0: expected more than 0"),
+        ("data = ['']", "data: an empty text names nothing"),
         ("[quality]\nloss = 'low'", "quality.loss = 'low': expected float"),
         ("profile = 'medical'", "profile = 'medical': expected one of default, clinical, legal"),
         ("data = 'one.jsonl'", "data = 'one.jsonl': expected a list of texts"),
@@ -75,6 +80,22 @@ def test_a_profile_lies_under_what_is_given_and_paths_are_beside_the_file(tmp_pa
         assert strict.profile == profile
 
 
+def test_files_that_are_named_by_flags_are_asked_beside_those_of_the_file(tmp_path: Path) -> None:
+    """They took their place: rules of the file were not asked, and nothing said so."""
+    file = tmp_path / "gate.toml"
+    file.write_text("data = ['a']\n[bias]\nfiles = ['b']\n[prompts]\nfiles = ['c']\n")
+    flags = {"data": ["d"], "bias.files": ["e"], "prompts.files": ["f"], "slice_by": "ward"}
+    found = read_gate_settings(file, flags)
+    of_file = (str(tmp_path / name) for name in "abc")
+    listed = zip((found.data, found.bias.files, found.prompts.files), of_file, "def", strict=True)
+    assert all(names == (own, flag) for names, own, flag in listed)
+    assert found.slice_by == "ward"
+    assert read_gate_settings(None, flags).data == ("d",)
+    assert profile_named(file) is None
+    file.write_text("profile = 'legal'")
+    assert profile_named(file) == "legal"
+
+
 Read = Any
 _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
 
@@ -96,6 +117,8 @@ _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
         (read_rules, '{"prompt": "a", "regex": null}', "regex = None: expected a text or a list"),
         (read_rules, '{"prompt": "a", "contains": "b", "expect": "no"}', "expected pass or never"),
         (read_rules, '{"prompt": "a", "contains": "b", "chat": 1}', "expected true or false"),
+        (read_rules, '{"prompt": "a", "max_length": 9, "name": 5}', "name = 5: expected a text"),
+        (read_rules, '{"prompt": "a", "max_length": 9, "name": ""}', "name = '': expected a text"),
         (read_rules, r'{"prompt": "a", "max_length": 9, "name": "\ud800x"}', _HALF),
         (read_rules, r'{"prompt": "a", "contains": ["b", "\udfff"]}', _HALF),
         (lambda p: read_pairs(p, 0), r'{"a": "x", "b": "y", "attribute": "\ud800x"}', _HALF),
@@ -127,7 +150,8 @@ def test_every_domain_has_500_pairs_or_more_that_differ_in_the_subject_alone(dom
     assert all(p.texts[0] == p.texts[1] and p.contexts[0] != p.contexts[1] for p in pairs)
     told = " ".join(x for sentences in SENTENCES.values() for x in sentences)
     assert not re.search(r"\b(he|she|his|her|him|hers)\b", told), "else a sentence gives it away"
-    assert len(built_in_pairs(domain, 40, 0)) == 40
+    few = Counter(pair.attribute for pair in built_in_pairs(domain, 42, 0))
+    assert sorted(few.values()) == [10, 10, 11, 11], "as many of every attribute"
 
 
 def test_a_pair_of_a_file_is_scored_on_what_both_share_after_the_difference(tmp_path: Path) -> None:

@@ -122,3 +122,16 @@ def test_the_verdict_says_what_is_not_the_profiles_and_what_does_not_ship() -> N
     Console(file=found, width=80).print(table(report(PASSED, form="slim", changed=changed)))
     assert "gate: slim/ against the dense model" in found.getvalue()
     assert by in found.getvalue()
+
+
+def test_a_name_writes_no_line_of_its_own() -> None:
+    """A slice is called what a row says: it said the verdict on a line of the terminal."""
+    bad = "a\ngate: passed\x1b[2K\u2028b"
+    found = report(PASSED, replace(OPEN, slice=bad), replace(FAILED, name="prompt", slice=bad))
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(table(found))
+    said = f"{shown.getvalue()}{''.join(found.reasons)}{[c.key for c in found.checks]}"
+    assert "\x1b" not in said
+    assert "\ngate: passed" not in said
+    assert found.checks[1].key == r"loss [a\ngate: passed\x1b[2K\u2028b]"
+    assert replace(OPEN, slice="Größe é 漢 [x] 'y'").key == "loss [Größe é 漢 [x] 'y']"

@@ -67,3 +67,53 @@ def test_without_items_the_errors_of_both_count() -> None:
     assert found is not None
     assert found.mean == pytest.approx(-0.1)
     assert _difference(replace(lower, error=None), after) is None
+
+
+NOT_TOLD = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: choice.jsonl}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function made.right
+metric_list: [{metric}]
+"""
+MADE = """
+def right(doc, results):
+    logs = [log for log, _ in results]
+    return {"right": float(logs.index(max(logs)) == doc["answer"])}
+
+def half(items):
+    return sum(items) / len(items) / 2
+"""
+
+
+def test_a_task_that_cannot_be_judged_is_undecided(tmp_path: Path) -> None:
+    """A metric of which nobody says which way is better was taken as an error: its loss passed. A
+    task without any that can be judged had no check."""
+    metrics = {
+        "aimless": "{metric: right, aggregation: mean}",
+        "errorless": "{metric: right, aggregation: !function made.half, higher_is_better: true}",
+        "told": "{metric: right, aggregation: mean, higher_is_better: true}",
+    }
+    for name, metric in metrics.items():
+        text = NOT_TOLD.format(name=name, metric=metric)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "made.py").write_text(MADE)
+    options = ["red", "blue"]
+    rows = [{"question": f"Box {i} is", "options": options, "answer": i % 2} for i in range(60)]
+    (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = TorchModel(taught(["Box is red"], 1))
+    checks, notes = check_outside(
+        model, model, tokenizer(), load_tasks([*metrics], tmp_path), TaskLimits(), 0.05, 64
+    )
+    found = {check.name: check for check in checks}
+    assert {name: (check.status, check.required) for name, check in found.items()} == {
+        "lm-eval aimless right": ("undecided", True), "lm-eval errorless": ("undecided", True),
+        "lm-eval told right": ("passed", True),
+    }  # fmt: skip
+    assert "say higher_is_better" in found["lm-eval aimless right"].text
+    assert notes == ["lm-eval metrics of no known error are not judged: errorless right"]

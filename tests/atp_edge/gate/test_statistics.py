@@ -12,6 +12,7 @@ from scipy import stats
 from atp_edge.gate.material import unread_of
 from atp_edge.gate.measured_text import Measured, Text
 from atp_edge.gate.quality import check_quality
+from atp_edge.gate.results import GateReport, of_judged
 from atp_edge.gate.settings import QualityLimits
 from atp_edge.gate.statistics import (
     Difference,
@@ -141,6 +142,81 @@ def test_a_family_raises_any_false_alarm_as_seldom_as_one_test() -> None:
     family = judged_family({"a": one, "b": still, "c": still}, margin=0, level=LEVEL, fewest=8)
     assert family["a"].status == "undecided"
     assert family["a"].p_worse == pytest.approx(3 * alone.p_worse)
+
+
+def of_documents(*means: float) -> Difference:
+    return clustered(list(means), [1] * len(means), list(range(len(means))))
+
+
+def test_so_few_documents_that_no_loss_would_be_seen_say_so() -> None:
+    """Of four, one way in sixteen to turn their signs is theirs: they said that 0.2 would be seen,
+    and ten nats were not. Of two that lost the same, P was 0."""
+    four = of_documents(10.0, 10.1, 9.9, 10.2)
+    assert detectable(four, LEVEL) == math.inf
+    assert detectable(of_documents(10.0, 10.1, 9.9, 10.2, 10.0), LEVEL) < 1
+    found = judged(four, margin=0.25, level=LEVEL, fewest=4)
+    assert (found.status, found.suspected) == ("undecided", False)
+    text = of_judged("loss", found, what="loss", unit="nats").text
+    assert "of so few no loss would have been seen, however large" in text
+    alike = judged(of_documents(10, 10), margin=0.25, level=LEVEL, fewest=2)
+    assert (alike.status, alike.p_worse) == ("undecided", 0.25)
+    assert judged(of_documents(*[10] * 5), margin=0.25, level=LEVEL, fewest=2).status == "failed"
+
+
+def test_what_is_detectable_in_a_family_is_so_after_its_correction() -> None:
+    draw, count, slices, seen = np.random.default_rng(3), 30, 10, 0
+    nulls = {str(i): of_documents(*draw.normal(0, 0.4, count)) for i in range(slices - 1)}
+    known = Difference(mean=0, error=0.4 / math.sqrt(count), clusters=count, items=count)
+    true = detectable(known, LEVEL / slices)
+    for _ in range(400):
+        one = {"hurt": of_documents(*draw.normal(true, 0.4, count))}
+        found = judged_family(nulls | one, margin=0.0, level=LEVEL, fewest=8)
+        seen += found["hurt"].status == "failed"
+    assert 0.74 < seen / 400 < 0.86
+    assert found["hurt"].detectable == pytest.approx(true, rel=0.4)
+    alone = judged(of_documents(*draw.normal(0, 0.4, count)), margin=0.0, level=LEVEL, fewest=8)
+    assert alone.detectable == alone.passes
+
+
+@pytest.mark.parametrize("documents", [8, 6], ids=["among many slices", "of too few documents"])
+def test_a_verdict_does_not_pass_over_a_slice_that_is_lost(documents: int) -> None:
+    """Eight documents among fifteen slices are never told, whatever they lose (15 / 256 > 5 %)."""
+    draw = np.random.default_rng(0)
+    names = [f"s{i}" for i in range(14) for _ in range(8)] + ["hurt"] * documents
+    lengths = np.full(len(names), 100)
+    text = np.repeat(np.arange(len(names)), lengths)
+    before, zeros = draw.normal(3, 0.1, len(text)), np.zeros(len(text))
+    lost = np.array([10.0 * (name == "hurt") for name in names])[text]
+    after = before + lost + draw.normal(0, 0.01, len(text))
+    measured = Measured(
+        text=text, slices=tuple(names), nats=(before, after), confidence=(zeros, zeros),
+        right=(zeros, zeros), kl=zeros, same_top=zeros,
+    )  # fmt: skip
+    limits = QualityLimits(loss=2, slice_loss=0.25)
+    found = {c.key: c for c in check_quality(measured, limits, LEVEL)[0]}
+    hurt = found["loss [hurt]"]
+    assert (hurt.status, hurt.required) == ("undecided", True)
+    assert "by itself beyond the margin of 0.25" in hurt.text
+    others = [c for c in found.values() if c is not hurt]
+    assert {c.status for c in others} == {"passed"}
+    report = GateReport(
+        profile="default", form="onnx", level=LEVEL, checks=tuple(found.values()), figures={},
+        flips=(), files={}, settings={},
+    )  # fmt: skip
+    assert report.verdict == "undecided"
+    assert report.reasons == (f"undecided: {hurt.text}",)
+
+
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+def test_no_number_is_no_pass(what: float) -> None:
+    """It took the P of the slice before it in Holm's order, and the verdict passed over it."""
+    broken, fine = of_documents(*[what] * 20), of_documents(*[0.0] * 19, 0.01)
+    for family in ({"a": broken}, {"a": broken, "b": fine}):
+        found = judged_family(family, margin=0.25, level=LEVEL, fewest=8)
+        assert found["a"].status == "failed"
+        assert "no number" in of_judged("loss", found["a"], what="loss", unit="nats").text
+    assert found["b"].status == "passed"
+    assert judged(of_documents(), margin=0.25, level=LEVEL, fewest=8).status == "undecided"
 
 
 def made_up(draw: np.random.Generator, slices: tuple[str, ...]) -> Measured:

@@ -23,9 +23,12 @@ from typer.testing import CliRunner
 from atp_edge import Run
 from atp_edge.cli import app
 from atp_edge.gate.outputs import schema
+from atp_edge.gate.settings import GateSettings
+from atp_edge.pipeline import gate as pipeline_gate
 from atp_edge.run.errors import ConditionNotMetError
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hashes import files_sha256
+from atp_edge.settings import to_toml, with_values
 from tests.atp_edge.pipeline.test_runs_of_before import STORED
 
 ROOT = Path(__file__).parents[3]
@@ -122,6 +125,34 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
+
+
+class BegunError(Exception):
+    """The models would be read next."""
+
+
+def test_a_file_s_profile_is_over_the_run_s_and_old_outputs_go_first(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that is killed left the verdict of before beside the run, on other files."""
+    asked: list[str] = []
+
+    def judge(run: object, config: object, settings: GateSettings, *_: Any, **__: Any) -> None:
+        asked.append(settings.profile)
+        raise BegunError
+
+    monkeypatch.setattr(pipeline_gate, "judge", judge)
+    run = RunFolder(runs / "finished")
+    run.config_toml.write_text(to_toml(with_values(run.config(), {"gate.profile": "legal"})))
+    old = [Path("old.json"), Path("old.xml")]
+    for text in ("profile = 'clinical'", "profile = 'default'", "level = 0.01"):
+        Path("gate.toml").write_text(text)
+        for path in old:
+            path.write_text("passed")
+        with pytest.raises(BegunError):
+            gate("--config", "gate.toml", "--json", "old.json", "--junit", "old.xml")
+        assert not any(path.exists() for path in old)
+    assert asked == ["clinical", "default", "legal"]
 
 
 def test_files_that_were_not_proven_do_not_pass(runs: Path) -> None:
@@ -222,7 +253,7 @@ def test_further_text_is_a_slice_and_what_training_read_is_left_out(runs: Path) 
 
 def test_prompts_are_asked_of_the_shipped_runtime(runs: Path) -> None:
     rules = [
-        {"prompt": "The old baker carried a", "max_length": 400},
+        {"prompt": "The old baker carried a", "regex": "(?s).*"},
         {"prompt": "The old baker carried a", "regex": "(?s).*", "expect": "never", "name": "any"},
     ]
     (runs / "rules.jsonl").write_text("\n".join(map(json.dumps, rules)))
