@@ -24,9 +24,10 @@ def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False
     else:
         run.require(form)
     if form == "onnx":
-        proofs = run.metrics().get("verify", {}).get("providers", {})
-        if not proofs or not all(proof["passed"] for proof in proofs.values()):
-            raise NotProvenError(f"{run.onnx} is not proven: run {run.command('verify')} first")
+        if trouble := run.records.trouble("verify"):
+            raise NotProvenError(
+                f"{run.onnx} is not proven: verify: {trouble}; run {run.command('verify')} first"
+            )
     folder = run.path / form
     if not (folder / CARD).exists():  # Of a run from before the cards.
         raise ValueError(f"{folder} has no {CARD}: write it again with {run.command('export')}")

@@ -25,6 +25,7 @@ from atp_edge.run.folder import RunFolder
 from atp_edge.settings import with_values
 from tests.atp_edge.pipeline.test_report import metrics
 from tests.sources import save_source
+from tests.tiny import record
 from tests.tiny_tokenizers import tokenizer_of
 
 FORMS: tuple[Form, ...] = ("slim", "onnx", "adapter")
@@ -148,14 +149,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return made
 
 
-def ready(folder: Path, *, proven: bool = True) -> RunFolder:
-    run, found = RunFolder(folder), metrics()
-    found["verify"]["providers"]["CPUExecutionProvider"]["passed"] = proven
-    for stage, values in found.items():
+def ready(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    for stage, values in metrics().items():
         run.add_metrics(stage, values)
     run.onnx.mkdir()
     (run.onnx / "config.json").write_text("{}")
     (run.onnx / "README.md").write_text("# card\n")
+    record(run, "export", "verify")
     return run
 
 
@@ -172,8 +173,13 @@ def test_what_is_not_proven_or_not_there_is_not_pushed(tmp_path: Path, hub: Hub)
         push(RunFolder(tmp_path), "name")
     with pytest.raises(ValueError, match="is not there; write it with"):
         push(RunFolder(tmp_path), "owner/name", "slim")
-    with pytest.raises(NotProvenError, match="is not proven"):
-        push(ready(tmp_path, proven=False), "owner/name")
+    run = ready(tmp_path)
+    run.records.keep("verify", read=run.records.reads("verify"), failed="logits differ")
+    with pytest.raises(NotProvenError, match=r"is not proven: verify: it failed \(logits differ"):
+        push(run, "owner/name")
+    run.records.file.unlink()
+    with pytest.raises(NotProvenError, match="is not proven: verify: it has not ended"):
+        push(run, "owner/name")
     assert hub.asked == []
 
 
