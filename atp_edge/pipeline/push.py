@@ -23,11 +23,10 @@ def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False
             raise ValueError(f"{run.adapter} is not there: {_why_no_adapter(run)}")
     else:
         run.require(form)
-    if form == "onnx":
-        if trouble := run.records.trouble("verify"):
-            raise NotProvenError(
-                f"{run.onnx} is not proven: verify: {trouble}; run {run.command('verify')} first"
-            )
+    if form == "onnx" and (trouble := run.records.trouble("verify")):
+        raise NotProvenError(
+            f"{run.onnx} is not proven: verify: {trouble}; run {run.command('verify')} first"
+        )
     folder = run.path / form
     if not (folder / CARD).exists():  # Of a run from before the cards.
         raise ValueError(f"{folder} has no {CARD}: write it again with {run.command('export')}")
