@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from atp_edge.model.export_size import CARD_BYTES
 from atp_edge.pipeline import push as pushing
 from atp_edge.pipeline.model_card import Form, card_of
 from atp_edge.pipeline.push import push
-from atp_edge.run.errors import NotProvenError
+from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder
 from atp_edge.settings import with_values
 from tests.atp_edge.pipeline.test_report import metrics
@@ -195,6 +196,19 @@ def test_without_a_login_nothing_is_pushed_and_no_run_is_begun_for_it(
     assert isinstance(shown.exception, ValueError)
     assert "nobody is logged in" in str(shown.exception)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_push_that_is_stopped_says_that_it_may_be_half_done(tmp_path: Path, hub: Hub) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Stopped(signal.SIGINT)
+
+    hub.upload_folder = stopped  # type: ignore[method-assign]
+    with pytest.raises(Stopped) as told:
+        push(ready(tmp_path), "owner/name", public=True)
+    again = f"`atp-edge push owner/name --out {tmp_path} --form onnx`"
+    assert told.value.__notes__ == [
+        f"{tmp_path}/onnx may not be pushed whole; push it again with {again}"
+    ]
 
 
 def test_a_hub_that_is_not_reached_is_no_fault_of_ours(tmp_path: Path, hub: Hub) -> None:
