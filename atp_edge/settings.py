@@ -96,6 +96,11 @@ def configured(values: Mapping[str, Any]) -> Config:
 
 
 def _check(key: Key, value: Any) -> Any:
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str) and not _is_utf8(text):
+            raise ValueError(
+                f"{key.name} = {text!r}: no UTF-8, and config.toml is; give it another name"
+            )
     if get_origin(key.type) is Literal:
         if value not in get_args(key.type):
             raise ValueError(
@@ -113,6 +118,15 @@ def _check(key: Key, value: Any) -> Any:
     if key.type in (int, float) and not _in_bounds(key, value):
         raise ValueError(f"{key.name} = {value!r}: expected {_bounds(key)}")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a file of UTF-8 holds a text: the name of a file may be of other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _in_bounds(key: Key, value: float) -> bool:

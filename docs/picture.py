@@ -16,20 +16,23 @@ WIDTH, HEIGHT = 1280, 1100
 
 
 def picture(page: Path, target: Path) -> None:
-    """Write the top of a page as PNG. Raises SystemExit where there is no browser."""
+    """Write the top of a page as PNG. Raises SystemExit where there is no browser, and with what it
+    says where it fails."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed here")
     with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
+        done = subprocess.run(
             [
                 browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                 f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}",
                 "--blink-settings=preferredColorScheme=1", "--virtual-time-budget=6000",
                 f"--screenshot={target.resolve()}", page.resolve().as_uri(),
             ],
-            check=True,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
+    if done.returncode or not target.exists():
+        raise SystemExit(f"{browser} ended with {done.returncode}:\n{done.stderr}")
 
 
 if __name__ == "__main__":

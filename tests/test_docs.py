@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -187,3 +189,22 @@ def test_architecture_names_functions_classes_and_rooms_that_exist() -> None:
     names = {part for s in told if not s.endswith(files) for part in s.split(".")}
     assert "set_decision" in names
     assert names <= known
+
+
+def test_the_picture_is_silent_and_says_what_the_browser_said_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [sys.executable, str(ROOT / "docs" / "picture.py"), str(tmp_path), "page.png"]
+    browser = tmp_path / "chromium"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "report.html").touch()
+
+    def shown(*lines: str) -> tuple[int, str]:
+        browser.write_text("\n".join(["#!/bin/sh", "echo its own noise >&2", *lines]))
+        browser.chmod(0o755)
+        done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert shown("exit 0") == (1, f"{browser} ended with 0:\nits own noise\n\n")
+    assert shown("exit 3") == (1, f"{browser} ended with 3:\nits own noise\n\n")
+    assert shown("touch page.png") == (0, "")

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -58,6 +59,7 @@ EXIT_CODES: Mapping[type[Exception], int] = {
 """Of errors that say all there is to say; any other is a fault of ours."""
 _NO_MEMORY = ("can't allocate memory", "Failed to allocate memory", "bad_alloc")
 _MOST_QUOTED = 160
+_SENT_AGAIN_AFTER_S = 0.05
 _LESS_MEMORY = (
     "`atp-edge run --dry-run` tells what a run takes, and settings that take less; what is saved "
     "is gone on with by the same command"
@@ -179,11 +181,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` leave it
             signal.signal(number, _stop)
+    sys.unraisablehook = _stop_again
     try:
         app()
     except Stopped as stopped:
         name = signal.Signals(stopped.signal).name
-        message = "; ".join(getattr(stopped, "__notes__", ["nothing was written"]))
+        message = "; ".join(getattr(stopped, "__notes__", ["the same command starts again"]))
         _end(EXIT_SIGNAL + stopped.signal, f"stopped by {name}:", message)
     except SystemExit as ended:
         # Typer's own 1: for an answer that never came, or a pipe that only it wrote to.
@@ -216,6 +219,14 @@ def _end(code: int, title: str, message: str) -> NoReturn:
 
 def _stop(number: int, frame: object) -> NoReturn:
     raise Stopped(number)
+
+
+def _stop_again(lost: sys.UnraisableHookArgs) -> None:
+    """A destructor swallows what is raised in it: where that is a signal's, it is sent again."""
+    if isinstance(lost.exc_value, Stopped):
+        threading.Timer(_SENT_AGAIN_AFTER_S, os.kill, (os.getpid(), lost.exc_value.signal)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _go_on_unheard(self: Console) -> None:

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from atp_edge.cli.written import check_apart, new_file
-from atp_edge.run.errors import noted_when_stopped
 from atp_edge.run.files import write_atomically, write_json
+from atp_edge.run.stopping import saying
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
     from atp_bench.quality.cells import Cell
@@ -68,7 +68,7 @@ def quality(
         results = [known[cell.key] for cell in chosen]
     else:
         saved = f"finished cells are in {files[0]}, training in {out}; the same command goes on"
-        with noted_when_stopped(lambda: saved), Terminal(console) as progress:
+        with saying(lambda: saved), Terminal(console) as progress:
             results = run_matrix(
                 chosen,
                 work=out,

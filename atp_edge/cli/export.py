@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from atp_edge.cli.given import one_of
 from atp_edge.cli.one_stage import one_stage
+from atp_edge.config import Flavour, Precision, Quantizer
 
 console = Console(highlight=False, emoji=False)
 
@@ -20,21 +22,40 @@ def export(
         Path | None, typer.Option("--to", help="write it here, proven and measured")
     ] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="with --to: onnx (default), gguf")
+        str | None,
+        typer.Option(
+            "--format",
+            autocompletion=one_of("onnx", "gguf"),
+            help="with --to: onnx (default), gguf",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="with --to: fp32, fp16, bf16, int8, int4; GGUF: f32, f16, q8_0, q4_0"),
+        typer.Option(
+            autocompletion=one_of(*get_args(Precision), "f32", "f16", "q8_0", "q4_0"),
+            help="with --to: fp32, fp16, bf16, int8, int4; GGUF: f32, f16, q8_0, q4_0",
+        ),
     ] = None,
-    flavour: Annotated[str | None, typer.Option(help="with --to: ort, standard, portable")] = None,
-    quantizer: Annotated[str | None, typer.Option(help="with --to: nearest, k-quant, gptq")] = None,
+    flavour: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=one_of(*get_args(Flavour)), help="with --to: ort, standard, portable"
+        ),
+    ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=one_of(*get_args(Quantizer)), help="with --to: nearest, k-quant, gptq"
+        ),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="with --to: longest context; 0: the model's own")
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            help="with --to: plain, or as transformers.js or openvino (openvino_genai) load it"
+            autocompletion=one_of("plain", "transformers.js", "openvino"),
+            help="with --to: plain, or as transformers.js or openvino (openvino_genai) load it",
         ),
     ] = None,
 ) -> None:

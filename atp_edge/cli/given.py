@@ -1,7 +1,9 @@
-"""What a command line gives: no option without its value, as an unset variable of a script has."""
+"""What a command line gives: no option without its value, as an unset variable of a script has;
+and what a shell may complete a value to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,11 @@ class Commands(TyperGroup):
                 heard = option.process_value
                 option.process_value = partial(_given, option, heard)  # type: ignore[method-assign]
         return command
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """A shell's completion of an option that takes one of these."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 def _given(option: TyperOption, heard: Any, ctx: Any, value: Any) -> Any:

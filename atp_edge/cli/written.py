@@ -19,13 +19,15 @@ _OF_A_RUN = frozenset(
 
 
 def new_file(path: Path | None) -> Path | None:
-    """The path as it was given. Raises ValueError for a folder, for a place that cannot be
-    written, for a run's own file, and for a place among files that ship, of which none may be
+    """The path as it was given. Raises ValueError for a folder or a device, for a place that cannot
+    be written, for a run's own file, and for a place among files that ship, of which none may be
     added."""
     if path is None:
         return None
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file, in it or elsewhere")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or the like, and would be replaced; name a file")
     check_place(path, str(path))
     place = path.resolve()
     for folder in place.parents:

@@ -111,8 +111,12 @@ class _Builder:
 
 
 def _slice_of(value: object) -> str:
-    """The name of a slice; an empty text is one too, and written so that it shows."""
-    return "all" if value is None else str(value) or '""'
+    """The name of a slice: `all` of rows without one. A value of that name is a slice of its own,
+    in quotes; so is an empty one, to be seen, and what is in quotes already."""
+    if value is None:
+        return "all"
+    name = str(value)
+    return json.dumps(name) if name in ("", "all") or name.startswith('"') else name
 
 
 def check_characters(text: str) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.items import NEW_TOKENS, ChoiceItem, Task, TextItem
+from atp_edge.model.families import tokens_read
 
 
 @dataclass(frozen=True)
 class Fits:
-    """What is no longer than a window: tokens that are read at once, prompt and new ones together.
+    """What a window holds: the tokens that are read at once, of a prompt and of what follows it.
     None: everything."""
 
     encoder: Encoder
@@ -23,7 +24,7 @@ class Fits:
         if self.window is None:
             return True
         lengths = (sum(map(len, self.encoder.continued(*row))) for row in rows)
-        return all(length + new_tokens <= self.window for length in lengths)
+        return all(tokens_read(length + new_tokens) <= self.window for length in lengths)
 
     def item(self, item: ChoiceItem | TextItem) -> bool:
         """Whether all that a task asks of an item fits."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from atp_edge.model.families import check_reads, longest_text
+from atp_edge.model.families import check_reads, longest_text, tokens_read
 from atp_edge.run.watched import underway
 
 Tokens = Sequence[int]
@@ -78,7 +78,7 @@ class TorchModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tokens], *, new_tokens: int, end: int) -> list[list[int]]:
-        self._check(max(map(len, prompts)) + new_tokens - 1)  # The last new one is not read.
+        self._check(tokens_read(max(map(len, prompts)) + new_tokens))
         device = next(self.model.parameters()).device
         tokens, mask = padded(prompts, end, side="left")
         made = self.model.generate(
@@ -157,8 +157,7 @@ def likelihoods(
 
 
 def _read(pair: Pair) -> int:
-    """Tokens that are read: the last of all is predicted alone."""
-    return len(pair[0]) + len(pair[1]) - 1
+    return tokens_read(len(pair[0]) + len(pair[1]))
 
 
 def _of_one_context(ordered: Sequence[Pair], batch_tokens: int) -> list[Sequence[Pair]]:

@@ -25,7 +25,7 @@ from atp_edge.gate.memorization import Passage, canary_texts, passages_of
 from atp_edge.gate.prompts import Rule, asked_ids, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
-from atp_edge.model.families import check_reads
+from atp_edge.model.families import check_reads, tokens_read
 from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
 
 _OTHER_SUBJECTS = 1_000_000
@@ -138,7 +138,7 @@ def check_askable(
     window: tokens that it reads.
     """
     memorized, new = settings.memorization, settings.prompts.new_tokens
-    if memorized.prefix_tokens + memorized.continued_tokens > window:
+    if tokens_read(memorized.prefix_tokens + memorized.continued_tokens) > window:
         raise ValueError(
             f"memorization.prefix_tokens = {memorized.prefix_tokens} and continued_tokens = "
             f"{memorized.continued_tokens}: what ships reads {window} tokens; take fewer"
@@ -148,7 +148,7 @@ def check_askable(
             length = len(asked_ids(tokenizer, rule.prompt, rule.chat))
         except ValueError as error:
             raise ValueError(f"{rule.place}: {error}") from None
-        if length + new > window:
+        if tokens_read(length + new) > window:
             raise ValueError(
                 f"{rule.place}: a prompt of {length} tokens, and prompts.new_tokens = {new}: what "
                 f"ships reads {window} tokens; take a shorter one, or a larger --export-context"
@@ -156,7 +156,7 @@ def check_askable(
 
     encoder = Encoder(tokenizer)
     for text in canary_texts(config.canaries, memorized.candidates, config.seed):
-        length = sum(map(len, encoder.continued(*text)))
+        length = tokens_read(sum(map(len, encoder.continued(*text))))
         check_reads(window, length, f"canaries = {config.canaries}: a canary", _NO_CANARIES)
 
 

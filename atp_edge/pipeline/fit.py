@@ -13,6 +13,7 @@ from atp_edge.pipeline.memory_need import Model, Need
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.pinned import pinned_settings
 from atp_edge.run.precision import settled
+from atp_edge.run.records import STAGES, StageName
 from atp_edge.settings import values_of, with_values
 from atp_edge.training.frozen import check_base, check_shards
 
@@ -34,18 +35,18 @@ CHOSEN = (
 
 def fitted(
     config: Config, model: Model, said: Collection[str], device: Device,
-    after: Collection[str] | None = None,
+    left: Collection[StageName] = STAGES,
 ) -> tuple[Config, str | None]:  # fmt: skip
     """The settings with which a run fits a device, and a sentence if they had to be chosen.
 
-    said: the settings that the user named; they stay. after: as in `needs_of`.
+    said: the settings that the user named; they stay. left: the stages that are to be done.
     Of the ways that follow one another, each with less memory, the first that fits is taken. Where
     none does, the settings are returned as they came: `refuse` says what is missing. `auto` is
     written down as what it means there.
     """
     config = settled(config, device.kind)
     kept = {*said} if SCALE.isdisjoint(said) else SCALE.union(said)
-    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, after=after)
+    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, left=left)
     if _fits(wanted(config), device):
         return _without_auto(config), None
     for changes in _ways(config, device):
@@ -95,16 +96,12 @@ def refuse(
     model: Model,
     device: Device,
     begun: Collection[str] = frozenset(),
-    *,
-    trained: bool = False,
-    after: Collection[str] | None = None,
+    left: Collection[StageName] = STAGES,
 ) -> None:
     """Raises ValueError for a run that does not fit, with the nearest settings that do; begun:
-    those that it has begun with, and that only another run can change; trained,
-    after: as in `needs_of`."""
-    wanted = partial(
-        needs_of, model=model, device=device.kind, ranks=device.count, trained=trained, after=after
-    )
+    those that it has begun with, and that only another run can change; left: the stages that are
+    to be done."""
+    wanted = partial(needs_of, model=model, device=device.kind, ranks=device.count, left=left)
     found = wanted(config)
     if _fits(found, device):
         return

@@ -39,8 +39,6 @@ class Foreseen:
     model: Model
     device: Device
     begun: frozenset[str]
-    trained: bool
-    """Then training needs no memory any more."""
     left: frozenset[StageName]
     """Of the named stages those that are not done."""
     needs: list[Need]
@@ -48,14 +46,12 @@ class Foreseen:
 
     def refuse(self) -> None:
         """Raises ValueError where the device cannot hold the run."""
-        refuse(
-            self.config, self.model, self.device, self.begun, trained=self.trained, after=self.left
-        )
+        refuse(self.config, self.model, self.device, self.begun, self.left)
 
     def warnings(self) -> list[str]:
         """What will be slow, left for later, or short of memory that others hold now."""
         found = (
-            what_is_slow(self.config, self.device.kind),
+            what_is_slow(self.config, self.device.kind) if "train" in self.left else None,
             left_for_later(self.needs, self.device) if "gate" in self.names else None,
             crowded(self.needs, self.device),
         )
@@ -81,14 +77,13 @@ def foresee(
     check_ranks(config, device.count)
     check_run(config, names, weights=weights, elsewhere=device_memory is not None)
     model, begun = sized_model(config), begun_with(config, run)
-    left = _left(config, run, names)
-    trained, chosen = "train" in run.records.names, None
-    if not trained:
+    left, chosen = _left(config, run, names), None
+    if "train" in left:
         config, chosen = fitted(config, model, {*said, *begun}, device, left)
-    needs = needs_of(config, model, device.kind, device.count, trained=trained, after=left)
+    needs = needs_of(config, model, device.kind, device.count, left)
     return Foreseen(
         config=config, chosen=chosen, names=names, model=model, device=device, begun=begun,
-        trained=trained, left=left, needs=needs,
+        left=left, needs=needs,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from atp_edge.config import Config
 from atp_edge.pipeline.memory_after import parts_after
 from atp_edge.pipeline.memory_need import CPU_RUNTIME, DeviceKind, Model, Need
 from atp_edge.pipeline.memory_training import training_parts
+from atp_edge.run.records import STAGES, StageName
 from atp_edge.settings import with_values
 
 CUDA_RUNTIME = 0.6e9
@@ -30,16 +31,16 @@ _BEFORE_THE_DECISION_MOVES = ("dense baseline", "before the joint steps")
 
 
 def needs_of(
-    config: Config, model: Model, device: DeviceKind, ranks: int = 1, *, trained: bool = False,
-    after: Collection[str] | None = None,
+    config: Config, model: Model, device: DeviceKind, ranks: int = 1,
+    left: Collection[StageName] = STAGES,
 ) -> list[Need]:  # fmt: skip
     """Every part of a run in its order, of one of so many ranks: a step's text is shared out over
-    them, and what a pass reads, and with `train.shard` the frozen weights. trained: only what comes
-    after training; after: of that, these parts (None: all)."""
+    them, and what a pass reads, and with `train.shard` the frozen weights. left: the stages that
+    are to be done."""
     shared = ranks if config.train.shard else 1
-    training = [] if trained else training_parts(_of_a_rank(config, ranks), model, shared)
-    later = [n for n in parts_after(config, model) if after is None or n.part in after]
-    found = [*training, *later]
+    found = [need for need in parts_after(config, model) if need.part in left]
+    if "train" in left:
+        found = [*training_parts(_of_a_rank(config, ranks), model, shared), *found]
     products = _products(config, len(model.dense.layers))
     return [_on(device, need, products) for need in found]
 

@@ -8,6 +8,7 @@ from atp_edge.pipeline.model_card import CARD, Form
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.hub import check_login, check_name
+from atp_edge.run.stopping import saying
 
 
 def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False) -> str:
@@ -23,24 +24,25 @@ def push(run: RunFolder, name: str, form: Form = "onnx", *, public: bool = False
             raise ValueError(f"{run.adapter} is not there: {_why_no_adapter(run)}")
     else:
         run.require(form)
-    if form == "onnx":
-        proofs = run.metrics().get("verify", {}).get("providers", {})
-        if not proofs or not all(proof["passed"] for proof in proofs.values()):
-            raise NotProvenError(f"{run.onnx} is not proven: run {run.command('verify')} first")
+    if form == "onnx" and (trouble := run.records.trouble("verify")):
+        raise NotProvenError(
+            f"{run.onnx} is not proven: verify: {trouble}; run {run.command('verify')} first"
+        )
     folder = run.path / form
     if not (folder / CARD).exists():  # Of a run from before the cards.
         raise ValueError(f"{folder} has no {CARD}: write it again with {run.command('export')}")
     check_login()
     api = HfApi()
+    again = f"`atp-edge push {name} --out {run.path} --form {form}`"
     try:
-        api.create_repo(name, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"atp-edge: {form}")
+        with saying(lambda: f"{folder} may not be pushed whole; push it again with {again}"):
+            api.create_repo(name, private=not public, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"atp-edge: {form}")
     except Exception as error:
         if not _unreached(error):
             raise
         raise OSError(
-            f"{folder} was not pushed: the Hub cannot be reached ({error}); try again with "
-            f"`atp-edge push {name} --out {run.path} --form {form}`"
+            f"{folder} was not pushed: the Hub cannot be reached ({error}); try again with {again}"
         ) from error
     return f"https://huggingface.co/{name}"
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from atp_edge.config import Config
 from atp_edge.pipeline.expected_work import expected_work
-from atp_edge.run.errors import NotProvenError, noted_when_stopped
+from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder, open_run
 from atp_edge.run.freed_memory import trimmed
 from atp_edge.run.hashes import difference, files_sha256
@@ -26,6 +25,7 @@ from atp_edge.run.pinned import pin_sources, settings_of
 from atp_edge.run.precision import settled
 from atp_edge.run.progress import Progress
 from atp_edge.run.records import HISTORY, METRICS, REPORT, WORK, StageName
+from atp_edge.run.stopping import heard_later, saying
 from atp_edge.run.watched import tell_expected, tell_stage
 
 Stage = Callable[[Config, RunFolder, Progress], None]
@@ -48,7 +48,7 @@ def run_stages(config: Config, names: Sequence[StageName], progress: Progress) -
         progress.say("reading the domain text")
         splits_of(config)
     run.check_places(names)
-    with run.held(), noted_when_stopped(partial(_saved, run)), _with_its_report(run, progress):
+    with run.held(), saying(lambda: _saved(run)), _with_its_report(run, progress):
         open_run(config, inputs, progress.say)
         run.void_damaged(progress.say)
         tell_expected(expected_work(config, names))
@@ -67,7 +67,8 @@ def taken_up(run: RunFolder, progress: Progress, *, source: bool) -> Iterator[Co
     began with.
     """
     config = run.config()
-    with run.held(), noted_when_stopped(partial(_saved, run)), _with_its_report(run, progress):
+    again = "the same command does the rest"
+    with run.held(), saying(lambda: _saved(run, again)), _with_its_report(run, progress):
         run.adopt(config, progress.say)
         run.void_damaged(progress.say)
         if source:
@@ -174,7 +175,8 @@ def _with_its_report(run: RunFolder, progress: Progress) -> Iterator[None]:
             from atp_edge.pipeline.report import write_report
 
             try:
-                write_report(run.path, run.stale())
+                with heard_later(lambda text: None):
+                    write_report(run.path, run.stale())
             except (OSError, ValueError) as error:
                 progress.say(f"{page} is of before, and could not be written again: {error}")
 
@@ -194,8 +196,7 @@ _SAVED = {
 """The parts of training, as the bars name them."""
 
 
-def _saved(run: RunFolder) -> str:
-    """What of a run is saved, and how to go on."""
+def _saved(run: RunFolder, go_on: str = "") -> str:
     from atp_edge.training.loop import saved_step
 
     if not run.config_toml.exists():
@@ -205,7 +206,8 @@ def _saved(run: RunFolder) -> str:
     if "train" not in done and (step := saved_step(run.path)):
         saved.append(step)
     kept = "; ".join(saved) or "nothing of the training yet"
-    return f"saved: {kept}; go on with {run.command('run')}"
+    go_on = go_on or f"go on with {run.command('run')}"
+    return f"saved: {kept}; {go_on}"
 
 
 def _stage(name: StageName) -> Stage:

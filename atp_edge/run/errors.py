@@ -1,10 +1,5 @@
 """Errors that a caller tells from others: the command line gives each an exit code."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 
 class NotProvenError(RuntimeError):
     """The exported model does not equal the PyTorch model."""
@@ -24,13 +19,3 @@ class Stopped(BaseException):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
-
-
-@contextmanager
-def noted_when_stopped(saved: Callable[[], str]) -> Iterator[None]:
-    """A Stopped that comes through is noted what is saved, and how to go on."""
-    try:
-        yield
-    except Stopped as stopped:
-        stopped.add_note(saved())
-        raise

@@ -79,9 +79,10 @@ def settle(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside `path` and rename it into place."""
+    """Write a text file beside `path` and rename it into place. What UTF-8 has no bytes for, as
+    the name of a file may hold, becomes a `?`."""
     with file_atomically(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _partial(path: Path) -> Path:

@@ -144,8 +144,8 @@ class RunFolder:
     def stale(self) -> dict[str, str]:
         """Stages and benches whose figures are of other files than there are now, and why."""
         troubles = {name: self.records.stale(name) for name in self.records.measured}
-        if "gate" not in troubles and "gate" in self.metrics():
-            troubles["gate"] = f"no record in {self.records.file} says which files it judged"
+        for name in self.metrics().keys() & set(_OF_THE_VERY_FILES) - troubles.keys():
+            troubles[name] = f"no record in {self.records.file} says of which files"
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     def void_damaged(self, say: Callable[[str], None]) -> None:

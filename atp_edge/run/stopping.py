@@ -1,4 +1,5 @@
-"""A signal that comes while work is done which must not be left half-way is heard at its end."""
+"""A signal that comes while work is done which must not be left half-way is heard at its end, and
+says what is saved."""
 
 from __future__ import annotations
 
@@ -8,7 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from atp_edge.run.errors import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def saying(saved: Callable[[], str]) -> Iterator[None]:
+    """Note on a Stopped what is saved, and how to go on."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.add_note(saved())
+        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,10 @@ def test_every_key_has_help_a_flag_of_its_own_and_a_default_that_passes() -> Non
         ({"decision.width_multiple": 0}, r"decision.width_multiple = 0: expected 1 or more"),
         ({"bench.threads": -1}, r"bench.threads = -1: expected 0 or more"),
         ({"decision.control_share": -0.5}, r"control_share = -0.5: expected 0 or more"),
+        (
+            {"data": os.fsdecode(b"\xff.jsonl")},
+            r"data = '\\udcff.jsonl': no UTF-8, and config.toml",
+        ),
         ({"recovery.retrain": 1}, r"recovery.retrain = 1: expected bool"),
     ],
 )

@@ -26,6 +26,7 @@ from atp_edge.model.families.shape import (
     said_shape,
     scales_of,
     structured,
+    tokens_read,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "said_shape",
     "scales_of",
     "structured",
+    "tokens_read",
 ]

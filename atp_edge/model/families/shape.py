@@ -130,6 +130,11 @@ def longest_text(config: Any) -> int:
     return longest
 
 
+def tokens_read(tokens: int) -> int:
+    """Of a text of so many tokens, scored or generated: the last is predicted, and not read."""
+    return tokens - 1
+
+
 def check_reads(longest: int | None, tokens: int, what: str, remedy: str) -> None:
     """Raises ValueError for a text of more tokens than a model reads: `longest_text`, or the
     context of what ships. None: nobody says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 def _signals() -> Iterator[None]:
     """What `main` sets is put back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    shown = sys.unraisablehook
     yield
+    sys.unraisablehook = shown
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -21,7 +21,9 @@ from transformers import AutoTokenizer
 
 from atp_edge.cli import main
 from atp_edge.model.checkpoint import save_narrow
+from atp_edge.pipeline import export_to
 from atp_edge.run.files import file_lock
+from atp_edge.run.hashes import files_sha256
 from tests.tiny import QUICK_GATE, save_tiny_source, tiny_model
 
 SMALL = [
@@ -227,6 +229,27 @@ def test_a_run_may_cut_rope_pairs_instead_of_heads(
     assert json.loads((out / "plan.json").read_text())["space"] == "head-dims"
     # Its values are in another basis than the dense model's: an adapter would not fit that.
     assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_what_there_was_of_another_form(
+    finished: Path, tmp_path: Path, number: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = ("export", "--out", str(finished), "--to", str(tmp_path / "to"))
+    for there in (False, True):
+        if there:
+            with monkeypatch.context() as patch:
+                patch.setattr(export_to, "prove", lambda *_, **__: {})
+                atp_edge(*to)
+        before = files_sha256(tmp_path, ["to"])
+        with monkeypatch.context() as patch:
+            patch.setattr(export_to, "prove", lambda *_, **__: os.kill(os.getpid(), number))
+            said = " ".join(atp_edge(*to, code=code).split())
+        assert "Traceback" not in said
+        assert said.endswith(" done; the same command does the rest")
+        assert files_sha256(tmp_path, ["to"]) == before
+        assert [p.name for p in tmp_path.iterdir()] == ["to"] * bool(before) == ["to"] * there
+    atp_edge("report", "--out", str(finished))
 
 
 def test_killed_anywhere_a_run_goes_on_and_ends_the_same(

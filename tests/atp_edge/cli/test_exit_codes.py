@@ -122,6 +122,25 @@ def stopped_matrix(*_: object, **__: object) -> NoReturn:
     raise Stopped(signal.SIGTERM)
 
 
+class Dies:
+    """A signal comes while it is taken down."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_that_a_destructor_swallows_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        Dies()
+        time.sleep(60)
+
+    assert ended(monkeypatch, work) == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM: the same command starts again\n"
+
+
 def unheard(program: list[str]) -> tuple[int, str]:
     """Exit code and stderr of a program whose output nobody reads."""
     reading, writing = os.pipe()

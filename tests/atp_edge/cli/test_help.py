@@ -61,6 +61,10 @@ def test_a_shell_completes_commands_and_flags() -> None:
 
     assert completed("atp-edge re", "1") == ["report"]
     assert completed("atp-edge run --bud", "2") == ["--budget"]
+    assert completed("atp-edge export --precision int", "3") == ["int8", "int4"]
+    assert completed("atp-edge export --format ", "3") == ["onnx", "gguf"]
+    assert completed("atp-edge run --export-precision bf", "3") == ["bf16"]
+    assert completed("atp-edge run --train-precision bf", "3") == ["bf16"]
 
 
 @pytest.mark.parametrize(

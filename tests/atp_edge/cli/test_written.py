@@ -97,3 +97,10 @@ def test_it_is_refused_before_the_run_is_looked_at(tmp_path: Path, command: tupl
     asked = [*command, str(tmp_path), "--out", str(tmp_path / "no-run")]
     done = CliRunner().invoke(app, asked)
     assert "is a folder; name a file" in str(done.exception)
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path(os.devnull), tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="is a device or the like, and would be replaced"):
+            new_file(path)

@@ -211,3 +211,9 @@ def test_only_rows_without_the_field_are_of_no_slice() -> None:
     rows = [{"ward": ward} for ward in (0, 0.0, False, "", None, "b")]
     found = [_slice_of(row.get("ward")) for row in [*rows, {}]]
     assert found == ["0", "0.0", "False", '""', "all", "b", "all"]
+
+
+def test_a_slice_that_is_called_all_is_apart_from_rows_without_one() -> None:
+    assert _slice_of("all") == '"all"'
+    values = [None, "all", '"all"', "", '""', '"']
+    assert len({_slice_of(value) for value in values}) == len(values)

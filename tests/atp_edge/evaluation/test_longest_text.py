@@ -5,6 +5,7 @@ said of a text would depend on what is read beside it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from transformers import PreTrainedModel
 from atp_edge.data.blocks import Blocks
 from atp_edge.data.encoding import Encoder
 from atp_edge.evaluation.fitting import Fits, fitting
-from atp_edge.evaluation.items import ChoiceItem, ChoiceTask, Option, Task, TextItem, TextTask
+from atp_edge.evaluation.items import (
+    NEW_TOKENS,
+    ChoiceItem,
+    ChoiceTask,
+    Option,
+    Task,
+    TextItem,
+    TextTask,
+)
 from atp_edge.evaluation.scoring import TorchModel, likelihoods
 from atp_edge.evaluation.task_scores import choice_scores, evaluate
 from atp_edge.evaluation.text_loss import streamed_text_loss, text_loss
@@ -178,6 +187,33 @@ def test_text_beyond_it_is_refused_wherever_it_enters(
     said = item if entry.startswith("an item") else "tokens, and the model reads 48; "
     with pytest.raises(ValueError, match=said):
         ENTRIES[entry](made(kind), tmp_path)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_scoring_writing_and_what_fits_have_one_limit(more: int) -> None:
+    """The last token of all is predicted, not read."""
+    model, fits = TorchModel(made("dynamic")), Fits(Encoder(Letters()), LONGEST)
+    whole = LONGEST + 1 + more - len(fits.encoder.context(""))
+    options = tuple(Option(prompt="y" * (whole - 2), text=text) for text in ("ab", "cd"))
+    chosen = ChoiceItem(options=options, answer=0)
+    wrote = TextItem(prompt="y" * (whole - NEW_TOKENS), reference="a b")
+    tasks = (
+        ChoiceTask(name="choice", items=(chosen,), scoring="sum"),
+        TextTask(name="write", items=(wrote,)),
+    )
+    assert [fits.item(chosen), fits.item(wrote)] == [more <= 0] * 2
+    pair, prompt = (
+        fits.encoder.continued(options[0].prompt, "ab"),
+        fits.encoder.context(wrote.prompt),
+    )
+    asks: list[Callable[[], Any]] = [
+        lambda: scored(model.model, [pair]),
+        lambda: model.generate([prompt], new_tokens=NEW_TOKENS, end=0),
+        *(lambda task=task: evaluate(model, Letters(), [task]) for task in tasks),
+    ]
+    for ask in asks:
+        with pytest.raises(ValueError, match="48") if more > 0 else nullcontext():
+            ask()
 
 
 @pytest.mark.parametrize("kind", KINDS)

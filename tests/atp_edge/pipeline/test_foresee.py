@@ -87,10 +87,19 @@ def test_what_training_takes_is_not_asked_for_when_it_is_done(
     run = open_run(config)
     with pytest.raises(ValueError, match="cannot hold this run"):
         foresee(config, said, ("train", "shrink")).refuse()
+    run.plan.write_text("{}")
     run.records.keep("train", read={})
+    monkeypatch.setattr(module, "what_is_slow", lambda *_: "training is slow here")
     found = foresee(config, said, ("train", "shrink"))
     found.refuse()
     assert [need.part for need in found.needs] == ["shrink"]
+    assert "training is slow here" not in found.warnings()
+    run.plan.write_text("changed")
+    again = foresee(config, said, ("train", "shrink"))
+    with pytest.raises(ValueError, match="cannot hold this run: dense baseline takes"):
+        again.refuse()
+    assert "training is slow here" in again.warnings()
+    run.plan.write_text("{}")
     there_is(0.5e9, monkeypatch)
     with pytest.raises(ValueError, match="cannot hold this run: shrink takes"):
         foresee(config, said, ("train", "shrink")).refuse()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from atp_edge.model.export_size import CARD_BYTES
 from atp_edge.pipeline import push as pushing
 from atp_edge.pipeline.model_card import Form, card_of
 from atp_edge.pipeline.push import push
-from atp_edge.run.errors import NotProvenError
+from atp_edge.run.errors import NotProvenError, Stopped
 from atp_edge.run.folder import RunFolder
 from atp_edge.settings import with_values
 from tests.atp_edge.pipeline.test_report import metrics
 from tests.sources import save_source
+from tests.tiny import record
 from tests.tiny_tokenizers import tokenizer_of
 
 FORMS: tuple[Form, ...] = ("slim", "onnx", "adapter")
@@ -148,14 +150,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return made
 
 
-def ready(folder: Path, *, proven: bool = True) -> RunFolder:
-    run, found = RunFolder(folder), metrics()
-    found["verify"]["providers"]["CPUExecutionProvider"]["passed"] = proven
-    for stage, values in found.items():
+def ready(folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    for stage, values in metrics().items():
         run.add_metrics(stage, values)
     run.onnx.mkdir()
     (run.onnx / "config.json").write_text("{}")
     (run.onnx / "README.md").write_text("# card\n")
+    record(run, "export", "verify")
     return run
 
 
@@ -172,8 +174,13 @@ def test_what_is_not_proven_or_not_there_is_not_pushed(tmp_path: Path, hub: Hub)
         push(RunFolder(tmp_path), "name")
     with pytest.raises(ValueError, match="is not there; write it with"):
         push(RunFolder(tmp_path), "owner/name", "slim")
-    with pytest.raises(NotProvenError, match="is not proven"):
-        push(ready(tmp_path, proven=False), "owner/name")
+    run = ready(tmp_path)
+    run.records.keep("verify", read=run.records.reads("verify"), failed="logits differ")
+    with pytest.raises(NotProvenError, match=r"is not proven: verify: it failed \(logits differ"):
+        push(run, "owner/name")
+    run.records.file.unlink()
+    with pytest.raises(NotProvenError, match="is not proven: verify: it has not ended"):
+        push(run, "owner/name")
     assert hub.asked == []
 
 
@@ -189,6 +196,19 @@ def test_without_a_login_nothing_is_pushed_and_no_run_is_begun_for_it(
     assert isinstance(shown.exception, ValueError)
     assert "nobody is logged in" in str(shown.exception)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_push_that_is_stopped_says_that_it_may_be_half_done(tmp_path: Path, hub: Hub) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Stopped(signal.SIGINT)
+
+    hub.upload_folder = stopped  # type: ignore[method-assign]
+    with pytest.raises(Stopped) as told:
+        push(ready(tmp_path), "owner/name", public=True)
+    again = f"`atp-edge push owner/name --out {tmp_path} --form onnx`"
+    assert told.value.__notes__ == [
+        f"{tmp_path}/onnx may not be pushed whole; push it again with {again}"
+    ]
 
 
 def test_a_hub_that_is_not_reached_is_no_fault_of_ours(tmp_path: Path, hub: Hub) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from atp_edge.cli import app, main
 from atp_edge.config import Config, GateConfig
-from atp_edge.pipeline import export, gate, stages
+from atp_edge.pipeline import export, gate, report, stages, verify
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import device_of
 from atp_edge.pipeline.inputs import inputs_of
@@ -274,7 +274,9 @@ def test_settings_that_training_does_not_read_change_without_training_again(
 def signals() -> Iterator[None]:
     """What `main` sets is put back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    shown = sys.unraisablehook
     yield
+    sys.unraisablehook = shown
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -428,6 +430,31 @@ def test_stopped_it_says_what_is_saved_and_damage_to_that_goes_back_a_phase(
     assert any("state.pt is damaged" in text and "begins anew" in text for text in said)
     ours, theirs = (files_sha256(Path(c.out), [TUNED, PLAN, "dense"]) for c in (config, finished))
     assert ours == theirs
+
+
+def test_a_page_is_of_what_there_is_though_signals_come_while_it_is_written(
+    copied: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, written = RunFolder(Path(copied.out)), report.write_report
+
+    def stopped(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def stopped_too(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        written(*arguments)
+
+    monkeypatch.setattr(verify, "verify", stopped)
+    monkeypatch.setattr(report, "write_report", stopped_too)
+    assert "proven equal to its PyTorch model" in (run.path / "report.html").read_text()
+    assert ended(monkeypatch, "verify", "--out", copied.out) == 130
+    said = capsys.readouterr().err
+    assert "stopped by SIGINT: saved: dense baseline, joint, recovery, train, shrink" in said
+    assert said.endswith("; the same command does the rest\n")
+    assert "proven equal to its PyTorch model" not in (run.path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

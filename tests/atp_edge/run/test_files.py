@@ -75,6 +75,11 @@ def _fail(path: Path) -> None:
         raise KeyError("mine")
 
 
+def test_the_name_of_a_file_that_is_no_utf8_ends_no_report(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "page.html", f"read {os.fsdecode(b'notes-' + bytes([255]))}")
+    assert (tmp_path / "page.html").read_text() == "read notes-?"
+
+
 def test_another_error_is_itself_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="mine"):
         _fail(tmp_path / "made")
