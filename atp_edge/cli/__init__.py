@@ -172,6 +172,8 @@ def main() -> None:
     # (docs/research/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(level=logging.WARNING)
+    # It misses a kernel of another package for 4 bits on CPUs, and has its own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # peft reads a name that transformers is about to rename; users can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):
