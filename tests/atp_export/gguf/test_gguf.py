@@ -26,6 +26,7 @@ from atp_edge.data.domains import demo_model_folder, legal_texts
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.families import model_shape
 from atp_edge.model.narrow import narrow_model
+from tests.atp_export.gguf import cut_models
 from tests.atp_export.gguf.cut_models import CHECKS
 from tests.tiny import PAIR_PLANS, PLANS, tiny_model
 from tests.tiny_tokenizers import (
@@ -311,22 +312,27 @@ def test_a_wrong_file_is_noticed(
 
 @needs_llama_cpp
 def test_a_text_ends_at_every_end_token_of_the_settings(
-    tmp_path: Path, real_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Words that no one takes for end tokens by their text."""
-    folder = slim(tmp_path / "slim", real_folder, "llama", "uniform")
+    folder = tmp_path / "slim"
+    tokenizer = cut_models.slim(folder, "llama", "uniform")
     path = folder / "generation_config.json"
-    ends = [2, 700, 701]
+    ends = [1, 300, 301]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
-    file = write_gguf(folder, tmp_path / "gguf", precision="f32")
+    file = write_gguf(folder, tmp_path / "gguf", precision="f32", context=64)
     keys, _ = read(file)
     found = [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
     assert found == ends
     assert NODE is not None
-    assert ask(file, NODE, ends=[*ends, 702]).ended == [True, True, True, False]
+    assert ask(file, NODE, ends=[*ends, 302]).ended == [True, True, True, False]
     monkeypatch.setattr(vocabulary, "kept_ends", lambda own, ends: [own])
-    file = write_gguf(folder, tmp_path / "gguf", precision="f32")
-    (failure,) = proof_of(folder, file, "f32", NODE).failures
+    file = write_gguf(folder, tmp_path / "gguf", precision="f32", context=64)
+    proof = prove_gguf(
+        folder, file, "f32", tokenizer, prompts=["You may"], blocks=torch.zeros(1, 8).long(),
+        node=NODE, new_tokens=4,
+    )  # fmt: skip
+    (failure,) = proof.failures
     assert failure.startswith("first or end token that is missed: '")
 
 
@@ -344,17 +350,22 @@ def test_a_model_that_computes_no_numbers_is_not_proven(broken: int) -> None:
     assert (same, check.passed) == (1, False)
 
 
-def test_a_file_of_other_weights_is_noticed_without_llama_cpp(
-    tmp_path: Path, real_folder: Path
-) -> None:
-    folder = slim(tmp_path / "slim", real_folder, "llama", "per-layer")
-    other = slim(tmp_path / "other", real_folder, "llama", "per-layer", rms_norm_eps=1e-5)
-    file = write_gguf(other, tmp_path / "gguf", precision="f16")
-    assert proof_of(folder, file, "f16", None).failures == []
+def test_a_file_of_other_weights_is_noticed_without_llama_cpp(tmp_path: Path) -> None:
+    folder, other = tmp_path / "slim", tmp_path / "other"
+    tokenizer = cut_models.slim(folder, "llama", "per-layer")
+    cut_models.slim(other, "llama", "per-layer", rms_norm_eps=1e-5)
+
+    def proof_of(file: Path) -> GgufProof:
+        return prove_gguf(
+            folder, file, "f16", tokenizer, prompts=[], blocks=torch.ones(1, 8).long(), node=None
+        )
+
+    file = write_gguf(other, tmp_path / "gguf", precision="f16", context=64)
+    assert proof_of(file).failures == []
     with safe_open(other / "model.safetensors", "pt") as opened:
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     state["model.layers.1.mlp.up_proj.weight"][3, 5] += 0.01
     save_file(state, other / "model.safetensors", metadata={"format": "pt"})
-    file = write_gguf(other, tmp_path / "gguf", precision="f16")
-    (failure,) = proof_of(folder, file, "f16", None).failures
+    file = write_gguf(other, tmp_path / "gguf", precision="f16", context=64)
+    (failure,) = proof_of(file).failures
     assert failure.startswith("tensor that is not the checkpoint's: model.layers.1.mlp.up_proj")
