@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -24,32 +25,37 @@ CORPUS = [
 ]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 KINDS = ("byte-level", "llama-3", "llama-2", "metaspace", "phi-3", "gemma")
-BYTE_LEVEL = ("byte-level", "llama-3", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken")
+BYTE_LEVEL = ("byte-level", "llama-3", "llama-bpe", "smaug-bpe", "qwen2", "gpt-4o", "tekken",
+              "seed-coder", "deepseek-v3", "smollm")  # fmt: skip
 """GPT-2's own split, one like Llama 3's, and those of Llama 3's models (whole words first or not),
-Qwen's, Phi-4-mini's and Mistral's."""
+Qwen's, Phi-4-mini's, Mistral's, Seed-OSS's, Hunyuan's and SmolLM2's."""
 PIECES = r"▁?\p{L}+|\p{N}|▁?[^▁\p{L}\p{N}]+|▁+(?=▁)|▁"
 """What SentencePiece learns from: spaces alone, words with one before them, digits one by one."""
 RUNS = {char: [char * n for n in range(2, 32)] for char in "\n▁\t"}
 """Pieces of Gemma's that are of one sign alone, and merged before all others, the longest first."""
 
 
-def _split(kind: str) -> str | None:
-    """The expression that splits text before the bytes; None: GPT-2's."""
+def _splits(kind: str) -> tuple[str, ...]:
+    """The expressions that split text before the bytes; none: GPT-2's."""
     if kind == "byte-level":
-        return None
+        return ()
     if kind == "llama-3":
-        return r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-    return next(split for (split, _), name in PRE_TOKENIZERS.items() if name == kind)
+        return (
+            r"'s|'t|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+        )
+    return next(splits for (splits, _), name in PRE_TOKENIZERS.items() if name == kind)
 
 
 def _byte_level(kind: str) -> Tokenizer:
-    tokenizer, split = Tokenizer(BPE()), _split(kind)
-    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), bytes_alone])
-        if split
-        else pre_tokenizers.ByteLevel(add_prefix_space=False)
-    )
+    tokenizer, splits = Tokenizer(BPE()), _splits(kind)
+    by_gpt2 = splits in ((), ("digits",))
+    digits: Any = pre_tokenizers.Digits(individual_digits=True)
+    steps = [
+        digits if split == "digits" else pre_tokenizers.Split(Regex(split), "isolated")
+        for split in splits
+    ]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_gpt2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if splits else steps[0]
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -140,6 +146,40 @@ def save_changed(
         held[last] = value(held[last]) if callable(value) else value
     path.write_text(json.dumps(read))
     beside.write_text(json.dumps(json.loads(beside.read_text()) | (settings or {})))
+
+
+SIGNS = ["ab", "AB", "éß", "ÉÜ", "яЯ", "नि", "ครั", "عَ", "日本", "한국", "12", "٣½", ".,",
+         "'s'T", "$+", "  ", "\n", "\r\t", "\u00a0\u3000", "😀\ufe0f", "e\u0301",
+         "\u200d", "ǅʰ"]  # fmt: skip
+
+
+def drawn_texts() -> list[str]:
+    """Of two or three kinds of signs each."""
+    draw = random.Random(0)
+    kinds = [draw.sample(SIGNS, 2 + i % 2) for i in range(500)]
+    return ["".join(draw.choice("".join(few)) for _ in range(12)) for few in kinds]
+
+
+@cache
+def _learned() -> dict[str, Any]:
+    """A model that has learned pieces of the drawn texts, across all words."""
+    learner = Tokenizer(BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = BpeTrainer(
+        vocab_size=4000,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(drawn_texts(), trainer)
+    model: dict[str, Any] = json.loads(learner.to_str())["model"]
+    return model
+
+
+def save_learned(folder: Path, kind: str) -> list[str]:
+    """A tokenizer of bytes that gives any other split of the drawn texts other ids; the texts."""
+    save_changed(folder, kind, {f"model.{key}": _learned()[key] for key in ("vocab", "merges")})
+    return drawn_texts()
 
 
 def renamed_special(*texts: str) -> dict[str, Any]:

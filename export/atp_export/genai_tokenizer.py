@@ -1,7 +1,9 @@
 """What onnxruntime-genai's own tokenizer makes of a tokenizer.json, without an error.
 
 Read in onnxruntime-extensions (operators/tokenizer/bpe_kernels.cc, `SpmTokenize`), which genai 0.18
-has inside, and held by tests. A SentencePiece tokenizer is BPE over a whole text; there it is BPE
+has inside, and held by tests. Of bytes it splits text by code of its own in place of the regular
+expression: white space up to the last new line and on, and letters by other classes; single digits
+it leaves whole. A SentencePiece tokenizer is BPE over a whole text; there it is BPE
 over pieces that Llama 3's expression cuts, whose last space goes to the next word. One like
 Gemma's, whose pre-tokenizer splits at a string, is cut between words, those of 10 characters and
 more together, and after 100 in any case (a character without a piece counts its bytes); and a pair
@@ -31,6 +33,11 @@ LIKE_LLAMA = (
     "added token"
 )
 LIKE_SMOLLM2 = "control characters that have no token (their id is -1 there)"
+LIKE_LLAMA3 = (
+    "white space before and after a new line (a line of spaces alone or one that ends in a space, "
+    "before one that begins with a space)"
+)
+LIKE_GPT4O = "words with letters that have no capitals (Chinese, Arabic, Hindi) or with marks"
 _OTHER = "onnxruntime-genai's own tokenizer gives other ids, and no error, for"
 NOT_COMPARED = (
     "onnxruntime-genai's own tokenizer was not compared with one like this: it may give other ids "
@@ -53,6 +60,15 @@ _BACK = [
 ]
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 """Steps of the decoder, from which genai takes that spaces are signs, and that one is put first."""
+_COMPARED = {
+    "gpt-2": (),
+    "llama-bpe": (LIKE_LLAMA3,),
+    "smaug-bpe": (LIKE_LLAMA3,),
+    "qwen2": (LIKE_LLAMA3,),
+    "gpt-4o": (LIKE_LLAMA3, LIKE_GPT4O),
+    "tekken": (LIKE_LLAMA3, LIKE_GPT4O),
+}
+"""What tokenizers of bytes give other ids for, by the names of their splits."""
 _BY_CLASS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 """Classes by whose names genai puts BOS, whatever the tokenizer does."""
 _CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
@@ -94,11 +110,14 @@ def _named(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
 
 
 def _named_of_bytes(tokenizer: dict[str, Any]) -> str | None:
-    lacking = without_token(tokenizer)
+    lacking, name = without_token(tokenizer), name_of(tokenizer)
     known = _splits_alone(tokenizer) and not _strips(tokenizer) and made_in_order(tokenizer)
-    if not known or not set(lacking) <= CONTROLS:
+    if name not in _COMPARED or not known or not set(lacking) <= CONTROLS:
         return NOT_COMPARED
-    return f"{_OTHER} {LIKE_SMOLLM2}, here {code_points(lacking)}" if lacking else None
+    texts = [*_COMPARED[name]]
+    if lacking:
+        texts.append(f"{LIKE_SMOLLM2}, here {code_points(lacking)}")
+    return f"{_OTHER} {', and for '.join(texts)}" if texts else None
 
 
 def _says_no_more(raw: Any, read: Any) -> bool:
@@ -135,12 +154,11 @@ def _puts_bos_alone(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool
 
 
 def _splits_alone(tokenizer: dict[str, Any]) -> bool:
-    """Whether text is split as by those tokenizers of bytes that were compared, and no more: genai
-    leaves normalizers, single digits and marks of a word's end out."""
+    """Whether nothing but the pre-tokenizer splits text: genai leaves normalizers and marks of a
+    word's end out."""
     model, back = tokenizer["model"], tokenizer["decoder"] or {"type": "ByteLevel"}
     return (
-        name_of(tokenizer) not in (None, "smollm")
-        and tokenizer["normalizer"] is None
+        tokenizer["normalizer"] is None
         and back["type"] == "ByteLevel"
         and not (model["end_of_word_suffix"] or model["continuing_subword_prefix"])
     )

@@ -76,10 +76,12 @@ def turns_of(tokenizer: Any, *, adds_bos: bool) -> Turns | None:
 
     system, user, reply = ("system", S), ("user", U), ("assistant", A)
     try:
+        answered = rendered(system, user, reply, ask=False)
+        again = rendered(system, user, reply, user)
         turns = _parts(
             asked=rendered(system, user),
-            answered=rendered(system, user, reply, ask=False),
-            again=rendered(system, user, reply, user),
+            answered=_until_the_end(answered, again, tokenizer.eos_token),
+            again=again,
             plain=rendered(user),
         )
         chats = ((user,), (system, user), (user, reply, user), (system, user, reply, user),
@@ -92,6 +94,12 @@ def turns_of(tokenizer: Any, *, adds_bos: bool) -> Turns | None:
         return None
     text = turns.go_template() if turns and same else '"""'
     return None if '"""' in text or _has_braces(turns) else turns
+
+
+def _until_the_end(answered: str, again: str, eos: str | None) -> str:
+    """A chat that ends with a reply, without the end token that is put after a whole chat alone
+    (Phi-4-mini's)."""
+    return answered if again.startswith(answered) or not eos else answered.removesuffix(eos)
 
 
 def _parts(*, asked: str, answered: str, again: str, plain: str) -> Turns | None:

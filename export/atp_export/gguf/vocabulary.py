@@ -2,8 +2,8 @@
 
 Of bytes llama.cpp splits text by one of its own rules before BPE, named by `tokenizer.ggml.pre`.
 The name follows from the pre-tokenizer of tokenizer.json: `PRE_TOKENIZERS` has those whose rule is
-the same (llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe). A tokenizer that is not in it is
-refused: a near rule gives other ids, and no error.
+the same, or is said where it is not (llama.cpp, src/llama-vocab.cpp, llm_tokenizer_bpe).
+A tokenizer that is not in it is refused: a near rule gives other ids, and no error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from atp_export.put_around import put_around, special_token, token_ids
 from atp_export.tokenizer_files import FILE, SETTINGS, read_settings, read_tokenizer
 
 NFC = {"type": "NFC"}
+_ASCII_CASES = ("gpt-4o", "tekken")
+"""Rules whose classes of letters are A to Z, a to z and all others, and marks none, there."""
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence[int]) -> None:
@@ -162,7 +164,8 @@ def _check_around(tokenizer: dict[str, Any], bos: str | None) -> bool:
     if before and before != [ids.get(bos or "")]:
         raise ValueError(
             f"it puts {_named(before, texts)} before every text, and a GGUF file has room for its "
-            f"bos_token ({bos}) alone"
+            f"bos_token ({bos}) alone; where the chat template writes them, take them out of the "
+            "post_processor before training"
         )
     if after:
         raise ValueError(
@@ -212,6 +215,8 @@ def other_ids_in_llama_cpp(folder: Path) -> str | None:
             "text that is not in NFC (letters with combining marks, as some systems write them): "
             "normalize it first"
         )
+    if name_of(tokenizer) in _ASCII_CASES:
+        texts.append("words with marks, or with capitals and letters beyond ASCII (नमस्ते, ÉCOLE)")
     if not is_sentencepiece(tokenizer) and (lacking := without_token(tokenizer)):
         texts.append(f"text with bytes that have no token ({bytes(lacking).hex(' ')})")
     said = [f"llama.cpp gives other ids, and no error, for {text}" for text in texts]

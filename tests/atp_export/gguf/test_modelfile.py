@@ -18,6 +18,10 @@ PLAIN = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+PHI4_MINI = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+)
 THINKS = PLAIN.replace("{{ m.content }}", "{{ m.content if loop.last else m.content[:3] }}")
 
 
@@ -42,6 +46,17 @@ def test_what_the_runtime_puts_first_is_not_there_twice(tokenizer: Any) -> None:
         turns = turns_of(tokenizer, adds_bos=adds_bos)
         assert turns is not None
         assert turns.render(chat) == f"{first}<user>a</s><assistant>"
+
+
+def test_an_end_token_after_a_whole_chat_is_no_part_of_a_reply(tokenizer: Any) -> None:
+    tokenizer.chat_template, tokenizer.eos_token = PHI4_MINI, "<|endoftext|>"
+    turns = turns_of(tokenizer, adds_bos=False)
+    assert turns is not None
+    assert turns.assistant == ("<|assistant|>", "<|end|>")
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"}]  # fmt: skip
+    rendered = "<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>"
+    assert turns.render(chat) == rendered
 
 
 @pytest.mark.parametrize("template", [LLAMA2, THINKS, PLAIN.replace("<{{", "{{ '{{' }}<{{")])
