@@ -104,8 +104,6 @@ def _say(report: GateReport, json_file: Path | None, junit: Path | None) -> None
     from atp_edge.gate.outputs import table, write_junit
     from atp_edge.run.files import write_json
 
-    for file in filter(None, (json_file, junit)):  # Never one of them of before, if it is killed.
-        file.unlink(missing_ok=True)
     console.print(table(report))
     if report.changed:
         changed = f"changed of the profile (its own): {'; '.join(report.changed)}"
