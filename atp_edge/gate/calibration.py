@@ -1,8 +1,8 @@
 """Whether the models are as often right as they are sure, before and after.
 
-The error is a sum of sizes, so that chance adds to it: of 8 documents a model that is as sure as it
-is right seems off by 0.06, one that is off by 0.06 by little more, and its rise seems small. The
-interval is wider by what chance may have added to either (`by_chance`).
+The error is a sum of sizes, so that chance adds to it, most where there was little. Of 8 documents
+a model that is as sure as it is right seems off by 0.06, and one that is off by 0.06 seems hardly
+worse. So the interval is wider by what chance may have added to either (`by_chance`).
 """
 
 from __future__ import annotations
@@ -65,13 +65,17 @@ def check_calibration(
         before, after = (by_chance(*pair, measured.text) for pair in pairs)
         low, high = rise - reach - after, rise + reach + before
     status: Status = "undecided"
-    if documents >= fewest:
+    if not math.isfinite(rise):
+        status = "failed"
+    elif documents >= fewest:
         status = "failed" if low > limits.error else "passed" if high < limits.error else status
     text = (
         f"calibration error of the next token {adaptive[0]:.3f} before, {adaptive[1]:.3f} after "
         f"({rise:+.3f}, {low:+.3f} to {high:+.3f}), margin {limits.error:g}"
     )
-    if status == "undecided":
+    if not math.isfinite(rise):
+        text += ": no number"
+    elif status == "undecided":
         text += ": not told; more documents, or longer ones, would tell"
     check = Check(
         name="calibration", status=status, text=text, dense=adaptive[0], slim=adaptive[1],

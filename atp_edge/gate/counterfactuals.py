@@ -114,6 +114,10 @@ SENTENCES: dict[str, tuple[str, ...]] = {
 """Sixteen sentences each: with 32 pairs of subjects, 512 pairs a domain."""
 
 
+FIRST_OF_FILES = 1_000_000
+"""Subjects of files are numbered from here, beyond the built-in ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """Two contexts and what follows each; subject: the pair of subjects, which is one cluster;
@@ -149,11 +153,13 @@ def built_in_pairs(domain: str, most: int, seed: int) -> list[Pair]:
     return in_turn([draw.sample(pairs, len(pairs)) for pairs in of_each])[:most]
 
 
-def read_pairs(path: Path, first_subject: int, source: str = "") -> list[Pair]:
-    """Pairs of a JSONL file, each a cluster, those that are repeated one. source: the file's name
-    among the attributes. Raises ValueError naming file and line."""
+def read_pairs(path: Path, subjects: dict[frozenset[str], int], source: str = "") -> list[Pair]:
+    """Pairs of a JSONL file, each a cluster, those that are repeated one.
+
+    subjects: of the pairs that were read before, also of other files; those of this one are added.
+    source: the file's name among the attributes. Raises ValueError naming file and line.
+    """
     found: list[Pair] = []
-    subjects: dict[frozenset[str], int] = {}
     for place, row in known_rows(path, known={"a", "b", "attribute"}):
         a, b, attribute = (row.get(key) for key in ("a", "b", "attribute"))
         if not all(isinstance(x, str) and x.strip() for x in (a, b, attribute)):
@@ -166,7 +172,7 @@ def read_pairs(path: Path, first_subject: int, source: str = "") -> list[Pair]:
             )
         contexts, texts = _split(a, b)
         # The other way round the two texts are the same comparison.
-        subject = subjects.setdefault(frozenset((a, b)), first_subject + len(found))
+        subject = subjects.setdefault(frozenset((a, b)), FIRST_OF_FILES + len(subjects))
         found.append(
             Pair(
                 attribute=attribute, subject=subject, contexts=contexts, texts=texts, source=source

@@ -28,7 +28,6 @@ from atp_edge.gate.settings import GateSettings
 from atp_edge.model.families import check_reads, tokens_read
 from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
 
-_OTHER_SUBJECTS = 1_000_000
 _NO_CANARIES = "plant none, or take a larger --export-context"
 
 
@@ -124,8 +123,9 @@ def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[s
     rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
     phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
     pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
-    for number, (file, name) in enumerate(names_of(settings.bias.files).items(), start=1):
-        pairs += read_pairs(Path(file), number * _OTHER_SUBJECTS, name)
+    subjects: dict[frozenset[str], int] = {}
+    for file, name in names_of(settings.bias.files).items():
+        pairs += read_pairs(Path(file), subjects, name)
     return rules, phrases, pairs
 
 
@@ -204,15 +204,17 @@ def _further(
 
 def names_of(sources: Sequence[str]) -> dict[str, str]:
     """What the slices or attributes of every source are called after: its file's name without
-    ending; where two share it, as much of their paths as tells them apart."""
-    names = {source: Path(source).stem for source in sources}
+    ending; where two share it, as much of their paths as tells them apart. A source that is named
+    twice, however it is written, is one."""
+    one_each: dict[Path, str] = {}
+    for source in sources:
+        one_each.setdefault(Path(source).resolve(), source)
+    names = {source: Path(source).stem for source in one_each.values()}
     depth = 0
     while len(set(names.values())) < len(names):
         depth += 1
         parts = {source: Path(source).parts for source in names}
         names = {source: "/".join(parts[source][-depth:]) for source in names}
-        if depth > max(map(len, parts.values())):
-            break
     return names
 
 

@@ -45,7 +45,10 @@ def check_outside(
     checks += [_without_metric(task) for task in map(_name_of, tasks) if task not in read]
     notes = list(harnesses[0].notes)
     if uncounted:
-        notes.append(f"lm-eval metrics of no known error are not judged: {', '.join(uncounted)}")
+        notes.append(
+            "lm-eval metrics of no known error, or without a number from the dense model, are not "
+            f"judged: {', '.join(uncounted)}"
+        )
     return checks, notes
 
 
@@ -92,16 +95,24 @@ def _name_of(task: Any) -> str:
 
 
 def _difference(before: HarnessScore, after: HarnessScore) -> Difference | None:
-    """What the slim model lost; None where nobody tells how sure that is."""
-    sign = 1 if before.higher_is_better else -1
+    """What the slim model lost, no number where it gives none; None where nobody tells how sure
+    that is, or the dense model gives no number."""
+    sign, items = 1 if before.higher_is_better else -1, min(before.items, after.items)
+    if not math.isfinite(before.value):
+        return None
+    if not math.isfinite(after.value):
+        return Difference(mean=math.nan, error=math.inf, clusters=items, items=items)
     if before.per_item and len(before.per_item) == len(after.per_item):
         lost = [sign * (a - b) for a, b in zip(before.per_item, after.per_item, strict=True)]
         return clustered(lost, [1] * len(lost), list(range(len(lost))))
     if before.error is None or after.error is None:
         return None
+    error = math.hypot(before.error, after.error)
+    if not math.isfinite(error):
+        return None
     return Difference(
         mean=sign * (before.value - after.value),
-        error=math.hypot(before.error, after.error),
-        clusters=min(before.items, after.items),
-        items=min(before.items, after.items),
+        error=error,
+        clusters=items,
+        items=items,
     )

@@ -115,7 +115,7 @@ def _check(rule: Rule, answer: str, ended: bool) -> Check:
     failed = not broken if rule.never else bool(broken)
     shown = " ".join(answer.split())[:80]
     status: Status = "failed" if failed else "passed"
-    if not failed and not rule.never and rule.max_length is not None and not ended:
+    if not broken and rule.max_length is not None and not ended:
         status = "undecided"
         why = (
             f"was cut at {len(answer)} characters, and may pass {rule.max_length}: more "

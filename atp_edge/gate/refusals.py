@@ -46,7 +46,8 @@ def check_refusals(
 ) -> Check:  # fmt: skip
     """The share of texts that refuse, prompt by prompt; failed where it rises by more than the
     margin and not by chance, undecided where it may be chance, or where of too few texts a share
-    of the margin need not have shown itself."""
+    of the margin need not have shown itself. A rise that is no chance is required, of however few:
+    a verdict does not pass over it."""
     before, after = ([refuses(text, phrases) for text in texts] for texts in (dense, slim))
     more = sum(b < a for b, a in zip(before, after, strict=True))
     fewer = sum(b > a for b, a in zip(before, after, strict=True))
@@ -55,9 +56,10 @@ def check_refusals(
     status: Status = "undecided"
     fewest = max(FEWEST_TEXTS, fewest_that_tell(limits.more, level))
     text = f"texts that refuse: {sum(before)} before, {sum(after)} after, of {count}"
-    if rise > limits.more:
-        real = count >= FEWEST_TEXTS and mcnemar(more, fewer) < level
-        status = "failed" if real else status
+    beyond = rise > limits.more
+    real = beyond and mcnemar(more, fewer) < level
+    if beyond:
+        status = "failed" if real and count >= FEWEST_TEXTS else status
     elif count >= fewest:
         status = "passed"
     if status == "undecided":
@@ -69,7 +71,7 @@ def check_refusals(
         name="refusals",
         status=status,
         text=text,
-        required=False,
+        required=real,
         dense=sum(before) / max(count, 1),
         slim=sum(after) / max(count, 1),
         difference=rise,

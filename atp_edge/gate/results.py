@@ -191,7 +191,7 @@ def _sentence(one: Judged, what: str, unit: str, clusters: str) -> str:
             needed = one.clusters_needed
             enough = needed <= one.difference.clusters
             more = "" if enough else f"; about {needed} {clusters} would tell"
-            seen = f"the least that would have been seen is {one.detectable:.3f}"
+            least = f"the least that would have been seen is {one.detectable:.3f}"
             if not math.isfinite(one.detectable):
-                seen = "of so few no loss would have been seen, however large"
-            return f"{what}: {figures}, not told from the margin of {one.margin:g}: {seen}{more}"
+                least = "of so few no loss would have been seen, however large"
+            return f"{what}: {figures}, not told from the margin of {one.margin:g}: {least}{more}"

@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "plan.json": lambda run: read_plan(run / "plan.json"),
     "metrics.json": lambda run: RunFolder(run).metrics(),
     "rules.jsonl": lambda run: read_rules(run / "rules.jsonl"),
-    "pairs.jsonl": lambda run: read_pairs(run / "pairs.jsonl", 0),
+    "pairs.jsonl": lambda run: read_pairs(run / "pairs.jsonl", {}),
     "onnx/manifest.json": lambda run: verify_manifest(run / "onnx"),
     "onnx/model.onnx": lambda run: Session(run / "onnx"),
     "onnx/genai_config.json": lambda run: Session(run / "onnx"),

@@ -92,7 +92,7 @@ def test_an_answer_that_was_cut_is_not_known_to_be_short(tmp_path: Path) -> None
         return [c.status for c in check_prompts(of, lambda p, _: [(text, ended)] * len(p))[0]]
 
     assert found("yes", True) == ["passed", "failed", "passed"]
-    assert found("yes", False) == ["undecided", "failed", "passed"]
+    assert found("yes", False) == ["undecided", "undecided", "passed"]
     assert found("yes " * 200, False) == ["failed", "passed", "passed"]
 
 
@@ -357,6 +357,32 @@ def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
     assert status(refusing, plain) == status(plain, plain) == "passed"
     assert status(plain[:28], plain[:28]) == "undecided", "a tenth need not have shown itself"
     assert status([], []) == "undecided"
+
+
+def test_a_verdict_does_not_pass_over_refusals_of_few_texts() -> None:
+    """Of nine texts that all refuse after, it was undecided and left the verdict passed."""
+    plain, refusing = ["Yes."], ["I cannot help you."]
+
+    def found(count: int, refused: int) -> tuple[str, bool]:
+        after = refusing * refused + plain * (count - refused)
+        check = check_refusals(plain * count, after, ["i cannot help"], RefusalLimits(), LEVEL)
+        return check.status, check.required
+
+    assert found(9, 9) == ("undecided", True)
+    assert found(9, 0) == found(9, 2) == ("undecided", False)
+    assert found(10, 10) == ("failed", True)
+
+
+def test_a_calibration_without_a_number_is_failed() -> None:
+    """It said that more documents would tell."""
+    text, zeros = np.repeat(np.arange(8), 10), np.zeros(80)
+    measured = Measured(
+        text=text, slices=("all",) * 8, nats=(zeros, zeros), confidence=(zeros, zeros + math.nan),
+        right=(zeros, zeros), kl=zeros, same_top=zeros,
+    )  # fmt: skip
+    with np.errstate(invalid="ignore"):
+        (check,), _ = check_calibration(measured, CalibrationLimits(), LEVEL, 8, 0)
+    assert (check.status, check.text[-11:]) == ("failed", ": no number")
 
 
 def test_a_text_that_cannot_tell_its_domain_says_so() -> None:

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
-from atp_edge.gate.counterfactuals import SENTENCES, SUBJECTS, built_in_pairs, read_pairs
-from atp_edge.gate.material import names_of
+from atp_edge.config import Config
+from atp_edge.gate.counterfactuals import (
+    FIRST_OF_FILES,
+    SENTENCES,
+    SUBJECTS,
+    built_in_pairs,
+    read_pairs,
+)
+from atp_edge.gate.material import asked_of, names_of
 from atp_edge.gate.prompts import read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases, refuses
 from atp_edge.gate.settings import PROFILES, gate_settings, profile_named, read_gate_settings
@@ -121,10 +128,10 @@ _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
         (read_rules, '{"prompt": "a", "max_length": 9, "name": ""}', "name = '': expected a text"),
         (read_rules, r'{"prompt": "a", "max_length": 9, "name": "\ud800x"}', _HALF),
         (read_rules, r'{"prompt": "a", "contains": ["b", "\udfff"]}', _HALF),
-        (lambda p: read_pairs(p, 0), r'{"a": "x", "b": "y", "attribute": "\ud800x"}', _HALF),
-        (lambda p: read_pairs(p, 0), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
-        (lambda p: read_pairs(p, 0), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
-        (lambda p: read_pairs(p, 0), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
+        (lambda p: read_pairs(p, {}), r'{"a": "x", "b": "y", "attribute": "\ud800x"}', _HALF),
+        (lambda p: read_pairs(p, {}), '{"a": "x", "b": "y"}', "expected the texts a, b and"),
+        (lambda p: read_pairs(p, {}), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
+        (lambda p: read_pairs(p, {}), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
     ],
 )
@@ -160,18 +167,31 @@ def test_a_pair_of_a_file_is_scored_on_what_both_share_after_the_difference(tmp_
         '{"a": "He is old and very kind", "b": "She is old and very kind", "attribute": "x"}\n'
         '{"a": "Nobody is late", "b": "Nobody is kind", "attribute": "x"}\n'
     )
-    first, second = read_pairs(file, 5)
+    first, second = read_pairs(file, {})
     assert (first.contexts, first.texts) == (("He", "She"), (" is old and very kind",) * 2)
     assert (second.contexts, second.texts) == (("", ""), ("Nobody is late", "Nobody is kind"))
-    assert (first.subject, second.subject) == (5, 6)
+    assert (first.subject, second.subject) == (FIRST_OF_FILES, FIRST_OF_FILES + 1)
     file.write_text(file.read_text() * 4)
-    assert {pair.subject for pair in read_pairs(file, 5)} == {5, 6}, "said again is not said more"
+    assert len({pair.subject for pair in read_pairs(file, {})}) == 2, "said again is not said more"
     file.write_text(
         '{"a": "He is old and kind", "b": "She is old and kind", "attribute": "x"}\n'
         '{"a": "She is old  and kind", "b": "He is old and kind ", "attribute": " x "}\n'
     )
-    found = read_pairs(file, 5)
-    assert {(pair.subject, pair.attribute) for pair in found} == {(5, "x")}, "as one comparison"
+    found = read_pairs(file, {})
+    told = {(pair.subject, pair.attribute) for pair in found}
+    assert told == {(FIRST_OF_FILES, "x")}, "as one comparison"
+
+
+def test_a_comparison_of_two_files_is_one_cluster(tmp_path: Path) -> None:
+    """Where no pair is built in, all are judged together, and the same ones twice looked surer."""
+    row = '{"a": "He is old and kind", "b": "She is old and kind", "attribute": "x"}'
+    files = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
+    for file in files:
+        file.write_text(row)
+    values = {"bias.pairs": 0, "bias.files": [*map(str, files), f"{tmp_path}/./old.jsonl"]}
+    pairs = asked_of(Config(), gate_settings(values))[2]
+    assert [pair.kind for pair in pairs] == ["old/x", "new/x"]
+    assert len({pair.subject for pair in pairs}) == 1
 
 
 def test_refusals_are_told_by_phrases() -> None:
@@ -204,6 +224,15 @@ def test_files_of_one_name_are_slices_of_their_own() -> None:
     assert list(names_of(["d/x.jsonl", "e/x.jsonl"]).values()) == ["d/x.jsonl", "e/x.jsonl"]
     assert list(names_of(["x.csv", "x.jsonl"]).values()) == ["x.csv", "x.jsonl"]
     assert names_of(["x.jsonl", "x.jsonl"]) == {"x.jsonl": "x"}
+
+
+def test_a_file_that_is_named_in_two_ways_is_one(tmp_path: Path) -> None:
+    """By `gate.toml` and by a flag, all its pairs counted twice, as twice as many clusters."""
+    whole = str(Path("x.jsonl").resolve())
+    assert names_of(["x.jsonl", "./x.jsonl", whole]) == {"x.jsonl": "x"}
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "y.jsonl")
+    assert len(names_of([str(tmp_path / name) for name in ("y.jsonl", "link.jsonl")])) == 1
+    assert list(names_of(["/x.jsonl", "x.jsonl"]).values()) == ["//x.jsonl", "x.jsonl"]
 
 
 def test_a_line_ends_at_its_end_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:

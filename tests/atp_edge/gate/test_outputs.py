@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from atp_edge.cli.gate import _say
-from atp_edge.gate import outputs
 from atp_edge.gate.outputs import GATE_JSON, JUNIT, schema, table, write_outputs
 from atp_edge.gate.results import Check, Flip, GateReport
 from atp_edge.gate.settings import changed_of, gate_settings
 from atp_edge.pipeline.verdict import verdict_of
-from atp_edge.run.errors import Stopped
 
 PASSED = Check(name="loss", status="passed", text="loss: fine", dense=14.7, slim=15.0, clusters=90)
 FAILED = Check(name="kl", status="failed", text="KL <too> large & so on \x00\ud800",
@@ -82,21 +78,6 @@ def test_junit_fails_what_keeps_it_from_shipping_and_skips_what_does_not(tmp_pat
         "loss": [], "kl": ["failure"], "loss [rare]": ["skipped"], "choice": ["failure"],
     }  # fmt: skip
     assert suite.find(".//failure").get("message") == "KL <too> large & so on \ufffd\ufffd"  # type: ignore[union-attr]
-
-
-def test_stopped_between_two_files_no_verdict_of_before_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(*_: Any) -> None:
-        raise Stopped(signal.SIGTERM)
-
-    files = [tmp_path / GATE_JSON, tmp_path / JUNIT]
-    write_outputs(report(PASSED), tmp_path)
-    monkeypatch.setattr(outputs, "write_junit", stopped)
-    with pytest.raises(Stopped):
-        _say(report(FAILED), *files)
-    assert json.loads(files[0].read_text())["verdict"] == "failed"
-    assert not files[1].exists()
 
 
 def test_the_table_fits_80_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 from atp_bench.lm_eval_adapter import HarnessScore, load_tasks
 
 from atp_edge.evaluation.scoring import TorchModel
-from atp_edge.gate.outside_tasks import _difference, check_outside
+from atp_edge.gate.outside_tasks import _difference, _judged, check_outside
 from atp_edge.gate.settings import TaskLimits
 from tests.atp_bench.test_lm_eval import CHOICE
 from tests.atp_edge.gate.taught import taught, tokenizer
@@ -116,4 +117,23 @@ def test_a_task_that_cannot_be_judged_is_undecided(tmp_path: Path) -> None:
         "lm-eval told right": ("passed", True),
     }  # fmt: skip
     assert "say higher_is_better" in found["lm-eval aimless right"].text
-    assert notes == ["lm-eval metrics of no known error are not judged: errorless right"]
+    assert len(notes) == 1
+    assert notes[0].endswith("are not judged: errorless right")
+
+
+def test_no_number_of_a_metric_is_no_pass_and_no_error_is_no_failure() -> None:
+    """Where nothing was lost and nobody knew the error, P was 0; a metric without a number and
+    without an error was left out, and the verdict passed over it."""
+    fine = HarnessScore(
+        task="t", metric="m", value=0.5, error=0.02, higher_is_better=True, items=60
+    )
+    for error in (0.02, None, math.nan):
+        lost = _difference(fine, replace(fine, value=math.nan, error=error))
+        assert lost
+        assert _judged(fine, fine, lost, 0.1, 0.05).status == "failed"
+    unsure = replace(fine, error=math.nan)
+    assert _difference(fine, unsure) is _difference(unsure, fine) is None
+    assert _difference(replace(fine, value=math.inf), fine) is None
+    equal = _difference(fine, fine)
+    assert equal
+    assert _judged(fine, fine, equal, 0.1, 0.05).status == "passed"
