@@ -44,8 +44,9 @@ NOT_COMPARED = (
     "without an error, or not load it"
 )
 _ADVICE = (
-    "where that matters, give it the ids of tokenizers.Tokenizer.from_file('tokenizer.json'), with "
-    "add_special_tokens=False for what a template has rendered"
+    "where that matters, give `generator.append_tokens` the ids of "
+    "`tokenizers.Tokenizer.from_file('tokenizer.json').encode(text).ids`, with "
+    "`add_special_tokens=False` for what a template has rendered"
 )
 _GEMMA = (ESCAPED, AT_SPACES | {"behavior": "MergedWithPrevious", "invert": False})
 _LLAMA = (
@@ -85,7 +86,7 @@ def other_ids_in_genai(folder: Path) -> str | None:
     tokenizer, settings = read_tokenizer(folder), read_settings(folder)
     plain = _says_no_more(json.loads(path.read_bytes()), tokenizer)
     named = _named(tokenizer, settings) if plain else NOT_COMPARED
-    return named and f"{named}: {_ADVICE}"
+    return named and f"{named}; {_ADVICE}"
 
 
 def _named(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
