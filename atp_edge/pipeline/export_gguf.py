@@ -102,9 +102,10 @@ def _proven(proof: Any) -> str:
             "not proven here: llama.cpp is not at hand. Its tensors are the checkpoint's. To have "
             f"llama.cpp run it: {HOW}"
         )
+    others = " (the others part where two are about as good)"
     return (
         f"equal to PyTorch in llama.cpp {proof.release}: same token ids, "
-        f"{proof.greedy_same} of {proof.greedy_total} prompts go on with the same greedy tokens "
-        f"(the others part where two are about as good), {proof.token_ms:.1f} ms a token on one "
-        "thread"
+        f"{proof.greedy_same} of {proof.greedy_total} prompts go on with the same greedy tokens"
+        f"{others if proof.greedy_same < proof.greedy_total else ''}, {proof.token_ms:.1f} ms a "
+        "token on one thread"
     )
