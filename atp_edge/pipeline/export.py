@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from atp_export.export import export_onnx
-from atp_export.genai_tokenizer import other_ids_in_genai
 from atp_export.manifest import read_manifest, write_manifest
 
 from atp_edge.config import Config
@@ -36,25 +35,22 @@ def export(config: Config, run: RunFolder, progress: Progress) -> None:
     ):
         progress.say(f"writing the {name} model as ONNX{_of_context(source, settings.context)}")
         began = time.perf_counter()
-        write_onnx(config, run, source, target)
+        warning = write_onnx(config, run, source, target)
+        if warning:
+            progress.say(warning)
         files = target.glob("model.onnx*")
         figures[name] = {
             "onnx_bytes": sum(f.stat().st_size for f in files),
             "seconds": time.perf_counter() - began,
         }
-    warn_of_other_ids(run.onnx, progress)
     run.add_metrics("export", figures)
 
 
-def warn_of_other_ids(folder: Path, progress: Progress) -> None:
-    """Say for what text onnxruntime-genai would be wrong without an error."""
-    warning = other_ids_in_genai(folder)
-    if warning:
-        progress.say(warning)
+def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> str | None:
+    """A checkpoint of the run as ONNX, as `config.export` has it; the slim one with its card.
 
-
-def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> None:
-    """A checkpoint of the run as ONNX, as `config.export` has it; the slim one with its card."""
+    Of the slim one, for what text onnxruntime-genai is wrong without an error, if for any.
+    """
     settings, quantizer = config.export, quantizer_of(config.export)
     apart = settings.keep_adapter and source == run.slim
     export_onnx(
@@ -69,9 +65,11 @@ def write_onnx(config: Config, run: RunFolder, source: Path, target: Path) -> No
         context=settings.context,
         trust_remote_code=config.trust_remote_code,
     )
-    if source == run.slim:
-        write_card("onnx", config, run, target)
-        write_manifest(target, read_manifest(target).provenance)
+    if source != run.slim:
+        return None
+    warning = write_card("onnx", config, run, target)
+    write_manifest(target, read_manifest(target).provenance)
+    return warning
 
 
 def _of_context(checkpoint: Path, asked: int) -> str:

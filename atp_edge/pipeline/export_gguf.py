@@ -23,8 +23,9 @@ DEFAULT = "f16"
 PERPLEXITY_BLOCKS = 4
 
 
-def check_asked(config: Config, run: RunFolder, precision: str, context: int) -> None:
-    """Raise ValueError for what llama.cpp has no place for."""
+def check_asked(config: Config, run: RunFolder, precision: str, context: int) -> str | None:
+    """What llama.cpp will do otherwise without an error, if anything. Raises ValueError for what
+    it has no place for."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError("GGUF files are written by the package gguf: pip install 'atp-edge[gguf]'")
     from atp_export.gguf.write import check_gguf
@@ -35,7 +36,7 @@ def check_asked(config: Config, run: RunFolder, precision: str, context: int) ->
             "alone; train without it"
         )
     try:
-        check_gguf(run.slim, precision=precision, context=context)
+        warning = check_gguf(run.slim, precision=precision, context=context)
     except ValueError as error:
         raise ValueError(f"{run.slim} as GGUF: {error}") from error
     longest, block = context_of(load_config(run.slim), context), config.dataset.block_tokens
@@ -44,6 +45,7 @@ def check_asked(config: Config, run: RunFolder, precision: str, context: int) ->
             f"--context {context}: a file is measured on the run's test blocks of {block} tokens; "
             f"take {block} or more"
         )
+    return warning
 
 
 def write(
@@ -58,7 +60,6 @@ def write(
     """Write, prove and measure; the figures. Raises NotProvenError."""
     from atp_export.gguf.llama_cpp import node_folder
     from atp_export.gguf.proof import prove_gguf
-    from atp_export.gguf.vocabulary import other_ids_in_llama_cpp
     from atp_export.gguf.write import write_gguf
 
     progress.say(f"writing {named}: GGUF, {precision}")
@@ -67,8 +68,6 @@ def write(
         run.slim, folder, precision=precision, calibration=calibration, context=context,
         name=named.resolve().name,
     )  # fmt: skip
-    if warning := other_ids_in_llama_cpp(run.slim):
-        progress.say(warning)
     kind = {"format": "gguf", "precision": precision}
     write_manifest(folder, kind | provenance(config, run))
     tokenizer, prompts, test = what_is_read(config, run)
@@ -103,9 +102,10 @@ def _proven(proof: Any) -> str:
             "not proven here: llama.cpp is not at hand. Its tensors are the checkpoint's. To have "
             f"llama.cpp run it: {HOW}"
         )
+    others = " (the others part where two are about as good)"
     return (
         f"equal to PyTorch in llama.cpp {proof.release}: same token ids, "
-        f"{proof.greedy_same} of {proof.greedy_total} prompts go on with the same greedy tokens "
-        f"(the others part where two are about as good), {proof.token_ms:.1f} ms a token on one "
-        "thread"
+        f"{proof.greedy_same} of {proof.greedy_total} prompts go on with the same greedy tokens"
+        f"{others if proof.greedy_same < proof.greedy_total else ''}, {proof.token_ms:.1f} ms a "
+        "token on one thread"
     )

@@ -19,7 +19,7 @@ from atp_edge.config import Config, Flavour, Precision, Quantizer
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
 from atp_edge.pipeline import export_gguf, export_openvino
-from atp_edge.pipeline.export import warn_of_other_ids, write_onnx
+from atp_edge.pipeline.export import write_onnx
 from atp_edge.pipeline.exported import latency, prove, provenance_seal
 from atp_edge.pipeline.model_card import write_card
 from atp_edge.pipeline.model_card_use import Layout
@@ -112,10 +112,14 @@ def _gguf_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
     if asked.layout != "plain":
         raise ValueError(f"--layout {asked.layout} is of ONNX; a GGUF file has none")
     precision, context = asked.precision or export_gguf.DEFAULT, asked.context or 0
-    export_gguf.check_asked(config, run, precision, context)
-    return lambda folder, progress: export_gguf.write(
-        config, run, folder, asked.to, precision, context, progress
-    )
+    warning = export_gguf.check_asked(config, run, precision, context)
+
+    def write(folder: Path, progress: Progress) -> dict[str, Any]:
+        if warning:
+            progress.say(warning)
+        return export_gguf.write(config, run, folder, asked.to, precision, context, progress)
+
+    return write
 
 
 def _onnx_writer(config: Config, run: RunFolder, asked: Asked) -> Writer:
@@ -173,9 +177,9 @@ def _onnx(
     """Write, prove and measure; the figures."""
     settings = config.export
     progress.say(f"writing {asked.to}: {settings.flavour}, {settings.precision}")
-    write_onnx(config, run, run.slim, folder)
-    if asked.layout == "plain":
-        warn_of_other_ids(folder, progress)
+    warning = write_onnx(config, run, run.slim, folder)
+    if warning and asked.layout == "plain":
+        progress.say(warning)
     figures: dict[str, Any] = {
         "format": "onnx",
         "flavour": settings.flavour,

@@ -59,8 +59,9 @@ def write_card(
     *,
     verified: dict[str, Any] | None = None,
     layout: Layout = "plain",
-) -> None:
-    """Write the card into the run's folder of this form, or into another that holds it.
+) -> str | None:
+    """Write the card into the run's folder of this form, or into another that holds it; what it
+    warns of.
 
     verified: what `verify` has found of these very files. layout: of an exported folder.
     """
@@ -68,6 +69,7 @@ def write_card(
     into = folder or run.path / form
     warning = other_ids_in_genai(into) if (form, layout) == ("onnx", "plain") else None
     write_atomically(into / CARD, card_of(form, config, metrics, layout, warning))
+    return warning
 
 
 def card_of(

@@ -13,9 +13,9 @@ from typing import Any
 Token = dict[str, Any]
 
 
-def in_each_others_way(tokenizer: dict[str, Any]) -> Iterator[tuple[Token, Token]]:
-    """Pairs of which the second begins inside the first, or is in it and looked for before; runs of
-    one sign are the same in any order."""
+def overlapping(tokenizer: dict[str, Any]) -> Iterator[tuple[Token, Token]]:
+    """Pairs of which the second begins inside the first and ends behind it; runs of one sign are
+    the same in any order."""
     tokens = tokenizer["added_tokens"]
     beginning: dict[str, list[Token]] = {}
     for token in tokens:
@@ -27,8 +27,13 @@ def in_each_others_way(tokenizer: dict[str, Any]) -> Iterator[tuple[Token, Token
             for second in beginning.get(text[-n:], ()):
                 if second is not first and len({*text, *second["content"]}) > 1:
                     yield first, second
-    normalized = [token for token in tokens if token["normalized"]]
-    for second in tokens if normalized else ():
-        for first in normalized:
-            if not second["normalized"] and second["content"] in first["content"]:
-                yield first, second
+
+
+def inside(tokenizer: dict[str, Any]) -> Iterator[tuple[Token, Token]]:
+    """Tokens of the normalized text, each with one that stands in it and is looked for before."""
+    late = [token for token in tokenizer["added_tokens"] if token["normalized"]]
+    early = [token for token in tokenizer["added_tokens"] if not token["normalized"]]
+    for whole in late:
+        for part in early:
+            if part["content"] in whole["content"]:
+                yield whole, part

@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from atp_export.added_tokens import in_each_others_way
+from atp_export.added_tokens import inside, overlapping
 from atp_export.byte_letters import CONTROLS, code_points, without_token
 from atp_export.gguf.sentencepiece import AT_SPACES, ESCAPED, PREFIX, changed
 from atp_export.merges import made_in_order
@@ -44,8 +44,9 @@ NOT_COMPARED = (
     "without an error, or not load it"
 )
 _ADVICE = (
-    "where that matters, give it the ids of tokenizers.Tokenizer.from_file('tokenizer.json'), with "
-    "add_special_tokens=False for what a template has rendered"
+    "where that matters, give `generator.append_tokens` the ids of "
+    "`tokenizers.Tokenizer.from_file('tokenizer.json').encode(text).ids`, with "
+    "`add_special_tokens=False` for what a template has rendered"
 )
 _GEMMA = (ESCAPED, AT_SPACES | {"behavior": "MergedWithPrevious", "invert": False})
 _LLAMA = (
@@ -85,7 +86,7 @@ def other_ids_in_genai(folder: Path) -> str | None:
     tokenizer, settings = read_tokenizer(folder), read_settings(folder)
     plain = _says_no_more(json.loads(path.read_bytes()), tokenizer)
     named = _named(tokenizer, settings) if plain else NOT_COMPARED
-    return named and f"{named}: {_ADVICE}"
+    return named and f"{named}; {_ADVICE}"
 
 
 def _named(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
@@ -94,8 +95,9 @@ def _named(tokenizer: dict[str, Any], settings: dict[str, Any]) -> str | None:
         return NOT_COMPARED
     others = (settings.get("added_tokens_decoder") or {}).values()
     more = any(token.get("content") not in added_ids(tokenizer) for token in others)
-    pairs = in_each_others_way(tokenizer)
+    pairs = overlapping(tokenizer)
     late = any(first["normalized"] != second["normalized"] for first, second in pairs)
+    late = late or any(True for _ in inside(tokenizer))
     if more or late or settings.get("split_special_tokens"):
         return NOT_COMPARED
     if not model["byte_fallback"]:

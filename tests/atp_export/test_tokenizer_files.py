@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from atp_export.genai_tokenizer import other_ids_in_genai
-from atp_export.gguf.vocabulary import check_vocabulary
+from atp_export.gguf.vocabulary import checked_tokenizer
 from atp_export.tokenizer_files import read_settings, read_tokenizer
 
 from tests.tiny_tokenizers import SPECIAL, save_changed
 
-CHECKS = (other_ids_in_genai, check_vocabulary)
+CHECKS = (other_ids_in_genai, checked_tokenizer)
 ODD = (None, {}, [], 0, "")
 
 
@@ -32,6 +32,8 @@ def without(*keys: str) -> Any:
         ("tokenizer_config.json", "[]", "tokenizer_config.json: expected an object, found list"),
         ("tokenizer_config.json", '{"bos_token": {}}', "its bos_token is {}; expected a text"),
         ("tokenizer_config.json", '{"tokenizer_class": 1}', "its tokenizer_class is 1"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"0": "<s>"}}', "no token for every"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [0]}', "no token for every id"),
     ],
 )
 def test_a_broken_file_is_named(
@@ -74,14 +76,14 @@ def test_what_is_left_out_is_what_tokenizers_takes(tmp_path: Path, changes: dict
     whole = read_tokenizer(tmp_path)
     save_changed(tmp_path, "qwen2", changes)
     assert read_tokenizer(tmp_path)["model"] == whole["model"]
-    check_vocabulary(tmp_path)
+    checked_tokenizer(tmp_path)
 
 
 def test_without_settings_a_tokenizer_has_no_special_tokens(tmp_path: Path) -> None:
     save_changed(tmp_path, "qwen2", {}, bos=False)
     (tmp_path / "tokenizer_config.json").unlink()
     assert read_settings(tmp_path) == {}
-    check_vocabulary(tmp_path)
+    checked_tokenizer(tmp_path)
     assert "not compared" in (other_ids_in_genai(tmp_path) or "")
 
 
@@ -133,7 +135,7 @@ def test_a_damaged_value_is_read_or_named(tmp_path: Path, name: str) -> None:
     save_changed(tmp_path, "qwen2", {})
     few = few_words(json.loads((tmp_path / "tokenizer.json").read_text()))
     (tmp_path / "tokenizer.json").write_text(json.dumps(few))
-    check_vocabulary(tmp_path)
+    checked_tokenizer(tmp_path)
     for changed in damaged(json.loads((tmp_path / name).read_text())):
         (tmp_path / name).write_text(changed)
         for said in (said_by(check, tmp_path) for check in CHECKS):

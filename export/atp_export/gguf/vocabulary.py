@@ -16,7 +16,7 @@ from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
-from atp_export.added_tokens import in_each_others_way
+from atp_export.added_tokens import inside, overlapping
 from atp_export.byte_letters import without_token
 from atp_export.gguf.sentencepiece import (
     NOT_MERGED,
@@ -34,13 +34,14 @@ _ASCII_CASES = ("gpt-4o", "tekken")
 """Rules whose classes of letters are A to Z, a to z and all others, and marks none, there."""
 
 
-def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence[int]) -> None:
+def write_vocabulary(
+    writer: GGUFWriter, folder: Path, tokenizer: dict[str, Any], size: int, ends: Sequence[int]
+) -> None:
     """Tokens, merges or scores, special ids and chat template of a checkpoint's folder.
 
-    size: rows of the embedding; those without a token are written as unused. ends: ids of the end
-    tokens. Raises ValueError for a tokenizer that llama.cpp has no rule for.
+    tokenizer: what `checked_tokenizer` made of the folder. size: rows of the embedding; those
+    without a token are written as unused. ends: ids of the end tokens.
     """
-    tokenizer = _checked(folder)
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     names = {i: token for token, i in tokenizer["model"]["vocab"].items()}
     names |= {i: token["content"] for i, token in added.items()}
@@ -54,7 +55,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int, ends: Sequence
     unknown = tokenizer["model"]["unk_token"]
     writer.add_token_types([_type(i, names, added, unknown) for i in range(size)])
     _write_special(writer, folder, {token: i for i, token in names.items()}, ends)
-    writer.add_add_bos_token(adds_bos(folder))
+    writer.add_add_bos_token(adds_bos(tokenizer))
     template = folder / "chat_template.jinja"
     if template.exists():
         writer.add_chat_template(template.read_text(encoding="utf-8"))
@@ -96,13 +97,9 @@ def kept_ends(own: int | None, ends: Sequence[int]) -> list[int]:
     return [end for end in dict.fromkeys([own, *ends]) if end is not None][:3]
 
 
-def check_vocabulary(folder: Path) -> None:
-    """Raise ValueError for a tokenizer that llama.cpp has no rule for, or that cannot be read."""
-    _checked(folder)
-
-
-def _checked(folder: Path) -> dict[str, Any]:
-    """The contents of tokenizer.json."""
+def checked_tokenizer(folder: Path) -> dict[str, Any]:
+    """The contents of tokenizer.json. Raises ValueError for a tokenizer that llama.cpp has no rule
+    for, or that cannot be read."""
     tokenizer, settings = read_tokenizer(folder), read_settings(folder)
     try:
         _check_added(tokenizer)
@@ -111,7 +108,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         else:
             _check_bytes(tokenizer)
         _check_model(tokenizer["model"])
-        _check_overlap(tokenizer)
+        _check_inside(tokenizer)
         put_before = _check_around(tokenizer, special_token(settings, "bos_token"))
     except ValueError as error:
         raise ValueError(f"{folder / FILE}: {error}") from error
@@ -132,14 +129,21 @@ def _check_added(tokenizer: dict[str, Any]) -> None:
             )
 
 
-def _check_overlap(tokenizer: dict[str, Any]) -> None:
-    for first, second in in_each_others_way(tokenizer):
+def _check_inside(tokenizer: dict[str, Any]) -> None:
+    for whole, part in inside(tokenizer):
+        raise ValueError(
+            f"its added token {part['content']!r} is found in {whole['content']!r} and before it "
+            "(which is normalized), where llama.cpp takes the longer one"
+        )
+
+
+def _overlap(tokenizer: dict[str, Any]) -> str | None:
+    """Two added tokens of which llama.cpp takes the other one where they overlap."""
+    for first, second in overlapping(tokenizer):
         longer = len(second["content"]) >= len(first["content"])
         if longer or first["normalized"] != second["normalized"]:
-            raise ValueError(
-                f"its added tokens {first['content']!r} and {second['content']!r} overlap in some "
-                "text, where llama.cpp takes another one"
-            )
+            return f"{first['content']!r} and {second['content']!r}"
+    return None
 
 
 def _check_model(model: dict[str, Any]) -> None:
@@ -205,22 +209,24 @@ def _check_bytes(tokenizer: dict[str, Any]) -> None:
             raise ValueError(f"{token['content']!r} is looked for in NFC, and llama.cpp has none")
 
 
-def other_ids_in_llama_cpp(folder: Path) -> str | None:
+def other_ids_in_llama_cpp(tokenizer: dict[str, Any]) -> str | None:
     """For what text llama.cpp gives other ids, without an error, as a sentence; None: for none
     that is known."""
-    tokenizer = read_tokenizer(folder)
     texts = []
     if tokenizer["normalizer"] == NFC:
         texts.append(
-            "text that is not in NFC (letters with combining marks, as some systems write them): "
-            "normalize it first"
+            "text that is not in NFC (letters with combining marks, as some systems write them; "
+            "normalize it first)"
         )
     if name_of(tokenizer) in _ASCII_CASES:
         texts.append("words with marks, or with capitals and letters beyond ASCII (नमस्ते, ÉCOLE)")
     if not is_sentencepiece(tokenizer) and (lacking := without_token(tokenizer)):
         texts.append(f"text with bytes that have no token ({bytes(lacking).hex(' ')})")
-    said = [f"llama.cpp gives other ids, and no error, for {text}" for text in texts]
-    return "; ".join(said) or None
+    if overlap := _overlap(tokenizer):
+        texts.append(f"text in which added tokens overlap (of {overlap}, say)")
+    if not texts:
+        return None
+    return f"llama.cpp gives other ids, and no error, for {', and for '.join(texts)}"
 
 
 def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
@@ -235,9 +241,9 @@ def _pre_tokenizer(tokenizer: dict[str, Any]) -> str:
     return known
 
 
-def adds_bos(folder: Path) -> bool:
+def adds_bos(tokenizer: dict[str, Any]) -> bool:
     """Whether the tokenizer itself puts its first token before a text."""
-    return bool(put_around(read_tokenizer(folder))[0])
+    return bool(put_around(tokenizer)[0])
 
 
 def _type(i: int, names: dict[int, str], added: dict[int, Any], unknown: str | None) -> TokenType:

@@ -22,7 +22,12 @@ from atp_export.gguf.places import places_of
 from atp_export.gguf.rope import angles_of
 from atp_export.gguf.sizes import write_sizes
 from atp_export.gguf.tensors import BLOCK, GgufPrecision, Rounder, stored_tensors, tensor_infos
-from atp_export.gguf.vocabulary import adds_bos, check_vocabulary, write_vocabulary
+from atp_export.gguf.vocabulary import (
+    adds_bos,
+    checked_tokenizer,
+    other_ids_in_llama_cpp,
+    write_vocabulary,
+)
 from atp_export.quantization.calibrate import BESIDE, input_grams
 from atp_export.quantization.gptq import gptq
 from atp_export.weights import CheckpointWeights
@@ -36,15 +41,21 @@ FILE_TYPES = {
 }
 
 
-def check_gguf(checkpoint: Path, *, precision: str, context: int = 0) -> None:
-    """Raise the ValueError that `write_gguf` would, without reading a weight."""
+def check_gguf(checkpoint: Path, *, precision: str, context: int = 0) -> str | None:
+    """What llama.cpp will do otherwise without an error, if anything. Raises the ValueError that
+    `write_gguf` would, without reading a weight."""
+    return other_ids_in_llama_cpp(_checked(checkpoint, precision, context))
+
+
+def _checked(checkpoint: Path, precision: str, context: int) -> dict[str, Any]:
+    """The contents of tokenizer.json."""
     if precision not in get_args(GgufPrecision):
         raise ValueError(
             f"GGUF precision {precision!r}: expected {', '.join(get_args(GgufPrecision))}"
         )
     config = load_config(checkpoint)
     architecture_of(config, model_shape(config), context_of(config, context))
-    check_vocabulary(checkpoint)
+    return checked_tokenizer(checkpoint)
 
 
 def write_gguf(
@@ -63,7 +74,7 @@ def write_gguf(
     what llama.cpp calls it; else the folder's. Raises ValueError for a model, tokenizer or
     precision that llama.cpp cannot read.
     """
-    check_gguf(checkpoint, precision=precision, context=context)
+    tokenizer = _checked(checkpoint, precision, context)
     if precision == "q4_0" and calibration is None:
         raise ValueError("GGUF precision q4_0 rounds by gptq: give blocks of the train split")
     config = load_config(checkpoint)
@@ -78,7 +89,8 @@ def write_gguf(
         writer.add_name(name or out.name)
         writer.add_file_type(FILE_TYPES[precision])
         write_sizes(writer, config, shape, named, longest)
-        write_vocabulary(writer, checkpoint, shape.vocabulary, ends_of(checkpoint))
+        ends = ends_of(checkpoint)
+        write_vocabulary(writer, checkpoint, tokenizer, shape.vocabulary, ends)
         for info in tensor_infos(weights, places, angles, precision):
             writer.add_tensor_info(
                 info.name, info.shape, np.dtype(np.float32), info.bytes, raw_dtype=info.kind
@@ -90,7 +102,8 @@ def write_gguf(
         for raw in stored_tensors(weights, places, angles, precision, rounder):
             writer.write_tensor_data(raw)
         writer.close()
-        (beside / "Modelfile").write_text(_modelfile(checkpoint), encoding="utf-8")
+        told = modelfile(load_tokenizer(checkpoint), ends, adds_bos=adds_bos(tokenizer))
+        (beside / "Modelfile").write_text(told, encoding="utf-8")
     return out / FILE
 
 
@@ -98,11 +111,6 @@ def ends_of(checkpoint: Path) -> list[int]:
     """Ids of the tokens that end a text."""
     config, own = read_json(checkpoint / "config.json"), load_tokenizer(checkpoint).eos_token_id
     return end_tokens(read_generation(checkpoint), config, own)
-
-
-def _modelfile(checkpoint: Path) -> str:
-    tokenizer = load_tokenizer(checkpoint)
-    return modelfile(tokenizer, ends_of(checkpoint), adds_bos=adds_bos(checkpoint))
 
 
 def _gptq_rounder(grams: Mapping[str, Tensor]) -> Rounder:

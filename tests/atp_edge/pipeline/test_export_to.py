@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from atp_edge.cli import app
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.loading import load_tokenizer
 from atp_edge.model.narrow import narrow_model
+from atp_edge.pipeline import export_gguf
 from atp_edge.pipeline import verify as proof
 from atp_edge.pipeline.inputs import inputs_of
 from atp_edge.run.errors import NotProvenError
@@ -242,3 +244,9 @@ def test_an_openvino_folder_is_proven_by_openvino_genai(
         call("generate", "The", "--out", to)
     with pytest.raises(ValueError, match="proven and measured as it is written"):
         call("verify", "--out", finished.path, "--folder", to)
+
+
+@pytest.mark.parametrize(("same", "named"), [(1, True), (2, False)])
+def test_prompts_that_part_are_named_where_there_are_any(same: int, named: bool) -> None:
+    proof = SimpleNamespace(release="1", greedy_same=same, greedy_total=2, token_ms=1.0)
+    assert ("the others part" in export_gguf._proven(proof)) == named

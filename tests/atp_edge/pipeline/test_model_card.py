@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from atp_export.byte_letters import CONTROLS, LETTERS
 from atp_export.genai_tokenizer import other_ids_in_genai
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
@@ -27,7 +28,7 @@ from atp_edge.settings import with_values
 from tests.atp_edge.pipeline.test_report import metrics
 from tests.sources import save_source
 from tests.tiny import record
-from tests.tiny_tokenizers import tokenizer_of
+from tests.tiny_tokenizers import save_changed
 
 FORMS: tuple[Form, ...] = ("slim", "onnx", "adapter")
 
@@ -119,9 +120,16 @@ def test_a_layout_is_loaded_by_what_it_is_for(config: Config) -> None:
 
 
 def test_a_warning_stands_beside_the_lines_to_load(config: Config, tmp_path: Path) -> None:
-    tokenizer_of("gemma").save_pretrained(tmp_path)
+    """The longest: a split with letters of its own, and no token for any control character."""
+    lacking = {letter for letter, byte in LETTERS.items() if byte in CONTROLS}
+    changes = {
+        "model.vocab": lambda ids: {f"▁{i}" if t in lacking else t: i for t, i in ids.items()}
+    }
+    save_changed(tmp_path, "gpt-4o", changes)
     warning = other_ids_in_genai(tmp_path)
     assert warning is not None
+    assert "U+007F; where that matters" in warning
+    assert "from_file('tokenizer.json').encode(text).ids" in warning
     text = card_of("onnx", config, figures(), warning=warning)
     _, load = text.split("## Load")
     assert warning in load.split("## Data")[0]

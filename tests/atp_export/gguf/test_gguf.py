@@ -15,8 +15,9 @@ from atp_export.gguf import architecture, vocabulary
 from atp_export.gguf.llama_cpp import Answers, ask, node_folder
 from atp_export.gguf.proof import GgufProof, _greedy, prove_gguf
 from atp_export.gguf.tensors import GgufPrecision, packed_q4
-from atp_export.gguf.vocabulary import check_vocabulary, other_ids_in_llama_cpp
+from atp_export.gguf.vocabulary import checked_tokenizer, other_ids_in_llama_cpp
 from atp_export.gguf.write import write_gguf
+from atp_export.tokenizer_files import read_tokenizer
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -123,7 +124,7 @@ def test_what_llama_cpp_has_no_place_for_is_refused_by_name(
 
 def test_a_tokenizer_without_a_rule_in_llama_cpp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.json is not there"):
-        check_vocabulary(tmp_path)
+        checked_tokenizer(tmp_path)
 
 
 BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
@@ -173,9 +174,8 @@ def steps(*pre_tokenizers: Any) -> dict[str, Any]:
         ("qwen2", {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
          r"pre-tokenizer .* is none"),
         ("qwen2", {"added_tokens.0.single_word": True}, "<s> stands for whole words alone"),
-        ("qwen2", renamed_special("qz", "zxy"), "'qz' and 'zxy' overlap"),
         ("qwen2", renamed_special("qz", "qzx") | {"added_tokens.3.normalized": True},
-         "'qzx' and 'qz' overlap"),
+         "'qz' is found in 'qzx' and before it"),
         ("gemma", {"model.vocab": swapped("<|im_end|>", "qz"), "added_tokens.3.content": "qx"},
          "'q' and 'z' are pieces but make no 'qz'"),
         ("gemma", {"model.dropout": 0.1}, "its dropout is 0.1"),
@@ -190,10 +190,54 @@ def test_what_a_tokenizer_does_beyond_llama_cpps_rules_is_refused(
     tmp_path: Path, kind: str, changes: dict[str, Any], message: str
 ) -> None:
     save_changed(tmp_path, kind, {})
-    check_vocabulary(tmp_path)
+    checked_tokenizer(tmp_path)
     save_changed(tmp_path, kind, changes)
     with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
-        check_vocabulary(tmp_path)
+        checked_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "named"),
+    [([], False), ([{"type": "NFC"}], True), ([{"type": "Sequence", "normalizers": []}], False)],
+)
+def test_a_normalizer_of_no_step_or_of_nfc_alone_is_taken(
+    tmp_path: Path, steps: list[Any], named: bool
+) -> None:
+    """DeepSeek's distilled models have one of none."""
+    save_changed(tmp_path, "qwen2", {"normalizer": {"type": "Sequence", "normalizers": steps}})
+    said = other_ids_in_llama_cpp(checked_tokenizer(tmp_path)) or ""
+    assert ("not in NFC" in said) == named
+
+
+def test_added_tokens_that_overlap_are_named(tmp_path: Path) -> None:
+    """OLMo 2's: no one writes two of them into each other."""
+    save_changed(tmp_path, "qwen2", renamed_special("|||IP|||", "|||PHONE|||"))
+    said = other_ids_in_llama_cpp(checked_tokenizer(tmp_path)) or ""
+    assert "overlap (of '|||IP|||' and '|||PHONE|||', say)" in said
+
+
+def test_all_that_is_other_stands_in_one_sentence(tmp_path: Path) -> None:
+    changes = renamed_special("qz", "zxy") | {"normalizer": {"type": "NFC"}}
+    save_changed(tmp_path, "gpt-4o", changes)
+    said = other_ids_in_llama_cpp(checked_tokenizer(tmp_path)) or ""
+    assert said.count("llama.cpp gives other ids") == 1
+    assert [said.count(text) for text in ("NFC", "ÉCOLE", "'qz' and 'zxy'")] == [1, 1, 1]
+
+
+def test_a_vocabulary_is_read_once_to_write_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 256,000 tokens takes seconds."""
+    tokenizer, times = tokenizer_of("qwen2"), []
+    save_narrow(tiny_model("qwen3", vocab_size=len(tokenizer)), tokenizer, tmp_path / "slim")
+
+    def counted(folder: Path) -> dict[str, Any]:
+        times.append(folder)
+        return read_tokenizer(folder)
+
+    monkeypatch.setattr(vocabulary, "read_tokenizer", counted)
+    write_gguf(tmp_path / "slim", tmp_path / "gguf")
+    assert times == [tmp_path / "slim"]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "deepseek-v3"])
@@ -205,10 +249,10 @@ def test_what_an_expression_leaves_is_taken_out_where_nothing_is_left(
     save_changed(tmp_path, kind, {"pre_tokenizer.pretokenizers.0.behavior": "Removed",
                                   "pre_tokenizer.pretokenizers.0.invert": True})  # fmt: skip
     if kind == "qwen2":
-        check_vocabulary(tmp_path)
+        checked_tokenizer(tmp_path)
     else:
         with pytest.raises(ValueError, match="is none that llama"):
-            check_vocabulary(tmp_path)
+            checked_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -224,17 +268,17 @@ def test_what_the_settings_do_beside_tokenizer_json_is_refused(
 ) -> None:
     save_changed(tmp_path, "qwen2", {}, settings)
     with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {message}"):
-        check_vocabulary(tmp_path)
+        checked_tokenizer(tmp_path)
 
 
 def test_text_that_is_not_in_nfc_is_named(tmp_path: Path) -> None:
     """Qwen's normalizer: llama.cpp has none."""
     tokenizer_of("qwen2").save_pretrained(tmp_path)
-    assert other_ids_in_llama_cpp(tmp_path) is None
+    assert other_ids_in_llama_cpp(read_tokenizer(tmp_path)) is None
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
-    check_vocabulary(tmp_path)
-    assert "not in NFC" in (other_ids_in_llama_cpp(tmp_path) or "")
+    checked_tokenizer(tmp_path)
+    assert "not in NFC" in (other_ids_in_llama_cpp(read_tokenizer(tmp_path)) or "")
 
 
 NODE = node_folder()

@@ -10,11 +10,22 @@ from unicodedata import category
 
 import pytest
 from atp_export.gguf.llama_cpp import node_folder
-from atp_export.gguf.vocabulary import other_ids_in_llama_cpp, write_vocabulary
+from atp_export.gguf.vocabulary import (
+    checked_tokenizer,
+    other_ids_in_llama_cpp,
+    write_vocabulary,
+)
+from atp_export.tokenizer_files import read_tokenizer
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
-from tests.tiny_tokenizers import BYTE_LEVEL, CORPUS, save_changed, save_learned
+from tests.tiny_tokenizers import (
+    BYTE_LEVEL,
+    CORPUS,
+    renamed_special,
+    save_changed,
+    save_learned,
+)
 
 NODE = node_folder()
 SCRIPT = Path(__file__).with_name("vocabularies.mjs")
@@ -29,6 +40,8 @@ CHANGED: dict[str, tuple[dict[str, Any], str, bool]] = {
     "beside": ({"model.merges": lambda merges: [*merges, ["!", "?"]],
                 "model.vocab": lambda ids: {"!?" if t == "Ą" else t: i for t, i in ids.items()}},
                "a!\x04?", False),
+    "apart": (renamed_special("|||IP|||", "|||PHONE|||"), "|||IP||| |||PHONE|||IP", True),
+    "overlap": (renamed_special("|||IP|||", "|||PHONE|||"), "|||IP|||PHONE|||", False),
 }  # fmt: skip
 """Changes, a text, and whether its ids are the same."""
 
@@ -45,7 +58,7 @@ def write(folder: Path) -> Path:
     writer.add_head_count(2)
     writer.add_feed_forward_length(32)
     writer.add_layer_norm_rms_eps(1e-5)
-    write_vocabulary(writer, folder, size, [])
+    write_vocabulary(writer, folder, checked_tokenizer(folder), size, [])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -85,7 +98,7 @@ def is_named(text: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_texts_have_the_same_ids_or_are_named(kind: str, others: Any) -> None:
     folder, wrong = others[kind]
-    said = other_ids_in_llama_cpp(folder) or ""
+    said = other_ids_in_llama_cpp(read_tokenizer(folder)) or ""
     assert ("words with marks, or with capitals and letters" in said) == (kind in ASCII_CASES)
     assert bool(wrong) == (kind in ASCII_CASES)
     assert [text for text in wrong if not is_named(text)] == []
@@ -95,5 +108,6 @@ def test_drawn_texts_have_the_same_ids_or_are_named(kind: str, others: Any) -> N
 def test_ids_are_the_tokenizer_s_or_said_to_be_others(name: str, others: Any) -> None:
     (folder, wrong), (_, text, same) = others[name], CHANGED[name]
     assert wrong == ([] if same else [text])
-    said = other_ids_in_llama_cpp(folder) or ""
+    said = other_ids_in_llama_cpp(read_tokenizer(folder)) or ""
     assert ("bytes that have no token (04)" in said) == ("\x04" in text)
+    assert ("added tokens overlap" in said) == ("|||" in text)
