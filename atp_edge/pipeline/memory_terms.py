@@ -22,6 +22,8 @@ NF4_BYTES = 0.516
 """4 bits, and an 8-bit scale a block of 64 with its own fp32 one a block of 256."""
 PROOF_BYTES = 12.0
 """A weight of a proof: the model's, its fp32 graph's, and that graph's file, as it is read."""
+PROOF_MORE = 8.0
+"""A value of the embedding beside them: with a faint stream, and as ONNX Runtime packs a head."""
 
 
 def projections(shape: ModelShape) -> int:
@@ -191,9 +193,9 @@ def proof(shape: ModelShape, shipped: float, layers: int) -> float:
     """Bytes of a proof of so many of a model's layers with its embedding and head: the model in
     fp32, its graph in fp32 (as it is run, and as its file lies), and what ships. shipped: bytes of
     the exported folder."""
-    count = count_parameters(shape)
+    count, table = count_parameters(shape), shape.vocabulary * shape.hidden
     part = count.around + count.decoder * layers / len(shape.layers)
-    return part * (PROOF_BYTES + shipped / count.whole)
+    return part * (PROOF_BYTES + shipped / count.whole) + PROOF_MORE * table
 
 
 def layers_at_once(shape: ModelShape, shipped: float, room: float) -> int:

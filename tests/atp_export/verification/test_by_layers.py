@@ -14,10 +14,12 @@ from atp_export.export import export_onnx
 from atp_export.runtime import Session
 from atp_export.verification.by_layers import verify_by_layers
 from atp_export.verification.excerpt import excerpt_config, excerpt_graph, excerpt_model
+from transformers import LlamaConfig
 
 from atp_edge.config import Flavour
 from atp_edge.model.checkpoint import load_narrow, save_narrow
 from atp_edge.model.narrow import narrow_model
+from tests.synthetic import LLAMA_3B
 from tests.tiny import per_layer_plan, tiny_model
 
 PROMPTS = ["3 5 7 11 13", "2 4 6 8 10 12 14", "1 1 2 3 5 8 13 21"]
@@ -114,3 +116,13 @@ def test_memory_decides_how_many_layers_at_once() -> None:
     assert layers_at_once(shape, 1e5, 0) == 1
     more = replace(shape, layers=shape.layers * 2)
     assert proof(more, 1e5, 6) > everything
+
+
+def test_a_proof_of_one_layer_is_said_to_take_what_it_took() -> None:
+    """Of tests/atp_edge/pipeline/test_streaming.py: three layers of a 3B in int4, 0.36 GB."""
+    from atp_edge.model.families import model_shape
+    from atp_edge.pipeline.memory_need import CPU_RUNTIME
+    from atp_edge.pipeline.memory_terms import proof
+
+    shape = model_shape(LlamaConfig(**LLAMA_3B | {"num_hidden_layers": 3}))
+    assert CPU_RUNTIME + proof(shape, 0.36e9, 1) == pytest.approx(9.8e9, rel=0.15)
