@@ -12,6 +12,7 @@ Each process is forked from this one, which has imported everything and started 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -196,8 +197,9 @@ def soak(folder: Path, stages: Sequence[StageName], count: int, seed: int) -> It
     if not told.exists():
         told.write_text(str(time.monotonic() - began))
     wanted, length = outcome(config), float(told.read_text())
+    turns = itertools.count()  # A run that ended before its kill is drawn anew.
     while len(kills := kills_of(table)) < count:
-        draw = random.Random(f"{seed} {len(kills)}")
+        draw = random.Random(f"{seed} {len(kills)} {next(turns)}")
         one = replace(config, out=str(folder / "killed"))
         shutil.rmtree(one.out, ignore_errors=True)
         Path(one.out).with_suffix(".log").unlink(missing_ok=True)

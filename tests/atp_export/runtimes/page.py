@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from atp_export.genai_tokenizer import LIKE_GEMMA, LIKE_LLAMA, LIKE_SMOLLM2
+from atp_export.genai_tokenizer import (
+    LIKE_GEMMA,
+    LIKE_GPT4O,
+    LIKE_LLAMA,
+    LIKE_LLAMA3,
+    LIKE_SMOLLM2,
+)
 from atp_export.layouts.openvino_genai import TIE
 
 from tests.atp_export.runtimes.cells import FAMILIES, FLAVOURS, GGUF, PRECISIONS, ROOT, WIDTHS, Cell
@@ -57,11 +63,16 @@ do not go. `atp-edge export` and the folder's README.md say so of a tokenizer th
 
 | tokenizer | other ids there for |
 | --- | --- |
-| bytes, split as GPT-2, Llama 3, Qwen, Phi-4-mini, Tekken do, and no more | none known |
+| bytes, split as GPT-2 does, and no more | none known but those below |
+| bytes, split as Llama 3, Qwen, Phi-4-mini, Tekken do, and no more | {like_llama3} |
+| Phi-4-mini's and Tekken's | also {like_gpt4o} |
 | the same without tokens for some control characters (SmolLM2) | {like_smollm2} |
 | SentencePiece like Gemma's | {like_gemma} |
 | SentencePiece like Llama 2's, Mistral's, Phi-3's | {like_llama} |
 | any other | not compared; some it does not load |
+
+No folder says so of what is rare: of bytes, U+0085, letters newer than Unicode 13, and 'ſ (an
+apostrophe and a long s) before a letter get other ids in any.
 
 Others have a normalizer (Qwen's NFC), single digits, tokens that strip, more around a text than BOS
 before it, merges twice or before those of their parts, words that no merge makes, dropout, bytes of
@@ -138,7 +149,9 @@ def render(results: dict[str, Any]) -> str:
         "",
         TAIL.format(
             like_gemma=_listed(LIKE_GEMMA),
+            like_gpt4o=LIKE_GPT4O,
             like_llama=_listed(LIKE_LLAMA),
+            like_llama3=LIKE_LLAMA3,
             like_smollm2=LIKE_SMOLLM2,
         ),
     ]
