@@ -65,13 +65,13 @@ def _chosen(task: ChoiceTask, scored: Sequence[Sequence[Floats]]) -> list[Answer
     found = []
     for item, *scores in zip(task.items, *scored, strict=True):
         probabilities = [softmax(s) for s in scores]
-        taken = [int(p.argmax()) for p in probabilities]
         # No number is no answer, and not the first option, which may be the right one.
-        told = [bool(np.isfinite(p).all()) for p in probabilities]
+        taken = [int(p.argmax()) if np.isfinite(p).all() else None for p in probabilities]
         right = item.options[item.answer]
         # Where one text is scored after several prompts, the prompts are what differs.
         by_prompt = len({o.prompt for o in item.options}) > 1
         shown = [o.prompt if by_prompt else o.text for o in item.options]
+        said = [shown[t] if t is not None else "" for t in taken]
         found.append(
             Answered(
                 task=task.name,
@@ -81,14 +81,8 @@ def _chosen(task: ChoiceTask, scored: Sequence[Sequence[Floats]]) -> list[Answer
                 prompt=right.text if by_prompt else right.prompt,
                 expected=shown[item.answer],
                 chance=1 / len(item.options),
-                score=(
-                    float(told[0] and taken[0] == item.answer),
-                    float(told[1] and taken[1] == item.answer),
-                ),
-                said=(
-                    shown[taken[0]] if told[0] else "",
-                    shown[taken[1]] if told[1] else "",
-                ),
+                score=(float(taken[0] == item.answer), float(taken[1] == item.answer)),
+                said=(said[0], said[1]),
                 confidence=(float(probabilities[0].max()), float(probabilities[1].max())),
             )
         )

@@ -66,14 +66,14 @@ def judge(
     *,
     as_stored: bool = False,
 ) -> tuple[GateReport, DomainProfile]:
-    """The whole gate on a run, and the profile of its domain.
+    """The whole gate on a run whose files are as its stages wrote them, and the profile of its
+    domain.
 
     exported: a folder that `export --to` wrote of the run, judged in place of the run's own.
     as_stored: how the dense model is held (see `dense_model`).
     Raises ValueError, before a model is loaded, for files that cannot be read.
     """
     began = time.perf_counter()
-    run.require("dense", settings.form)
     folder = exported or run.path / settings.form
     tokenizer = tokenizer_of(config)
     say("reading what the gate asks")

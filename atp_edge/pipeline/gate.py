@@ -81,6 +81,7 @@ def _judge(
     settings: GateSettings,
     exported: Path | None = None,
 ) -> tuple[GateReport, DomainProfile]:
+    run.require("dense", settings.form)
     as_stored = _short_of_fp32(run, settings.form, exported or run.path / settings.form)
     if as_stored:
         progress.say("memory does not hold the dense model in fp32: it is held as it is stored")
@@ -95,7 +96,6 @@ def _short_of_fp32(run: RunFolder, form: Form, folder: Path) -> bool:
 
     Raises ValueError where it does not hold that, before a model is read.
     """
-    run.require("dense", form)
     device = device_of(None, run.path)
     asked = gate_part(shape_of(run.dense), stored_type(run.dense), _held(form, folder))
     need = done_here(device, asked)
