@@ -124,15 +124,16 @@ def make_splits(
     """
     drawn = _drawn(documents, seed=seed, decision_share=decision_share, test_share=test_share)
     kept, seen = _parted(drawn, train_documents, protected)
-    encoder = Encoder(tokenizer)
-    packed = {name: pack(kept[name], encoder, block_tokens, most_blocks) for name in SPLITS}
-    if canaries:
-        _check_canaries(canaries, encoder, blocks_read * block_tokens, seed)
-        copies = max(1, round(len(packed["train"].blocks.input_ids) / blocks_read))
-        # Among the documents that fill the blocks: of a larger text the rest is not read.
-        read = kept["train"][: packed["train"].documents]
-        planted = with_canaries(read, canaries, copies, seed)
-        packed["train"] = pack(planted, encoder, block_tokens, most_blocks)
+    packed = {
+        "train": pack_train(
+            kept["train"], tokenizer, block_tokens=block_tokens, seed=seed,
+            most_blocks=most_blocks, canaries=canaries, blocks_read=blocks_read,
+        ),
+        **{
+            name: pack(kept[name], Encoder(tokenizer), block_tokens, most_blocks)
+            for name in ("decision", "test")
+        },
+    }  # fmt: skip
     for name, one in packed.items():
         if not len(one.blocks.input_ids):
             cause = _why_empty(one, block_tokens, len(drawn[name]), len(kept[name]))
@@ -152,6 +153,29 @@ def make_splits(
             documents_cut=len(documents) if len(documents) < len(SPLITS) else 0,
         ),
     )
+
+
+def pack_train(
+    documents: Sequence[Document],
+    tokenizer: Any,
+    *,
+    block_tokens: int,
+    seed: int,
+    most_blocks: int = ENOUGH_BLOCKS,
+    canaries: int = 0,
+    blocks_read: int = 1,
+) -> Packed:
+    """The documents of a train split as training reads them: packed, canaries among them (settings
+    as those of `make_splits`)."""
+    encoder = Encoder(tokenizer)
+    packed = pack(documents, encoder, block_tokens, most_blocks)
+    if not canaries:
+        return packed
+    _check_canaries(canaries, encoder, blocks_read * block_tokens, seed)
+    copies = max(1, round(len(packed.blocks.input_ids) / blocks_read))
+    # Among the documents that fill the blocks: of a larger text the rest is not read.
+    planted = with_canaries(documents[: packed.documents], canaries, copies, seed)
+    return pack(planted, encoder, block_tokens, most_blocks)
 
 
 def _check_canaries(count: int, encoder: Encoder, tokens_read: int, seed: int) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from atp_export.runtime.domain import DomainProfile
 
 from atp_edge.config import Config
-from atp_edge.data.blocks import Blocks, drawn
 from atp_edge.data.documents import Document
 from atp_edge.data.domains import DOMAINS
 from atp_edge.data.encoding import Encoder
@@ -26,7 +25,7 @@ from atp_edge.gate.prompts import Rule, asked_ids, read_rules
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
 from atp_edge.model.families import check_reads, tokens_read
-from atp_edge.training.setup import corpus_of, documents_by_split, splits_of
+from atp_edge.training.setup import blocks_read, corpus_of, documents_by_split
 
 _NO_CANARIES = "plant none, or take a larger --export-context"
 
@@ -77,6 +76,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         tuple(texts_of(x, tokenizer, most=limits.documents, tokens=tokens, seed=config.seed))
         for x in (parts["test"], read[len(parts["test"]) :])
     )
+    read_in_training = blocks_read(config, tokenizer, parts["train"])
     ids = {name: ids_of(split, tokenizer) for name, split in parts.items()}
     profile = profile_of(ids["train"], ids["decision"], config.seed)
     errors = error_rates(profile, ids["test"], other_text(config.data, tokenizer), config.seed)
@@ -91,7 +91,7 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
         ),
         tasks=tasks,
         passages=(
-            tuple(passages_of(ids["train"], memorized, config.seed, _read(config), end=end)),
+            tuple(passages_of(ids["train"], memorized, config.seed, read_in_training, end=end)),
             tuple(passages_of(ids["test"], memorized, config.seed, end=end)),
         ),
         train_text="\n".join(document.text for document in parts["train"]),
@@ -109,12 +109,6 @@ def material_of(config: Config, settings: GateSettings, tokenizer: Any, window: 
 def unread_of(named: Sequence[str], texts: Sequence[Text]) -> tuple[str, ...]:
     """The slices of these names that no text is of, in order."""
     return tuple(sorted(set(named) - {text.slice for text in texts}))
-
-
-def _read(config: Config) -> Blocks:
-    """The blocks of the train split that training read, each once."""
-    blocks = splits_of(config).train
-    return drawn(blocks, 0, min(config.train_blocks, len(blocks.input_ids)), seed=config.seed)
 
 
 def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[str], list[Pair]]:

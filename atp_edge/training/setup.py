@@ -14,12 +14,18 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from atp_edge.config import Config, ExportConfig, Quantizer
-from atp_edge.data.blocks import Blocks, pack
+from atp_edge.data.blocks import Blocks, drawn, pack
 from atp_edge.data.documents import Corpus, Document
 from atp_edge.data.domains import demo_model_folder
 from atp_edge.data.encoding import Encoder, check_tokenizer
 from atp_edge.data.reader import read_corpus
-from atp_edge.data.splits import ENOUGH_BLOCKS, Splits, make_splits, split_documents
+from atp_edge.data.splits import (
+    ENOUGH_BLOCKS,
+    Splits,
+    make_splits,
+    pack_train,
+    split_documents,
+)
 from atp_edge.decision.baselines import check_start
 from atp_edge.decision.budget import FeasibleDecisions, feasible_decisions, parse_budget
 from atp_edge.model.export_size import Shipped, files_beside
@@ -210,14 +216,7 @@ def splits_of(config: Config) -> Splits:
     check_text_fits(config, source_config(config), tokenizer)
     corpus, protected = corpus_of(config, tokenizer), protected_documents(config, tokenizer)
     splits = make_splits(
-        corpus.documents,
-        tokenizer,
-        block_tokens=config.dataset.block_tokens,
-        **_drawing(config),
-        most_blocks=max(ENOUGH_BLOCKS, config.train_blocks),
-        protected=protected,
-        canaries=config.canaries,
-        blocks_read=config.train_blocks,
+        corpus.documents, tokenizer, protected=protected, **_drawing(config), **_packing(config)
     )
     report = replace(
         splits.report,
@@ -238,6 +237,24 @@ def documents_by_split(
     """Documents of the run's train, decision and test splits, before they are packed."""
     protected = protected_documents(config, tokenizer)
     return split_documents(documents, protected=protected, **_drawing(config))
+
+
+def blocks_read(
+    config: Config, tokenizer: PreTrainedTokenizerBase, train: Sequence[Document]
+) -> Blocks:
+    """The blocks that training reads of the documents of its split, each once."""
+    blocks = pack_train(train, tokenizer, seed=config.seed, **_packing(config)).blocks
+    return drawn(blocks, 0, min(config.train_blocks, len(blocks.input_ids)), seed=config.seed)
+
+
+def _packing(config: Config) -> dict[str, Any]:
+    """By which settings the documents of a split become blocks."""
+    return {
+        "block_tokens": config.dataset.block_tokens,
+        "most_blocks": max(ENOUGH_BLOCKS, config.train_blocks),
+        "canaries": config.canaries,
+        "blocks_read": config.train_blocks,
+    }
 
 
 def _drawing(config: Config) -> dict[str, Any]:
