@@ -10,6 +10,7 @@ from typing import Any
 from atp_export.manifest import write_manifest
 
 from atp_edge.config import Config
+from atp_edge.model.families import model_shape
 from atp_edge.model.loading import load_config
 from atp_edge.model.storage import context_of
 from atp_edge.pipeline.export import provenance
@@ -17,7 +18,7 @@ from atp_edge.pipeline.verify import what_is_read
 from atp_edge.run.errors import NotProvenError
 from atp_edge.run.folder import RunFolder
 from atp_edge.run.progress import Progress
-from atp_edge.training.setup import splits_of
+from atp_edge.training.setup import source_config, splits_of
 
 DEFAULT = "f16"
 PERPLEXITY_BLOCKS = 4
@@ -46,6 +47,25 @@ def check_asked(config: Config, run: RunFolder, precision: str, context: int) ->
             f"take {block} or more"
         )
     return warning
+
+
+def wants_uniform(config: Config) -> str | None:
+    """A sentence on a run whose widths by layer no GGUF file holds, where uniform ones become one.
+    None: there is nothing to say."""
+    from atp_export.gguf.architecture import architecture_of, is_llama
+
+    source = source_config(config)
+    shape = model_shape(source)
+    if config.widths == "uniform" or config.decision.space != "groups" or is_llama(shape):
+        return None
+    try:
+        architecture_of(source, shape, context_of(source, config.export.context))
+    except ValueError:
+        return None
+    return (
+        f"{shape.family} with widths that differ by layer does not become GGUF (llama.cpp, "
+        "Ollama); with --widths uniform it does"
+    )
 
 
 def write(

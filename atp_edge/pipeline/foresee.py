@@ -9,6 +9,7 @@ from pathlib import Path
 from atp_edge.config import Config
 from atp_edge.pipeline.cost_estimate import sized_model
 from atp_edge.pipeline.device import Device, device_of
+from atp_edge.pipeline.export_gguf import wants_uniform
 from atp_edge.pipeline.fit import (
     begun_settings,
     begun_with,
@@ -49,9 +50,12 @@ class Foreseen:
         refuse(self.config, self.model, self.device, self.begun, self.left)
 
     def warnings(self) -> list[str]:
-        """What will be slow, left for later, or short of memory that others hold now."""
+        """What will be slow, left for later, out of reach of llama.cpp, or short of memory that
+        others hold now."""
+        trains = "train" in self.left
         found = (
-            what_is_slow(self.config, self.device.kind) if "train" in self.left else None,
+            what_is_slow(self.config, self.device.kind) if trains else None,
+            wants_uniform(self.config) if trains else None,
             left_for_later(self.needs, self.device) if "gate" in self.names else None,
             crowded(self.needs, self.device),
         )

@@ -116,3 +116,17 @@ def test_what_training_takes_is_not_asked_for_when_it_is_done(
     (run.path / "slim" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot hold this run: shrink takes"):
         foresee(config, said, ("train", "shrink")).refuse()
+
+
+@pytest.mark.parametrize(
+    ("family", "widths", "said"),
+    [("qwen3", "per-layer", True), ("qwen3", "uniform", False), ("llama", "per-layer", False),
+     ("gemma3", "per-layer", True)],
+)  # fmt: skip
+def test_widths_that_no_gguf_file_holds_are_said_before_training(
+    given: dict[str, Any], tmp_path: Path, family: str, widths: str, said: bool
+) -> None:
+    save_source(tmp_path / "other", family, tokenizer=tokenizer_of("byte-level", bos=False))
+    config = configured(given | {"model": str(tmp_path / "other"), "widths": widths})
+    found = [x for x in foresee(config, (), STAGES).warnings() if "GGUF" in x]
+    assert ["--widths uniform" in x for x in found] == [True] * said
