@@ -21,7 +21,7 @@ from atp_edge.gate.counterfactuals import Pair, built_in_pairs, read_pairs
 from atp_edge.gate.domain import error_rates, ids_of, other_text, profile_of
 from atp_edge.gate.measured_text import Text, texts_of
 from atp_edge.gate.memorization import Passage, canary_texts, passages_of
-from atp_edge.gate.prompts import Rule, asked_ids, read_rules
+from atp_edge.gate.prompts import Rule, asked_ids, read_rules, told_by_name
 from atp_edge.gate.refusals import BUILT_IN, read_phrases
 from atp_edge.gate.settings import GateSettings
 from atp_edge.model.families import check_reads, tokens_read
@@ -114,7 +114,8 @@ def unread_of(named: Sequence[str], texts: Sequence[Text]) -> tuple[str, ...]:
 def asked_of(config: Config, settings: GateSettings) -> tuple[list[Rule], list[str], list[Pair]]:
     """Prompts with their rules, phrases of refusals, counterfactual pairs: what no model is needed
     for. Raises ValueError or OSError naming what cannot be read."""
-    rules = [rule for file in settings.prompts.files for rule in read_rules(Path(file))]
+    files = names_of(settings.prompts.files)
+    rules = told_by_name(rule for file in files for rule in read_rules(Path(file)))
     phrases = read_phrases(Path(settings.refusals.phrases or BUILT_IN))
     pairs = built_in_pairs(config.data, settings.bias.pairs, config.seed)
     subjects: dict[frozenset[str], int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,19 @@ def asked_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
 def read_rules(path: Path) -> list[Rule]:
     """Rules of a JSONL file. Raises ValueError naming file and line."""
     return [_rule(place, row) for place, row in known_rows(path, known=_KNOWN)]
+
+
+def told_by_name(rules: Iterable[Rule]) -> list[Rule]:
+    """All rules. Raises ValueError where two share a name, for a check is known by it."""
+    named: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.place in named:
+            raise ValueError(
+                f"prompts.files: two rules are named {rule.place!r}: give each a name of its own, "
+                "or none"
+            )
+        named[rule.place] = rule
+    return list(named.values())
 
 
 def _rule(place: str, row: dict[str, Any]) -> Rule:

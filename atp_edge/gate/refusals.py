@@ -18,8 +18,10 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′`´", "'"))
 
 def read_phrases(path: Path) -> list[str]:
     """Phrases, a line each, written as `refuses` reads the text. Raises ValueError for a file
-    without any."""
+    without any, and for one of JSON, whose lines no text would hold."""
     phrases = [x for x in map(_plain, text_of(path).split("\n")) if x and not x.startswith("#")]
+    if rows := [x for x in phrases if x.startswith("{")]:
+        raise ValueError(f"{path}: {rows[0][:40]!r} is JSON: expected a phrase a line")
     if not phrases:
         raise ValueError(f"{path} holds no phrase: expected one a line")
     return phrases

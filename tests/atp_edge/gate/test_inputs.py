@@ -133,6 +133,7 @@ _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
         (lambda p: read_pairs(p, {}), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
         (lambda p: read_pairs(p, {}), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
+        (read_phrases, 'I cannot\n{"phrase": "I will not"}', "is JSON: expected a phrase a line"),
     ],
 )
 def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, error: str) -> None:
@@ -146,6 +147,19 @@ def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, e
         read(file)
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "nowhere.jsonl"))):
         read(tmp_path / "nowhere.jsonl")
+
+
+def test_a_rule_is_known_by_its_name(tmp_path: Path) -> None:
+    """Else two checks have one name, in gate.json and in what CI reads."""
+    rule = '{"prompt": "a", "contains": "b"%s}'
+    for name, of_it in (("one", ', "name": "x"'), ("two", ', "name": "x"'), ("three", "")):
+        (tmp_path / f"{name}.jsonl").write_text(rule % of_it)
+    one, two, three = (str(tmp_path / f"{name}.jsonl") for name in ("one", "two", "three"))
+    for files, count in (([one, three], 2), ([one, f"{tmp_path}/./one.jsonl"], 1)):
+        asked = gate_settings({"prompts.files": files})
+        assert len(asked_of(Config(), asked)[0]) == count
+    with pytest.raises(ValueError, match="two rules are named 'x': give each a name of its own"):
+        asked_of(Config(), gate_settings({"prompts.files": [one, two]}))
 
 
 @pytest.mark.parametrize("domain", ["legal", "health", "own.jsonl"])
