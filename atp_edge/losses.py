@@ -207,7 +207,10 @@ def _projected(hidden: Tensor, head: nn.Linear, chunk_loss: ChunkLoss, scales: S
             "lm_head has a bias; expected none, as in every supported family. Use a model of one "
             "of these families."
         )
-    total: Tensor = _ChunkedLoss.apply(*_autocast(hidden, head.weight), chunk_loss, scales)
+    values = _autocast(hidden, head.weight)
+    if not torch.is_grad_enabled():  # `needs_input_grad` does not know of it
+        values = [value.detach() for value in values]
+    total: Tensor = _ChunkedLoss.apply(*values, chunk_loss, scales)
     return total
 
 

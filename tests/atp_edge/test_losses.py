@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atp_edge import losses
@@ -146,6 +147,18 @@ def test_perplexity_is_over_labelled_tokens_whatever_their_block() -> None:
     with torch.no_grad():
         want = whole_loss(model, None).exp()
     assert perplexity(model, BATCH) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_a_loss_without_gradients_makes_none() -> None:
+    """In fp32 one of the head's weight would take as much memory as it does, and a product."""
+    model = tiny_model("llama")
+    assert model.lm_head.weight.requires_grad
+    products = []
+    for grads in (torch.no_grad, torch.enable_grad):
+        with grads(), profile() as seen:
+            language_loss(model, BATCH)
+        products.append(sum(e.name == "aten::mm" for e in seen.events()))
+    assert products[1] - products[0] == 2, "of the hidden states and of the weight"
 
 
 def test_a_head_with_a_bias_is_refused() -> None:
