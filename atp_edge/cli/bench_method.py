@@ -104,7 +104,7 @@ def _chosen(cells: list[Cell], only: list[str] | None) -> list[Cell]:
 
 
 def _show(results: list[Result], *, all_claims: bool) -> None:
-    """all_claims: those that nothing was measured of, too."""
+    """all_claims: those that nothing was measured of, too, where any was measured."""
     from atp_bench.quality.ablations import ablations, ablations_tables
     from atp_bench.quality.acceptance import acceptance_table, criteria
     from atp_bench.quality.report import tables
@@ -113,8 +113,9 @@ def _show(results: list[Result], *, all_claims: bool) -> None:
     summaries = summarize(results)
     for shown in (*tables(summaries), *ablations_tables(ablations(summaries))):
         console.print(shown)
-    if made := [c for c in criteria(results) if c.measured or all_claims]:
-        console.print(acceptance_table(made))
+    claims = criteria(results)
+    if measured := [c for c in claims if c.measured]:
+        console.print(acceptance_table(claims if all_claims else measured))
 
 
 def training(

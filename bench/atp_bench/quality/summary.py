@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ class Summary:
     share: float
     widths: str
     tokens: int
+    documents: float
+    """Of the train split; infinite: all."""
     seeds: int
     perplexity: float
     dense_perplexity: float
@@ -34,7 +37,7 @@ class Summary:
 
 
 def summarize(results: Iterable[Result]) -> list[Summary]:
-    """Means over seeds, best method first within a domain, share, widths and length."""
+    """Means over seeds, best method first within a domain, share, widths, length and documents."""
     groups: dict[Cell, list[Result]] = {}
     results = list(results)
     ours = [r for r in results if r.cell.method == "atp"]
@@ -48,6 +51,7 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
             share=cell.share,
             widths=cell.widths,
             tokens=rows[0].tokens,
+            documents=cell.documents or math.inf,
             seeds=len(rows),
             perplexity=statistics.mean(r.perplexity for r in rows),
             dense_perplexity=statistics.mean(r.dense_perplexity for r in rows),
@@ -59,7 +63,12 @@ def summarize(results: Iterable[Result]) -> list[Summary]:
         )
         for cell, rows in groups.items()
     ]
-    return sorted(made, key=lambda s: (s.domain, -s.share, s.widths, s.tokens, -s.recovery.value))
+    return sorted(
+        made,
+        key=lambda s: (
+            s.domain, -s.share, s.widths, s.tokens, s.documents, s.where, -s.recovery.value,
+        ),
+    )  # fmt: skip
 
 
 def _lead(ours: list[Result], rows: list[Result]) -> Measured | None:
