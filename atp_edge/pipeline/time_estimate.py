@@ -7,7 +7,7 @@ A block is read once by the dense model and timed; what the stages do is known i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from atp_edge.config import Config
 from atp_edge.data.splits import Splits
@@ -28,6 +28,10 @@ MOST_ON_A_CPU = 2e9
 """Parameters."""
 MEASURED_BY_TOKENS = ((51_200, 0.714), (102_400, 0.775), (204_800, 0.828), (819_200, 0.881))
 """(tokens, recovery): SmolLM2-135M on `legal`, 40 % cut, seed 0 (docs/recovery.md)."""
+MEASURED_BY_DOCUMENTS = ((30, 67_657, 0.700), (100, 203_386, 0.721), (1_623, 2_097_152, 0.775))
+"""(documents of the train split, their tokens, recovery): the same after 102,400 tokens."""
+LITTLE_TEXT = 1_000_000
+"""Tokens of a train split, below which more text is worth speaking of."""
 
 
 def time_lines(
@@ -41,12 +45,24 @@ def time_lines(
         found = stage_seconds(config, stages, seconds, len(splits.test.input_ids))
         each = ", ".join(f"{name} {in_words(part)}" for name, part in found.items() if part >= 60)
         said = f"time, roughly: {in_words(sum(found.values()))} ({each or 'no stage a minute'})"
-    curve = ", ".join(f"{n / 1000:,.0f} k {recovery:.2f}" for n, recovery in MEASURED_BY_TOKENS)
-    return [
+    lines = [
         said,
         f"a longer run (--steps) recovers more: this one reads {config.train_tokens:,} "
-        f"tokens; SmolLM2-135M, 40 % cut, licence texts, by tokens: {curve} (docs/recovery.md)",
+        "tokens; SmolLM2-135M, 40 % cut, licence texts, by tokens: "
+        f"{_curve(MEASURED_BY_TOKENS)} (docs/recovery.md)",
     ]
+    if (there := splits.report.tokens["train"]) < LITTLE_TEXT:
+        of_size = [(tokens, recovery) for _, tokens, recovery in MEASURED_BY_DOCUMENTS]
+        lines.append(
+            f"so does more text: this train split has {there:,} tokens; the same model after 102 k "
+            f"tokens, by the size of its train split: {_curve(of_size)}"
+        )
+    return lines
+
+
+def _curve(points: Iterable[tuple[int, float]]) -> str:
+    """Recovery by tokens, in words."""
+    return ", ".join(f"{tokens / 1000:,.0f} k {recovery:.2f}" for tokens, recovery in points)
 
 
 def pass_seconds(config: Config, splits: Splits, device: Device) -> float | None:
