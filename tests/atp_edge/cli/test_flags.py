@@ -54,7 +54,7 @@ def test_the_gate_s_settings_are_sent_to_the_gate_s_file(
 def test_a_run_s_file_is_no_file_of_thresholds(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('model = "demo"\n[lora]\nrank = 8\n')
-    with pytest.raises(ValueError, match="config.toml: 'model' is a setting of a run, not of"):
+    with pytest.raises(ValueError, match=r"config\.toml: 'model' is a setting of a run, not of"):
         read_gate_settings(file, {})
 
 
