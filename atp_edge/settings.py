@@ -20,6 +20,14 @@ Tree = TypeVar("Tree")
 Texts = tuple[str, ...]
 
 
+class UnknownSettingError(ValueError):
+    """A key that no setting has; `name` is the key."""
+
+    def __init__(self, name: str, says: str) -> None:
+        super().__init__(says)
+        self.name = name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Key:
     """One setting: its dotted name, type, default, help, and the bounds of a number.
@@ -68,14 +76,16 @@ def with_values(tree: Tree, values: Mapping[str, Any]) -> Tree:
     """A copy of a Config, or of another tree of settings, with dotted keys set and nothing else: a
     recipe's settings come by `configured`.
 
-    Raises ValueError for unknown keys and wrong values.
+    Raises UnknownSettingError for unknown keys, before ValueError for wrong values.
     """
     kind: type = type(tree)
     known, changed = _keys_of(kind), tree
-    for name, value in values.items():
+    for name in values:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
+            says = f"unknown setting {name!r}; the nearest known one is {nearest!r}"
+            raise UnknownSettingError(name, says)
+    for name, value in values.items():
         checked = _check(known[name], value)
         section, _, leaf = name.rpartition(".")
         if section:
@@ -163,6 +173,8 @@ def read_values(path: Path, tree: object = None) -> dict[str, Any]:
             values[name] = value
     try:
         with_values(tree or Config(), values)
+    except UnknownSettingError as error:
+        raise UnknownSettingError(error.name, f"{path}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return values

@@ -34,6 +34,7 @@ from atp_edge.cli.given import Commands
 from atp_edge.cli.one_stage import one_stage
 from atp_edge.cli.push import push
 from atp_edge.cli.run import Require, run, train
+from atp_edge.cli.wrapped import say_lines
 from atp_edge.run.errors import ConditionNotMetError, NotProvenError, Stopped
 
 app = typer.Typer(
@@ -114,13 +115,12 @@ def verify(
         from atp_export.manifest import MANIFEST, file_sha256, verify_manifest
 
         provenance = verify_manifest(manifest)
-        console.print(
-            f"{manifest}: every file is what was shipped, and there are no others\n"
+        say_lines(console, [
+            f"{manifest}: every file is what was shipped, and there are no others",
             "This finds damage, not a forger: the manifest is not signed. Compare its own SHA-256 "
-            f"with the sender's:\n{file_sha256(manifest / MANIFEST)}",
-            markup=False,
-            soft_wrap=True,
-        )
+            "with the sender's:",
+            file_sha256(manifest / MANIFEST),
+        ])  # fmt: skip
         console.print_json(json.dumps(provenance))
     elif out is not None and folder is not None:
         verify_folder(out, folder)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from atp_edge.cli.given import one_of
 from atp_edge.cli.one_stage import one_stage
+from atp_edge.cli.wrapped import say_lines
 from atp_edge.config import Flavour, Precision, Quantizer
 
 console = Console(highlight=False, emoji=False)
@@ -85,8 +86,8 @@ def _elsewhere(out: Path, to: Path, given: dict[str, Any]) -> None:
     run, asked = RunFolder(out), Asked(to=to, **given)
     with Terminal(console) as progress, taken_up(run, progress, source=True) as config:
         figures = export_to(config, run, asked, progress)
-    for line in (f"{to}:", *export_lines(figures)):
-        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"{to}:"), soft_wrap=True)
+    say_lines(console, export_lines(figures))
 
 
 def verify_folder(out: Path, folder: Path) -> None:
@@ -100,8 +101,8 @@ def verify_folder(out: Path, folder: Path) -> None:
     run = RunFolder(out)
     with Terminal(console) as progress, taken_up(run, progress, source=True) as config:
         figures = prove(settings_of_exported(config, run, folder), run, folder, progress)
-    for line in (f"{folder}:", *export_lines(figures)):
-        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"{folder}:"), soft_wrap=True)
+    say_lines(console, export_lines(figures))
 
 
 def bench_folders(out: Path, folders: list[Path], batch: int | None) -> dict[str, Any]:
@@ -122,6 +123,5 @@ def bench_folders(out: Path, folders: list[Path], batch: int | None) -> dict[str
         progress.say("measuring latency and memory in turn")
         named = {str(folder): folder for folder in folders}
         measured = latency(config, {"dense": run.onnx_dense, "slim": run.onnx} | named).to_dict()
-    for line in export_lines({"bench": measured}):
-        console.print(Text(line), soft_wrap=True)
+    say_lines(console, export_lines({"bench": measured}))
     return measured

@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from atp_edge.config import Config
-from atp_edge.settings import Key, configured, keys, read_values
+from atp_edge.gate.settings import GateSettings
+from atp_edge.settings import Key, UnknownSettingError, configured, keys, read_values
 
 SHOWN = frozenset(
     {
@@ -144,7 +145,15 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _values_in(file: Path) -> dict[str, Any]:
     """The settings that a file names; a run's own are of the folder that it lies in, moved or
     not."""
-    values = read_values(file)
+    try:
+        values = read_values(file)
+    except UnknownSettingError as error:
+        if error.name not in {key.name for key in keys(GateSettings)}:
+            raise
+        raise ValueError(
+            f"{file}: {error.name!r} is a setting of the gate; write the gate's settings into a "
+            "file of their own, and name that with --gate-config"
+        ) from None
     beside = any((file.parent / name).exists() for name in ("stages.json", "checkpoint"))
     if file.name == "config.toml" and beside and "out" in values:
         moved = Path(values["out"]).resolve() != file.parent.resolve()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from atp_edge.cli.wrapped import say_lines
 from atp_edge.cli.written import check_apart, new_file, sources_of
 from atp_edge.run.errors import ConditionNotMetError
 
@@ -106,10 +107,8 @@ def _say(report: GateReport, json_file: Path | None, junit: Path | None) -> None
 
     console.print(table(report))
     if report.changed:
-        changed = f"changed of the profile (its own): {'; '.join(report.changed)}"
-        console.print(Text(changed), soft_wrap=True)
-    for reason in report.reasons:
-        console.print(Text(reason), soft_wrap=True)
+        say_lines(console, [f"changed of the profile (its own): {'; '.join(report.changed)}"])
+    say_lines(console, report.reasons)
     console.print(Text(f"gate: {report.verdict}"))
     if json_file:
         write_json(json_file, report.to_dict())

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.text import Text
 
+from atp_edge.cli.wrapped import say_lines
 from atp_edge.run.errors import ConditionNotMetError
 
 if TYPE_CHECKING:  # imported where used, so that --help answers at once
@@ -43,7 +43,7 @@ def is_outside(generator: Generator, prompt: str, outside: Outside, fallback: Pa
         said += f"; {fallback} answers"
     elif outside == "refuse":
         raise ConditionNotMetError(f"{said}; give --fallback, or --outside warn")
-    Console(stderr=True, highlight=False).print(Text(said, style="yellow"), soft_wrap=True)
+    say_lines(Console(stderr=True, highlight=False), [said], style="yellow")
     return True
 
 

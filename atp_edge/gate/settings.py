@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atp_edge.config import GateProfile
-from atp_edge.settings import keys, read_values, with_values
+from atp_edge.settings import UnknownSettingError, keys, read_values, with_values
 
 Form = Literal["onnx", "slim"]
 _SHARE: dict[str, Any] = {"above": 0, "most": 1}
@@ -179,7 +179,7 @@ def read_gate_settings(path: Path | None, values: Mapping[str, Any]) -> GateSett
     """
     given: dict[str, Any] = {}
     if path:
-        given = read_values(path, GateSettings())
+        given = _values_in(path)
         for key in _ADDED:
             if key in given:
                 given[key] = [name and str(path.parent / name) for name in given[key]]
@@ -193,5 +193,18 @@ def read_gate_settings(path: Path | None, values: Mapping[str, Any]) -> GateSett
 def profile_named(path: Path) -> GateProfile | None:
     """The profile that a TOML file of thresholds names, if it does. Raises ValueError as
     `read_gate_settings`."""
-    found: GateProfile | None = read_values(path, GateSettings()).get("profile")
+    found: GateProfile | None = _values_in(path).get("profile")
     return found
+
+
+def _values_in(path: Path) -> dict[str, Any]:
+    """What a TOML file of thresholds names; a run's settings are said to be such."""
+    try:
+        return read_values(path, GateSettings())
+    except UnknownSettingError as error:
+        if error.name not in {key.name for key in keys()}:
+            raise
+        raise ValueError(
+            f"{path}: {error.name!r} is a setting of a run, not of the gate; expected the gate's "
+            "own file (docs/gate.md has one), or none: then the run's is taken"
+        ) from None

@@ -201,7 +201,8 @@ def _saved(run: RunFolder, go_on: str = "") -> str:
 
     if not run.config_toml.exists():
         return "nothing was written"
-    done = [_SAVED.get(name, name) for name in WORK if name in run.records.names]
+    noted = [(name, run.records.get(name)) for name in WORK]
+    done = [_SAVED.get(name, name) for name, record in noted if record and not record.failed]
     saved = [f"{', '.join(done)} done"] if done else []
     if "train" not in done and (step := saved_step(run.path)):
         saved.append(step)

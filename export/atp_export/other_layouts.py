@@ -20,4 +20,12 @@ def no_model_in(folder: Path) -> ValueError:
                 f"{folder} holds no model.onnx but {what}; for here, write the plain layout with "
                 "`atp-edge export --out RUN --to DIR`"
             )
-    return ValueError(f"{folder} holds no model.onnx; write it with `atp-edge export`")
+    if not folder.is_dir():
+        is_what = "is a file" if folder.exists() else "is no folder"
+        return ValueError(
+            f"{folder} {is_what}; expected a run's folder, or one that `atp-edge export --to` wrote"
+        )
+    return ValueError(
+        f"{folder} holds no model.onnx; expected a run that is past its export, or a folder that "
+        "`atp-edge export --to` wrote"
+    )

@@ -294,7 +294,10 @@ def test_killed_anywhere_a_run_goes_on_and_ends_the_same(
         (["train", "--config", "nowhere.toml"], "nowhere.toml: no such file"),
         (["train", "--model", "/no/folder"], "model '/no/folder': no config.json there; expected"),
         (["shrink", "--out", "nowhere"], "nowhere holds no run"),
-        (["generate", "x", "--out", "nowhere"], "nowhere holds no model.onnx"),
+        (
+            ["generate", "x", "--out", "nowhere"],
+            "nowhere is no folder; expected a run's folder",
+        ),
         (
             ["bench", "rounding", "--out", "x", "--quantizer", "awq"],
             "expected nearest, k-quant, gptq",

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from atp_edge.cli import app
 from atp_edge.cli.flags import _values_in
 from atp_edge.config import Config
+from atp_edge.gate.settings import read_gate_settings
 from atp_edge.run.folder import open_run
 from atp_edge.settings import with_values
 
@@ -29,6 +30,32 @@ def test_a_moved_run_goes_on_by_its_own_configuration(
 def test_a_configuration_that_is_no_run_s_says_where_the_run_is(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('out = "runs/notes"\n')
     assert _values_in(tmp_path / "config.toml") == {"out": "runs/notes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[quality]\nloss = 0.2", "quality.loss"),
+        ('data = ["more.jsonl"]\nprofile = "legal"', "profile"),  # data is a setting of both
+    ],
+)
+def test_the_gate_s_settings_are_sent_to_the_gate_s_file(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text(text)
+    done = CliRunner().invoke(app, ["run", "--config", str(file)])
+    assert str(done.exception) == (
+        f"{file}: {key!r} is a setting of the gate; write the gate's settings into a file of "
+        "their own, and name that with --gate-config"
+    )
+
+
+def test_a_run_s_file_is_no_file_of_thresholds(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('model = "demo"\n[lora]\nrank = 8\n')
+    with pytest.raises(ValueError, match=r"config\.toml: 'model' is a setting of a run, not of"):
+        read_gate_settings(file, {})
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_a_prompt_that_is_refused_is_not_shown_before_the_error(
         (("--top-p", "0"), "top_p = 0.0: expected more than 0"),
         (("--top-k", "-3"), "top_k = -3: expected 0 or more"),
         (("--seed", "-1"), "seed = -1: expected 0 or more"),
-        (("--fallback", "nowhere"), "--fallback: nowhere holds no model.onnx"),
+        (("--fallback", "nowhere"), "--fallback: nowhere is no folder; expected"),
+        (("--fallback", "."), "--fallback: . holds no model.onnx; expected"),
+        (("--fallback", "pyproject.toml"), "--fallback: pyproject.toml is a file; expected"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_model_is_read(

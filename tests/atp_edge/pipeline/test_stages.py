@@ -457,6 +457,13 @@ def test_a_page_is_of_what_there_is_though_signals_come_while_it_is_written(
     assert "proven equal to its PyTorch model" not in (run.path / "report.html").read_text()
 
 
+def test_a_stage_that_failed_is_not_said_to_be_saved(tmp_path: Path) -> None:
+    run = open_run(configured({"out": str(tmp_path / "run")}))
+    run.add_part("tune_dense", {})
+    run.records.keep("verify", read={}, failed="a logit differs")
+    assert stages._saved(run).startswith("saved: dense baseline done; go on with ")
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["tasks"], ["losses"], ["rounding"], ["--peers", "onnxruntime-genai"]]
 )
