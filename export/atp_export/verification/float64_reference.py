@@ -7,56 +7,55 @@ Runtime's 1.1e-4. So where the difference passes the tolerance, the model in flo
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from atp_export.verification.reference import Reference
+Logits = NDArray[Any]
 
-# Two orders of summation in fp32 differ by small factors (1.9 on the demo's slim model, 0.8 on its
-# dense one); a wrong graph by orders of magnitude.
-MOST_TIMES_PYTORCH = 4.0
+# Two orders of summation in fp32 differ by small factors; a wrong graph by orders of magnitude, and
+# at most positions. Where a text leaves the model ill-conditioned at one token, both err 10 to 100
+# times as far there, and one draw of rounding is no measure of another: docs/verify.md has figures.
+MOST_TIMES_PYTORCH, MOST_TIMES_AT_WORST = 4.0, 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """Largest distances of logits to those of the model in float64."""
+    """Largest distances of logits to those of the model in float64, and how many times PyTorch's
+    ONNX's is at the middle position."""
 
     onnx: float
     pytorch: float
+    times: float
 
     @property
     def explains(self) -> bool:
         """Whether the export is as near as fp32 comes."""
-        return self.onnx <= self.limit
+        return self.onnx <= self.limit and self.times <= MOST_TIMES_PYTORCH
 
     @property
     def limit(self) -> float:
-        return MOST_TIMES_PYTORCH * self.pytorch
+        return MOST_TIMES_AT_WORST * self.pytorch
 
     def __str__(self) -> str:
-        return f"to float64: ONNX {self.onnx:.1e}, PyTorch {self.pytorch:.1e}"
-
-
-@torch.no_grad()
-def rounding(
-    model: nn.Module | Reference, texts: Sequence[tuple[list[int], NDArray[np.float32]]]
-) -> Rounding:
-    """Distances over texts: (tokens, ONNX's logits [n, V] of the last n). The model is copied in
-    float64."""
-    exact: Any = model.double() if isinstance(model, Reference) else copy.deepcopy(model).double()
-    onnx, pytorch = 0.0, 0.0
-    for tokens, logits in texts:
-        ids = torch.tensor([tokens], device=next(model.parameters()).device)
-        truth, own = (
-            of(ids, logits_to_keep=len(logits)).logits[0].cpu().numpy() for of in (exact, model)
+        return (
+            f"to float64: ONNX {self.onnx:.1e}, PyTorch {self.pytorch:.1e}, at the middle position "
+            f"{self.times:.1f} times PyTorch's"
         )
-        onnx = max(onnx, float(np.abs(logits - truth).max()))
-        pytorch = max(pytorch, float(np.abs(own - truth).max()))
-    return Rounding(onnx=onnx, pytorch=pytorch)
+
+
+def rounding_of(found: Iterable[tuple[Logits, Logits, Logits]]) -> Rounding:
+    """Of logits [n, V] by ONNX, by PyTorch, and by the model in float64."""
+    both = [
+        (np.abs(onnx - exact).max(axis=1), np.abs(own - exact).max(axis=1))
+        for onnx, own, exact in found
+    ]
+    onnx, pytorch = (
+        np.concatenate(column).astype(np.float64) for column in zip(*both, strict=True)
+    )
+    least = np.finfo(np.float32).tiny  # Where PyTorch has no error at all, ONNX may have none.
+    times = np.median(np.maximum(onnx, least) / np.maximum(pytorch, least))
+    return Rounding(onnx=float(onnx.max()), pytorch=float(pytorch.max()), times=float(times))

@@ -19,7 +19,7 @@ from atp_export.verification.compare import Pair, Truth, logit_checks
 from atp_export.verification.embedding import read_rows, with_table
 from atp_export.verification.faint import faded, faint_factors, make_faint
 from atp_export.verification.first_divergence import first_divergence, first_divergence_of_graphs
-from atp_export.verification.float64_reference import Rounding, rounding
+from atp_export.verification.float64_reference import Rounding, rounding_of
 from atp_export.verification.observe import (
     CPU,
     STEPS,
@@ -201,16 +201,12 @@ class Proof:
         beyond = [check for check in checks if not check.passed]
         if not beyond or not all(check.value <= _BEYOND_ROUNDING for check in beyond):
             return checks
-        worst: dict[str, Pair] = {}
-        for rows, expected in pairs:
-            off, before = np.abs(rows.logits - expected).max(), worst.get(rows.how)
-            if before is None or off > np.abs(before[0].logits - before[1]).max():
-                worst[rows.how] = (rows, expected)
-        texts = [
-            (list(asked.texts[rows.text][: rows.positions[-1] + 1]), rows.logits)
-            for rows, _ in worst.values()
+        exact = Truth(reference.double(), asked)
+        of_each = [
+            rounding_of((x.logits, own, exact.of(x)) for x, own in pairs if x.how == how)
+            for how in dict.fromkeys(rows.how for rows, _ in pairs)
         ]
-        own = self.rounding = rounding(reference, texts)
+        own = self.rounding = max(of_each, key=lambda one: (not one.explains, one.times))
         said = f"which rounding {'explains' if own.explains else 'does not explain'} ({own})"
         excused = {id(c): replace(c, passed=own.explains, says=f"{c.says}, {said}") for c in beyond}
         return [excused.get(id(check), check) for check in checks]

@@ -185,7 +185,7 @@ def test_a_file_that_does_not_run_is_a_failed_proof(tmp_path: Path) -> None:
     assert names(report) == {"runs"}
     assert "does not hold all of 'lm_head.weight'" in report.failures[0]
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=r"holds no model\.onnx"):
+    with pytest.raises(ValueError, match=r"onnx is no folder; expected"):
         proven(folder, model)
 
 
