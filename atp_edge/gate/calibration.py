@@ -69,9 +69,10 @@ def check_calibration(
         status = "failed"
     elif documents >= fewest:
         status = "failed" if low > limits.error else "passed" if high < limits.error else status
+    interval = f", {low:+.3f} to {high:+.3f}" if documents > 1 else ", of one document"
     text = (
         f"calibration error of the next token {adaptive[0]:.3f} before, {adaptive[1]:.3f} after "
-        f"({rise:+.3f}, {low:+.3f} to {high:+.3f}), margin {limits.error:g}"
+        f"({rise:+.3f}{interval}), margin {limits.error:g}"
     )
     if not math.isfinite(rise):
         text += ": no number"

@@ -170,7 +170,8 @@ def of_judged(
 
 def _sentence(one: Judged, what: str, unit: str, clusters: str) -> str:
     low, high = one.interval
-    of = f"{one.difference.clusters} {clusters}"
+    count = one.difference.clusters
+    of = f"{count} {clusters.removesuffix('s') if count == 1 else clusters}"
     if one.difference.clusters and not one.difference.told:
         return f"{what}: no number, on one at least of {of}"
     if one.difference.clusters < 2 or not math.isfinite(high):

@@ -33,6 +33,7 @@ from atp_edge.gate.memorization import (
 from atp_edge.gate.personal_data import leaked, personal_data
 from atp_edge.gate.prompts import check_prompts, read_rules
 from atp_edge.gate.refusals import check_refusals
+from atp_edge.gate.results import Check
 from atp_edge.gate.settings import (
     PROFILES,
     BiasLimits,
@@ -273,17 +274,19 @@ def test_overconfidence_is_a_calibration_error() -> None:
     assert adaptive_error(np.minimum(1, sure + 0.2), right) == pytest.approx(0.2, abs=0.03)
     zeros = np.zeros(6000)
 
-    def status(rise: float, documents: int) -> str:
+    def found(rise: float, documents: int) -> Check:
         measured = Measured(
             text=np.arange(6000) % documents, slices=("all",) * documents, nats=(zeros, zeros),
             confidence=(sure, np.minimum(1, sure + rise)), right=(right, right), kl=zeros,
             same_top=zeros,
         )  # fmt: skip
-        checks, _ = check_calibration(measured, CalibrationLimits(), LEVEL, 8, 0)
-        return checks[0].status
+        return check_calibration(measured, CalibrationLimits(), LEVEL, 8, 0)[0][0]
 
-    assert (status(0.0, 60), status(0.2, 60), status(0.2, 5)) == ("passed", "failed", "undecided")
-    assert status(0.2, 1) == "undecided"
+    asked = [(0.0, 60), (0.2, 60), (0.2, 5), (0.2, 1)]
+    told = [found(*each).status for each in asked]
+    assert told == ["passed", "failed", "undecided", "undecided"]
+    assert "of one document)" in found(0.2, 1).text
+    assert "inf" not in found(0.2, 1).text
 
 
 @pytest.mark.parametrize(("documents", "tokens"), [(8, 60), (8, 190), (30, 60)])

@@ -158,6 +158,8 @@ def test_so_few_documents_that_no_loss_would_be_seen_say_so() -> None:
     assert (found.status, found.suspected) == ("undecided", False)
     text = of_judged("loss", found, what="loss", unit="nats").text
     assert "of so few no loss would have been seen, however large" in text
+    one = judged(of_documents(10), margin=0.25, level=LEVEL, fewest=2)
+    assert ": 1 document, too few" in of_judged("loss", one, what="loss", unit="nats").text
     alike = judged(of_documents(10, 10), margin=0.25, level=LEVEL, fewest=2)
     assert (alike.status, alike.p_worse) == ("undecided", 0.25)
     assert judged(of_documents(*[10] * 5), margin=0.25, level=LEVEL, fewest=2).status == "failed"
