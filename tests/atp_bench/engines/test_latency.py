@@ -161,7 +161,7 @@ def test_the_memory_of_the_process_that_asks_is_not_counted(folders: dict[str, P
 
 
 def test_a_folder_without_a_model_says_so_from_the_fresh_process(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"holds no model\.onnx; write it with"):
+    with pytest.raises(RuntimeError, match=r"holds no model\.onnx; expected a run"):
         peak_memory_and_load(
             tmp_path, prompt_tokens=1, new_tokens=1, threads=1, engine=OURS, batch=1
         )
