@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from atp_edge.model.stream import streamed
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 class Reference:
@@ -88,8 +88,8 @@ class Reference:
 
     @torch.no_grad()
     def logits(self, text: Sequence[int], positions: Sequence[int]) -> Floats:
-        """Logits [len(positions), V] of one text."""
+        """Logits [len(positions), V] of one text, in fp32, or float64 as the model is."""
         kept = torch.tensor(list(positions), device=self.device)
-        output = self(torch.tensor([list(text)], device=self.device), logits_to_keep=kept)
-        logits: Floats = output.logits[0].float().cpu().numpy()
+        found = self(torch.tensor([list(text)], device=self.device), logits_to_keep=kept).logits[0]
+        logits: Floats = found.to(torch.promote_types(found.dtype, torch.float32)).cpu().numpy()
         return logits

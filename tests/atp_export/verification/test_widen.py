@@ -183,6 +183,8 @@ def test_a_reference_in_float64_holds_no_weights_and_answers_as_one_that_does(
         found = exact(torch.tensor([text])).logits
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, expected(torch.tensor([text])).logits)
+        last = torch.from_numpy(exact.logits(text, [3]))
+        torch.testing.assert_close(last, found[:, 3])  # in float64, not rounded
         assert all(parameter.is_meta for parameter in exact.parameters())
     assert not any(parameter.is_meta for parameter in model.parameters())
 
