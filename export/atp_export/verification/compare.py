@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atp_export.runtime import Floats
 from atp_export.verification.checks import Check, at_most
 from atp_export.verification.observe import Asked, Rows
-from atp_export.verification.reference import Reference
+from atp_export.verification.reference import Floats, Reference
 
 Pair = tuple[Rows, Floats]
 

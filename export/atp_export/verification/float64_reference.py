@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Logits = NDArray[Any]
+from atp_export.verification.reference import Floats
 
 # Two orders of summation in fp32 differ by small factors; a wrong graph by orders of magnitude, and
 # at most positions. Where a text leaves the model ill-conditioned at one token, both err 10 to 100
@@ -34,11 +32,8 @@ class Rounding:
     @property
     def explains(self) -> bool:
         """Whether the export is as near as fp32 comes."""
-        return self.onnx <= self.limit and self.times <= MOST_TIMES_PYTORCH
-
-    @property
-    def limit(self) -> float:
-        return MOST_TIMES_AT_WORST * self.pytorch
+        at_worst = self.onnx <= MOST_TIMES_AT_WORST * self.pytorch
+        return at_worst and self.times <= MOST_TIMES_PYTORCH
 
     def __str__(self) -> str:
         return (
@@ -47,7 +42,7 @@ class Rounding:
         )
 
 
-def rounding_of(found: Iterable[tuple[Logits, Logits, Logits]]) -> Rounding:
+def rounding_of(found: Iterable[tuple[Floats, Floats, Floats]]) -> Rounding:
     """Of logits [n, V] by ONNX, by PyTorch, and by the model in float64."""
     both = [
         (np.abs(onnx - exact).max(axis=1), np.abs(own - exact).max(axis=1))
