@@ -28,3 +28,11 @@ def test_one_ill_conditioned_token_is_told_from_a_wrong_graph(
     onnx[6] = own[6] * np.float32(at_worst)
     found = rounding_of([(onnx[:9], own[:9], exact[:9]), (onnx[9:], own[9:], exact[9:])])
     assert found.explains == explained
+
+
+def test_a_fault_at_some_positions_is_none_of_one_token() -> None:
+    """As of late positions, or of one text among several."""
+    exact, own = np.zeros((10, 8)), np.full((10, 8), 1e-5, np.float32)
+    onnx = own.copy()
+    onnx[:4] *= 15
+    assert not rounding_of([(onnx, own, exact)]).explains
