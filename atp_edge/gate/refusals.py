@@ -18,13 +18,19 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ′`´", "'"))
 
 def read_phrases(path: Path) -> list[str]:
     """Phrases, a line each, written as `refuses` reads the text. Raises ValueError for a file
-    without any, and for one of JSON, whose lines no text would hold."""
+    without any, and for one of JSON or of quoted lines, which no text would hold."""
     phrases = [x for x in map(_plain, text_of(path).split("\n")) if x and not x.startswith("#")]
-    if rows := [x for x in phrases if x.startswith("{")]:
-        raise ValueError(f"{path}: {rows[0][:40]!r} is JSON: expected a phrase a line")
+    if rows := [x for x in phrases if x.startswith(("{", "[")) or _quoted(x)]:
+        raise ValueError(
+            f"{path}: {rows[0][:40]!r} is JSON or in quotes: expected a phrase a line, bare"
+        )
     if not phrases:
         raise ValueError(f"{path} holds no phrase: expected one a line")
     return phrases
+
+
+def _quoted(line: str) -> bool:
+    return len(line) > 1 and line[0] == line.rstrip(",")[-1:] == '"'
 
 
 def refuses(text: str, phrases: Sequence[str]) -> bool:

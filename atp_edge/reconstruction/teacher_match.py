@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -45,6 +46,7 @@ from atp_edge.run.watched import counted
 DAMPING = 0.3
 # Of a norm: what passes through a smaller one reaches the stream hardly.
 _NO_WEIGHT = 1e-2
+_TOKENS_AT_ONCE = 4096
 
 
 @torch.no_grad()
@@ -108,22 +110,33 @@ def _move(
 ) -> Tensor:
     """A hook on o_proj and then on down_proj: entered, the stream before each of them so far;
     wanted, the teacher's stream after both. Returns what the moved weights put out."""
-    stream, target = entered[-1], wanted[len(entered) - 1].float()
+    adds_here, mask = adds[len(entered) - 1], module.in_mask
+    kept = slice(None) if mask is None else mask.nonzero().squeeze(1)
+    z = inputs[0][..., kept]
     with torch.autocast(output.device.type, enabled=False):
-        z, mask = inputs[0].float(), module.in_mask
-        kept = slice(None) if mask is None else mask.nonzero().squeeze(1)
-        z = z[..., kept]
-        missing, slope = adds[len(entered) - 1].missing(output.float(), target - stream)
-        change = _least_squares(z, missing, target / slope)
+        change = _least_squares(z, output, entered[-1], wanted[len(entered) - 1], adds_here)
         module.get_base_layer().weight[:, kept] += change.T
-        return output + z @ change
+    return output + F.linear(z, change.T.to(z.dtype))
 
 
-def _least_squares(z: Tensor, missing: Tensor, target: Tensor) -> Tensor:
-    """What z [B, T, in] must be multiplied by to come nearest to `missing` [B, T, H]: [in, H]."""
-    z, missing, target = (x.flatten(0, 1) for x in (z, missing, target))
-    weighted = z / target.square().sum(-1, keepdim=True)
-    gram, wanted = weighted.T @ z, weighted.T @ missing
+def _least_squares(
+    z: Tensor, output: Tensor, stream: Tensor, target: Tensor, adds: _Adds
+) -> Tensor:
+    """What z [B, T, in] must be multiplied by, and added to a projection's output [B, T, H], so
+    that the stream after it comes nearest to the target [B, T, H]: [in, H].
+
+    A few blocks at a time: what is made of them in fp32 stays in a CPU's caches.
+    """
+    gram = z.new_zeros(z.shape[-1], z.shape[-1], dtype=torch.float32)
+    wanted = z.new_zeros(z.shape[-1], output.shape[-1], dtype=torch.float32)
+    at_once = max(1, _TOKENS_AT_ONCE // z.shape[1])
+    for parts in zip(*(x.split(at_once) for x in (z, output, stream, target)), strict=True):
+        inputs, out, before, after = (x.float() for x in parts)
+        missing, slope = adds.missing(out, after - before)
+        size = (after / slope).norm(dim=-1, keepdim=True)
+        inputs, missing = ((x / size).flatten(0, 1) for x in (inputs, missing))
+        gram.addmm_(inputs.T, inputs)
+        wanted.addmm_(inputs.T, missing)
     ranks.add_up([gram, wanted])
     return solve_damped(gram, wanted, DAMPING)
 

@@ -93,7 +93,7 @@ def skipping_lora_linear(
     """
     columns = None if in_mask is None else in_mask.nonzero().squeeze(1)
     rows = None if out_mask is None else out_mask.nonzero().squeeze(1)
-    kept_x = x if columns is None else x.index_select(-1, columns)
+    kept_x = x if columns is None else _columns(x, columns)
     kept = weight if columns is None else weight.index_select(1, columns)
     kept = kept if rows is None else kept.index_select(0, rows)
     kept_bias = bias if bias is None or rows is None else bias.index_select(0, rows)
@@ -109,6 +109,14 @@ def skipping_lora_linear(
         frozen = frozen + scaling * F.linear(inner, lora_b.index_select(0, rows))
         return _scatter(frozen, rows, len(weight))
     return scaling * F.linear(inner, lora_b) + _scatter(frozen, rows, len(weight))
+
+
+def _columns(x: Tensor, columns: Tensor) -> Tensor:
+    """[..., K] -> [..., kept]. On a CPU, indexing copies bf16 five times as fast as index_select,
+    but its backward is slower."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return x.index_select(-1, columns)
+    return x[..., columns]
 
 
 def _scatter(kept: Tensor, rows: Tensor, size: int) -> Tensor:

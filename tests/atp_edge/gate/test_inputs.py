@@ -133,7 +133,9 @@ _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
         (lambda p: read_pairs(p, {}), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
         (lambda p: read_pairs(p, {}), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
-        (read_phrases, 'I cannot\n{"phrase": "I will not"}', "is JSON: expected a phrase a line"),
+        (read_phrases, 'I cannot\n{"phrase": "I will not"}', "is JSON or in quotes: expected"),
+        (read_phrases, '["I cannot", "I will not"]', "is JSON or in quotes: expected"),
+        (read_phrases, 'I cannot\n  "I will not",\n', "is JSON or in quotes: expected"),
     ],
 )
 def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, error: str) -> None:
