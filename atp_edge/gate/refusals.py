@@ -20,7 +20,7 @@ def read_phrases(path: Path) -> list[str]:
     """Phrases, a line each, written as `refuses` reads the text. Raises ValueError for a file
     without any, and for one of JSON or of quoted lines, which no text would hold."""
     phrases = [x for x in map(_plain, text_of(path).split("\n")) if x and not x.startswith("#")]
-    if rows := [x for x in phrases if x.startswith(("{", "[")) or _quoted(x)]:
+    if rows := [x for x in phrases if x.startswith(("{", '["', '[ "')) or _quoted(x)]:
         raise ValueError(
             f"{path}: {rows[0][:40]!r} is JSON or in quotes: expected a phrase a line, bare"
         )

@@ -46,6 +46,7 @@ from atp_edge.run.watched import counted
 DAMPING = 0.3
 # Of a norm: what passes through a smaller one reaches the stream hardly.
 _NO_WEIGHT = 1e-2
+# What is made of them in fp32 stays in a CPU's caches.
 _TOKENS_AT_ONCE = 4096
 
 
@@ -123,10 +124,7 @@ def _least_squares(
     z: Tensor, output: Tensor, stream: Tensor, target: Tensor, adds: _Adds
 ) -> Tensor:
     """What z [B, T, in] must be multiplied by, and added to a projection's output [B, T, H], so
-    that the stream after it comes nearest to the target [B, T, H]: [in, H].
-
-    A few blocks at a time: what is made of them in fp32 stays in a CPU's caches.
-    """
+    that the stream after it comes nearest to the target [B, T, H]: [in, H]."""
     gram = z.new_zeros(z.shape[-1], z.shape[-1], dtype=torch.float32)
     wanted = z.new_zeros(z.shape[-1], output.shape[-1], dtype=torch.float32)
     at_once = max(1, _TOKENS_AT_ONCE // z.shape[1])

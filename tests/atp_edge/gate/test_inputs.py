@@ -107,6 +107,12 @@ Read = Any
 _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
 
 
+def test_a_phrase_may_stand_in_brackets(tmp_path: Path) -> None:
+    file = tmp_path / "phrases.txt"
+    file.write_text("[redacted]\n")
+    assert read_phrases(file) == ["[redacted]"]
+
+
 @pytest.mark.parametrize(
     ("read", "text", "error"),
     [
@@ -133,9 +139,9 @@ _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
         (lambda p: read_pairs(p, {}), '{"a": "x", "b": "x", "attribute": "z"}', "the same text"),
         (lambda p: read_pairs(p, {}), '{"a": "x y", "b": "x  y ", "attribute": "z"}', "same text"),
         (read_phrases, "# none\n", "holds no phrase"),
-        (read_phrases, 'I cannot\n{"phrase": "I will not"}', "is JSON or in quotes: expected"),
-        (read_phrases, '["I cannot", "I will not"]', "is JSON or in quotes: expected"),
-        (read_phrases, 'I cannot\n  "I will not",\n', "is JSON or in quotes: expected"),
+        (read_phrases, 'I cannot\n{"phrase": "I will not"}', "in quotes: expected a phrase a line"),
+        (read_phrases, '["I cannot", "I will not"]', "in quotes: expected a phrase a line"),
+        (read_phrases, 'I cannot\n  "I will not",\n', "in quotes: expected a phrase a line"),
     ],
 )
 def test_files_are_checked_line_by_line(tmp_path: Path, read: Read, text: str, error: str) -> None:

@@ -19,6 +19,7 @@ from atp_edge.model.checkpoint import streamed_narrow
 from atp_edge.model.families import READER_OF, model_shape
 from atp_edge.model.narrow import narrow_peft
 from atp_edge.model.plan import plan_of
+from atp_edge.reconstruction import teacher_match
 from atp_edge.reconstruction.teacher_match import match_teacher
 from tests.tiny import (
     BLOCKS,
@@ -124,3 +125,19 @@ def test_a_teacher_read_layer_by_layer_teaches_the_same(tmp_path: Path) -> None:
         moved.append(read_weights(model))
     for a, b in zip(*moved, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_text_read_in_parts_moves_the_weights_as_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = []
+    for tokens in (teacher_match._TOKENS_AT_ONCE, 1):  # 1: a block at a time
+        monkeypatch.setattr(teacher_match, "_TOKENS_AT_ONCE", tokens)
+        model, teacher = lora_model(), tiny_model("llama", seed=1)
+        before = lora_layer(model, 0, "down_proj").get_base_layer().weight.clone()
+        match_teacher(model, teacher, BLOCKS)
+        weight = lora_layer(model, 0, "down_proj").get_base_layer().weight
+        assert not torch.equal(weight, before)
+        moved.append(weight.detach())
+    assert len(BLOCKS.input_ids) > 1
+    torch.testing.assert_close(*moved, rtol=1e-4, atol=1e-5)
