@@ -27,8 +27,9 @@ from atp_edge.model.families import Scales, scales_of
 # 512 is 96 MiB of fp32 logits there. Not measured yet on a GPU.
 CHUNK_TOKENS = 512
 
-ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(logits [C, V] in fp32, which of the L tokens) -> (sum of the losses, d sum / d logits).
+ChunkLoss = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
+"""(logits [C, V] in fp32, which of the L tokens, whether it is to be differentiated) -> (sum of the
+losses, d sum / d logits or None).
 
 May overwrite the logits and return them as their gradient.
 """
@@ -76,7 +77,7 @@ def distilled_loss(
     hidden, scales, teacher_scales = layers[-1], _scales(model), _scales(teacher)
     plain = hidden.new_zeros((), dtype=torch.float32)
 
-    def chunk(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    def chunk(logits: Tensor, tokens: slice, differentiated: bool) -> tuple[Tensor, Tensor | None]:
         chosen = targets[tokens, None]
         taught = F.linear(wanted[tokens], teacher_weight).float()
         taught = scaled(taught, teacher_scales).softmax(-1)
@@ -85,9 +86,12 @@ def distilled_loss(
         plain.add_(of_token)
         # A dot: the product of the two as a tensor would be one more pass over memory.
         of_teacher = normalizers.sum() - torch.dot(taught.flatten(), logits.flatten())
+        total = (1 - weight) * of_token + weight * of_teacher
+        if not differentiated:
+            return total, None
         gradient = logits.sub_(normalizers).exp_().sub_(taught, alpha=weight)
         gradient.scatter_add_(-1, chosen, torch.full_like(normalizers, weight - 1))
-        return (1 - weight) * of_token + weight * of_teacher, gradient
+        return total, gradient
 
     head = _causal(model).get_output_embeddings()
     total = _projected(hidden, head, chunk, scales) / len(targets)
@@ -118,10 +122,12 @@ def mean_cross_entropy(
     """Mean cross-entropy of hidden [L, H] projected by `head`, and scaled and capped, against
     targets [L]."""
 
-    def chunk(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    def chunk(logits: Tensor, tokens: slice, differentiated: bool) -> tuple[Tensor, Tensor | None]:
         chosen = targets[tokens, None]
         normalizers = logits.logsumexp(-1, keepdim=True)
         total = (normalizers - logits.gather(-1, chosen)).sum()
+        if not differentiated:
+            return total, None
         gradient = logits.sub_(normalizers).exp_()
         return total, gradient.scatter_add_(-1, chosen, -torch.ones_like(normalizers))
 
@@ -222,6 +228,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, chunk_loss: ChunkLoss, scales: Scales
     ) -> Tensor:
         wants_hidden, wants_weight, *_ = ctx.needs_input_grad
+        differentiated = wants_hidden or wants_weight
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         # The sum over chunks is kept in fp32 whatever the type of the weight.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
@@ -229,9 +236,11 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK_TOKENS):
             tokens = slice(start, start + CHUNK_TOKENS)
             logits = scaled(F.linear(hidden[tokens], weight).float(), scales)
-            slope = _slope(logits, scales)
-            loss, gradient = chunk_loss(logits, tokens)
+            slope = _slope(logits, scales) if differentiated else 1.0
+            loss, gradient = chunk_loss(logits, tokens, differentiated)
             total += loss
+            if gradient is None:
+                continue
             gradient = gradient if isinstance(slope, float) and slope == 1 else gradient * slope
             gradient = gradient.to(weight.dtype)
             if d_hidden is not None:

@@ -29,6 +29,7 @@ from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF, model_shape
 from atp_edge.model.hooks import read_under
 from atp_edge.model.structures import Masks, to_rows
+from atp_edge.reconstruction.least_squares import gram_of, solve_damped
 from atp_edge.run import ranks
 from atp_edge.run.watched import underway
 
@@ -44,19 +45,6 @@ class _Fold:
     kept: Tensor
     removed: Tensor
     stands_for: Tensor
-
-
-def solve_damped(gram: Tensor, wanted: Tensor, damping: float) -> Tensor:
-    """gram^-1 wanted, `damping` of its mean diagonal added to the gram [n, n] in place.
-
-    Raises FloatingPointError for a gram that is not finite: the model diverges on its text.
-    """
-    gram.diagonal().add_(damping * gram.diagonal().mean())
-    # Symmetric and, by the damping, positive: Cholesky takes half of what LU would.
-    lower, failed = torch.linalg.cholesky_ex(gram)
-    if failed or not torch.isfinite(lower).all():
-        raise FloatingPointError("what a projection reads is no longer finite")
-    return torch.cholesky_solve(wanted, lower)
 
 
 def _solve(gram: Tensor, module: MaskedLoraLinear, mask: Tensor) -> _Fold:
@@ -104,7 +92,7 @@ class Repair:
     def _measure(self, mask: Tensor, module: MaskedLoraLinear, inputs: tuple[Any, ...]) -> None:
         z = inputs[0].flatten(0, -2).float()
         with torch.autocast(z.device.type, enabled=False):
-            gram = z.T @ z
+            gram = gram_of(z)
             ranks.add_up([gram])
             fold = _solve(gram, module, mask)
             _add(module, fold, 1)

@@ -38,7 +38,7 @@ from atp_edge.masking.lora import MaskedLoraLinear, lora_layer
 from atp_edge.model.families import READER_OF, ModelShape, model_shape
 from atp_edge.model.hooks import into_layers, removed_after
 from atp_edge.model.sharded import writes_stay
-from atp_edge.reconstruction.repair import solve_damped
+from atp_edge.reconstruction.least_squares import gram_of, solve_damped
 from atp_edge.run import ranks
 from atp_edge.run.watched import counted
 
@@ -133,7 +133,7 @@ def _least_squares(
         missing, slope = adds.missing(out, after - before)
         size = (after / slope).norm(dim=-1, keepdim=True)
         inputs, missing = ((x / size).flatten(0, 1) for x in (inputs, missing))
-        gram.addmm_(inputs.T, inputs)
+        gram += gram_of(inputs)
         wanted.addmm_(inputs.T, missing)
     ranks.add_up([gram, wanted])
     return solve_damped(gram, wanted, DAMPING)

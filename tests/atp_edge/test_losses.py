@@ -153,12 +153,15 @@ def test_a_loss_without_gradients_makes_none() -> None:
     """In fp32 one of the head's weight would take as much memory as it does, and a product."""
     model = tiny_model("llama")
     assert model.lm_head.weight.requires_grad
-    products = []
+    products, scattered = [], []
     for grads in (torch.no_grad, torch.enable_grad):
         with grads(), profile() as seen:
             language_loss(model, BATCH)
-        products.append(sum(e.name == "aten::mm" for e in seen.events()))
+        names = [e.name for e in seen.events()]
+        products.append(names.count("aten::mm"))
+        scattered.append(names.count("aten::scatter_add_"))
     assert products[1] - products[0] == 2, "of the hidden states and of the weight"
+    assert scattered == [0, 1], "nor one of the logits"
 
 
 def test_a_head_with_a_bias_is_refused() -> None:
