@@ -21,18 +21,22 @@ def picture(page: Path, target: Path) -> None:
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed here")
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
         done = subprocess.run(
             [
                 browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}",
+                f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{HEIGHT}",
                 "--blink-settings=preferredColorScheme=1", "--virtual-time-budget=6000",
-                f"--screenshot={target.resolve()}", page.resolve().as_uri(),
+                f"--screenshot={shot}", page.resolve().as_uri(),
             ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-    if done.returncode or not target.exists():
-        raise SystemExit(f"{browser} ended with {done.returncode}:\n{done.stderr}")
+        if done.returncode or not shot.exists():
+            raise SystemExit(
+                f"{browser} ended with {done.returncode} and no picture:\n{done.stderr}"
+            )
+        shutil.copyfile(shot, target)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,11 @@ def test_the_picture_is_silent_and_says_what_the_browser_said_where_it_fails(
         done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    assert shown("exit 0") == (1, f"{browser} ended with 0:\nits own noise\n\n")
-    assert shown("exit 3") == (1, f"{browser} ended with 3:\nits own noise\n\n")
-    assert shown("touch page.png") == (0, "")
+    (tmp_path / "page.png").write_text("of before")
+    for code in (0, 3):
+        said = f"{browser} ended with {code} and no picture:\nits own noise\n\n"
+        assert shown(f"exit {code}") == (1, said)
+    assert (tmp_path / "page.png").read_text() == "of before"
+    writes = 'for x; do case "$x" in --screenshot=*) printf new > "${x#*=}";; esac; done'
+    assert shown(writes) == (0, "")
+    assert (tmp_path / "page.png").read_text() == "new"

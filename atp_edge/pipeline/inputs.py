@@ -56,8 +56,8 @@ def inputs_of(config: Config) -> dict[str, Any]:
             }
             for kind, names in _kinds(folder).items()
         },
-        "data": _data(config.data),
-        **({PROTECT: _data(config.protect)} if config.protect else {}),
+        "data": _text("data", config.data),
+        **({PROTECT: _text(PROTECT, config.protect)} if config.protect else {}),
         "model_commit": commit,
     }
 
@@ -89,11 +89,18 @@ def _kinds(folder: Path) -> Mapping[str, list[str]]:
     return kinds
 
 
-def _data(source: str) -> dict[str, Any]:
+def _text(setting: str, source: str) -> dict[str, Any]:
     if source in PACKAGE_OF:
         package = PACKAGE_OF[source]
         return {"source": source, "files": {}, "package": f"{package} {version(package)}"}
-    if not Path(source).exists():
-        domains = ", ".join(PACKAGE_OF)
-        raise ValueError(f"data {source!r}: no such file; expected {domains}, or a file or folder")
+    check_text(setting, source)
     return {"source": source, "files": files_sha256(Path(source), ["."])}
+
+
+def check_text(setting: str, source: str) -> None:
+    """Raise ValueError for a source that is no built-in domain and lies nowhere."""
+    if source not in PACKAGE_OF and not Path(source).exists():
+        domains = ", ".join(PACKAGE_OF)
+        raise ValueError(
+            f"{setting} {source!r}: no such file; expected {domains}, or a file or folder"
+        )

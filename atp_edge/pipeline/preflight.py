@@ -14,8 +14,10 @@ from atp_edge.config import Config, DecisionConfig
 from atp_edge.model.families import longest_text, model_shape
 from atp_edge.model.loading import CONFIG, check_model, read_generation
 from atp_edge.model.storage import context_of
+from atp_edge.pipeline.inputs import check_text
 from atp_edge.run.files import check_place
 from atp_edge.run.folder import RunFolder
+from atp_edge.run.pinned import PROTECT
 from atp_edge.run.precision import precision_of
 from atp_edge.run.records import StageName
 from atp_edge.training.frozen import NF4, check_base, check_shards
@@ -60,6 +62,7 @@ def check_run(
         check_installed(config)
     begun = RunFolder(out).records.inputs is not None
     if not begun:  # and cannot be changed then
+        check_text("data", config.data)
         check_protect(config)
     folder, source = model_source(config.model), source_config(config)
     try:
@@ -83,8 +86,10 @@ def check_run(
 
 
 def check_protect(config: Config) -> None:
-    """The share of what is protected is of something, and not nothing."""
+    """What is protected is there, and its share is of something and not nothing."""
     share = config.decision.protect_share
+    if config.protect:
+        check_text(PROTECT, config.protect)
     if config.protect and not share:
         raise ValueError(
             "decision.protect_share = 0: nothing of --protect is kept; give more, or leave "

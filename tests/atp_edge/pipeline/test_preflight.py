@@ -288,6 +288,12 @@ def test_what_the_gate_asks_is_no_longer_than_what_ships_reads(tmp_path: Path) -
         checked(source, gate__config=str(toml), export__context=32, canaries=2)
 
 
+@pytest.mark.parametrize("setting", ["data", "protect"])
+def test_text_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} 'gone.jsonl': no such file; expected legal"):
+        checked(tmp_path, **{setting: "gone.jsonl"})
+
+
 def test_a_file_in_the_place_of_the_run_s_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"out = '.*notes\.jsonl' is a file; name a folder"):
