@@ -72,9 +72,8 @@ def pack(documents: Iterable[Document], encoder: Encoder, block_tokens: int, mos
     labels: list[int] = []
     kept: list[int] = []
     start = read = 0
-    for document in documents:
+    for more_ids, more_labels in encoder.encode_all(documents):
         read += 1
-        more_ids, more_labels = encoder.encode(document)
         ids += more_ids
         labels += more_labels
         while start + block_tokens <= len(ids) and len(kept) < most:

@@ -7,9 +7,10 @@ template writes and nothing else. A document ends with the end token.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from atp_edge.data.documents import Document, Segment
@@ -19,6 +20,12 @@ IGNORED = -100
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 """Code points that stand for no character, ever; marks are made of them."""
 _OPEN, _CLOSE, _BREAK = "\ufdd4", "\ufdd5", "\ufdd6"
+_CHARACTERS = 2**20
+"""Of documents that are encoded together, at least."""
+
+Segments = Sequence[Segment]
+Encoded = tuple[list[int], list[int]]
+"""Ids, and their labels."""
 
 
 def special_texts(tokenizer: Any) -> list[str]:
@@ -84,11 +91,23 @@ class Encoder:
 
     tokenizer: Any
 
-    def encode(self, document: Document) -> tuple[list[int], list[int]]:
+    def encode(self, document: Document) -> Encoded:
         """(ids, labels) of a document with all that begins and ends it; labels are `IGNORED` where
         nothing is learned. Raises ValueError for a tokenizer that cannot tell characters apart."""
-        encode = self._marked.encode if document.rendered else self._texts
-        ids, labels = encode(document.segments)
+        (one,) = self.encode_all([document])
+        return one
+
+    def encode_all(self, documents: Iterable[Document]) -> Iterator[Encoded]:
+        """The same of each, many at a time: a fast tokenizer spreads them over the cores. Documents
+        are taken as they are wanted, and those of about a million characters together."""
+        for some in _together(documents):
+            plain = iter(self._texts([d.segments for d in some if not d.rendered]))
+            rendered = iter(self._rendered([d.segments for d in some if d.rendered]))
+            for document in some:
+                yield self._whole(document, *next(rendered if document.rendered else plain))
+
+    def _whole(self, document: Document, ids: list[int], labels: list[int]) -> Encoded:
+        """A document's own text with all that begins and ends it."""
         before, after = ([], []) if document.rendered else self._around
         if ids[: len(before)] == before:
             before = []
@@ -100,17 +119,19 @@ class Encoder:
         learned = after if last.learn else [IGNORED] * len(after)
         return before + ids + after, [IGNORED] * len(before) + labels + learned
 
-    def rendered(self, segments: tuple[Segment, ...]) -> list[int]:
+    def rendered(self, segments: Segments) -> list[int]:
         """Ids of what a chat template has written."""
-        return self._marked.encode(segments)[0]
+        ((ids, _),) = self._rendered([segments])
+        return ids
 
     def context(self, text: str) -> list[int]:
         """Ids of a text that starts a document, after what stands before it in training."""
-        return self._start + self._texts((Segment(text),))[0]
+        ((ids, _),) = self._texts([(Segment(text),)])
+        return self._start + ids
 
     def continued(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
         """(context, continuation) as ids, as in training on a prompt and its completion."""
-        ids, labels = self._texts((Segment(text, learn=False), Segment(continuation)))
+        ((ids, labels),) = self._texts([(Segment(text, learn=False), Segment(continuation))])
         given = labels.count(IGNORED)
         return self._start + ids[:given], ids[given:]
 
@@ -130,20 +151,54 @@ class Encoder:
     def _marked(self) -> _Marked:
         return _Marked(self.tokenizer)
 
-    def _texts(self, segments: tuple[Segment, ...]) -> tuple[list[int], list[int]]:
-        """A text, or a prompt and its completion: the prompt's ids are those it has alone, as when
+    def _rendered(self, documents: Sequence[Segments]) -> list[Encoded]:
+        return self._marked.encode(documents) if documents else []
+
+    def _texts(self, documents: Sequence[Segments]) -> list[Encoded]:
+        """Texts, or prompts and their completions: a prompt's ids are those it has alone, as when
         the model is asked, whatever would merge over its end."""
-        text, ids, labels = "", list[int](), list[int]()
-        for segment in segments:
-            text += segment.text
-            whole = self.tokenizer(
-                text, add_special_tokens=False, split_special_tokens=not segment.parse
-            )["input_ids"]
-            joins = whole[: len(ids)] == ids
-            rest = whole[len(ids) :] if joins else self._marked.rest(segment)
-            ids = ids + rest
-            labels += rest if segment.learn else [IGNORED] * len(rest)
-        return ids, labels
+        begun = [
+            list(zip(accumulate(s.text for s in segments), segments, strict=True))
+            for segments in documents
+        ]
+        read = self._read({(text, s.parse) for one in begun for text, s in one})
+        found = []
+        for one in begun:
+            ids, labels = list[int](), list[int]()
+            for text, segment in one:
+                whole = read[text, segment.parse]
+                joins = whole[: len(ids)] == ids
+                rest = whole[len(ids) :] if joins else self._marked.rest(segment)
+                ids = ids + rest
+                labels += rest if segment.learn else [IGNORED] * len(rest)
+            found.append((ids, labels))
+        return found
+
+    def _read(self, asked: Iterable[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:
+        """Ids of texts, each with whether special-token text in it means the tokens."""
+        texts: dict[bool, list[str]] = {}
+        for text, parse in asked:
+            texts.setdefault(parse, []).append(text)
+        found = {}
+        for parse, some in texts.items():
+            ids = self.tokenizer(some, add_special_tokens=False, split_special_tokens=not parse)
+            for text, row in zip(some, ids["input_ids"], strict=True):
+                found[text, parse] = row
+        return found
+
+
+def _together(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in turn, so many at a time that they have `_CHARACTERS`, or are the last."""
+    some: list[Document] = []
+    characters = 0
+    for document in documents:
+        some.append(document)
+        characters += len(document.text)
+        if characters >= _CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 class _Marked:
@@ -190,15 +245,21 @@ class _Marked:
                 break
         return [self.real.get(i, i) for i in ids[len(start) :]]
 
-    def encode(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
-        """(ids, labels) of segments encoded together; a token is learned that has a character of a
-        learned segment."""
-        pieces = [self._text(segment) for segment in segments]
+    def encode(self, documents: Sequence[Segments]) -> list[Encoded]:
+        """(ids, labels) of documents' segments, those of each encoded together; a token is learned
+        that has a character of a learned segment."""
+        pieces = [[self._text(segment) for segment in segments] for segments in documents]
+        encoded = self.tokens.encode_batch(list(map("".join, pieces)), add_special_tokens=False)
+        return [
+            self._labelled(one, segments, texts)
+            for one, segments, texts in zip(encoded, documents, pieces, strict=True)
+        ]
+
+    def _labelled(self, encoded: Any, segments: Segments, pieces: Sequence[str]) -> Encoded:
         learned = b"".join(
             bytes([segment.learn]) * len(piece)
             for segment, piece in zip(segments, pieces, strict=True)
         )
-        encoded = self.tokens.encode("".join(pieces), add_special_tokens=False)
         ids = [self.real.get(i, i) for i in encoded.ids]
         # A token of no character of its own (a space put before the text) goes with the next one.
         spans = ((start, max(end, start + 1)) for start, end in encoded.offsets)

@@ -97,7 +97,8 @@ def other_text(domain: str, tokenizer: Any) -> list[list[int]]:
                 texts += [text for text, _ in read()[:300]]
             except ValueError:  # its package is an extra
                 continue
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def windows(texts: Sequence[Sequence[int]], length: int, seed: int) -> list[Sequence[int]]:
@@ -116,5 +117,4 @@ def windows(texts: Sequence[Sequence[int]], length: int, seed: int) -> list[Sequ
 
 def ids_of(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
     """Documents as ids."""
-    encoder = Encoder(tokenizer)
-    return [encoder.encode(document)[0] for document in documents]
+    return [ids for ids, _ in Encoder(tokenizer).encode_all(documents)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from atp_edge.data import encoding
 from atp_edge.data.chat import Chat
 from atp_edge.data.documents import Document, Segment
 from atp_edge.data.encoding import (
@@ -143,6 +144,31 @@ def test_a_tokenizer_that_adds_the_end_adds_it_once_and_to_no_prompt() -> None:
     ids, _ = Encoder(tokenizer).encode(text_document(TEXT))
     assert ids == tokenizer(TEXT)["input_ids"]
     assert prompt_ids(tokenizer, TEXT) == ids[:-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_read_together_are_what_each_is_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every form, two of them alike, in turn and in parts; no more are taken than are wanted."""
+    tokenizer = tokenizer_of(kind, template=TEMPLATES["llama-3"])
+    monkeypatch.setattr(encoding, "_CHARACTERS", 60)
+    answered = (Segment("May I? <|im_end|>", learn=False), Segment("Yes,  you may."))
+    some = [
+        text_document(TEXT),
+        chat_document(tokenizer, MESSAGES),
+        Document(answered),
+        text_document(TEXT, parse=True),
+        text_document(TEXT),
+        chat_document(tokenizer, MESSAGES[:2]),
+        text_document("x"),
+    ]
+    encoder = Encoder(tokenizer)
+    assert list(encoder.encode_all(some)) == [encoder.encode(one) for one in some]
+    assert list(encoder.encode_all([])) == []
+    left = iter(some)
+    next(encoder.encode_all(left))
+    assert list(left) == some[2:], "the first alone has too few characters"
 
 
 @pytest.mark.parametrize("kind", KINDS)
