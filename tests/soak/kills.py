@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from tqdm.std import TqdmDefaultWriteLock
 
 from atp_edge.config import Config
 from atp_edge.data.domains import DOMAINS
@@ -51,6 +52,8 @@ LONGEST_SECONDS = 600
 CHANCE_OF_ANOTHER, MOST_KILLS = 0.8, 5
 """That a resume is killed too, and of one run at most."""
 _PARTS = ("tune_dense", "learn_decision", "recover")
+# Else all forks share it: one that is killed while it holds it would stop every later one.
+TqdmDefaultWriteLock.mp_lock = None
 
 
 @dataclass(frozen=True, kw_only=True)
