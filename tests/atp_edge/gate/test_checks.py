@@ -362,6 +362,14 @@ def test_more_refusals_are_a_failure_and_no_text_is_undecided() -> None:
     assert status([], []) == "undecided"
 
 
+def test_phrases_that_no_text_has_are_held_against_the_built_in_ones() -> None:
+    """It passed: no refusals before, none after."""
+    after = ["I cannot help you."] * 300
+    check = check_refusals(["Yes."] * 300, after, ["\\i cannot"], RefusalLimits(), LEVEL)
+    assert check.status == "undecided"
+    assert "0 before, 0 after, of 300; by the built-in phrases 0 before, 300 after" in check.text
+
+
 def test_a_verdict_does_not_pass_over_refusals_of_few_texts() -> None:
     """Of nine texts that all refuse after, it was undecided and left the verdict passed."""
     plain, refusing = ["Yes."], ["I cannot help you."]

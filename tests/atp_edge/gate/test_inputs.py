@@ -107,10 +107,25 @@ Read = Any
 _HALF = "given.jsonl, line 1: holds half a character, the lone surrogate"
 
 
-def test_a_phrase_may_stand_in_brackets(tmp_path: Path) -> None:
+def test_a_phrase_may_have_brackets_and_quotes(tmp_path: Path) -> None:
     file = tmp_path / "phrases.txt"
-    file.write_text("[redacted]\n")
-    assert read_phrases(file) == ["[redacted]"]
+    bare = ["[redacted]", "{redacted}", '"no" is what i say to "this"', "i am sorry,", "404"]
+    file.write_text("\n".join(bare))
+    assert read_phrases(file) == bare
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"phrase": "I cannot"}]', '[["I cannot"]]', "[]", "[1, 2]", "null", '[\n"I cannot"]',
+     "'I cannot'", "'I can't'", "['I cannot']", "“I cannot”", "«I cannot»", "`I cannot`",
+     '"I cannot" ,', '"I cannot";', '"I cannot"  # no', '"I cannot",en', "- I cannot",
+     "* I cannot", 'phrases = ["I cannot"]', "I cannot,\nI will not,", "I cannot,\nI will not"],
+)  # fmt: skip
+def test_what_no_text_would_hold_is_no_phrase(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "phrases.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="expected a phrase a line, bare"):
+        read_phrases(file)
 
 
 @pytest.mark.parametrize(
