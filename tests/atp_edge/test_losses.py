@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from atp_edge import losses
 from atp_edge.data.blocks import Blocks
 from atp_edge.evaluation.text_loss import perplexity
-from atp_edge.losses import distilled_loss, language_loss
+from atp_edge.losses import distilled_loss, language_loss, mean_cross_entropy
 from atp_edge.masking.lora import add_lora
 from tests.tiny import tiny_model
 
@@ -162,6 +162,15 @@ def test_a_loss_without_gradients_makes_none() -> None:
         scattered.append(names.count("aten::scatter_add_"))
     assert products[1] - products[0] == 2, "of the hidden states and of the weight"
     assert scattered == [0, 1], "nor one of the logits"
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Its gradients are made in the forward, so that what depends on them would be left out."""
+    hidden = torch.randn(5, 16, requires_grad=True)
+    loss = mean_cross_entropy(hidden, nn.Linear(16, 50, bias=False), torch.arange(5))
+    (first,) = torch.autograd.grad(loss.square(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
 
 
 def test_a_head_with_a_bias_is_refused() -> None:
