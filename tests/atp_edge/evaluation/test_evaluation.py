@@ -24,8 +24,10 @@ class Letters:
 
     eos_token_id = 0
 
-    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 97 for c in text]}
+    def __call__(self, text: str | list[str], **_: bool) -> dict[str, list[Any]]:
+        if isinstance(text, str):
+            return {"input_ids": [ord(c) % 97 for c in text]}
+        return {"input_ids": [self(one)["input_ids"] for one in text]}
 
     def batch_decode(self, rows: list[list[int]]) -> list[str]:
         return ["".join(chr(97 + i) if i else " " for i in row) for row in rows]
